@@ -1,0 +1,1 @@
+"""How Penstock is run: configuration files and the local suite."""

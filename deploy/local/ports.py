@@ -1,0 +1,60 @@
+"""Ports of a local run: deploy/ports.env, where the environment may move each."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+TABLE = Path(__file__).resolve().parent.parent / "ports.env"
+
+
+class Ports:
+    """Port by name, such as `gateway_rest`; raises KeyError for a name that the table lacks."""
+
+    def __init__(self, numbers: Mapping[str, int]) -> None:
+        self._numbers = dict(numbers)
+
+    def __getitem__(self, name: str) -> int:
+        return self._numbers[name]
+
+    def items(self) -> list[tuple[str, int]]:
+        """Names and numbers in the table's order."""
+        return list(self._numbers.items())
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Ports:
+        """The table, overridden by environment; raises ValueError for a variable that is not a port."""
+        numbers = {}
+        for line in TABLE.read_text().splitlines():
+            if line.startswith("#") or "=" not in line:
+                continue
+            key, _, default = line.partition("=")
+            text = environ.get(key, default)
+            if not text.isdigit() or not 0 < int(text) < 65536:
+                raise ValueError(f"{key}={text!r} is not a port")
+            numbers[key.removeprefix("PENSTOCK_PORT_").lower()] = int(text)
+        return cls(numbers)
+
+    @classmethod
+    def free(cls) -> Ports:
+        """The same names on free ports, for tests that run side by side."""
+        names = list(cls.read({})._numbers)
+        sockets = [socket.socket() for _ in names]
+        try:
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            return cls({name: each.getsockname()[1] for name, each in zip(names, sockets, strict=True)})
+        finally:
+            for each in sockets:
+                each.close()
+
+    def taken(self) -> list[tuple[str, int]]:
+        """Those that somebody listens on already."""
+        return [(name, number) for name, number in self.items() if _listens(number)]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

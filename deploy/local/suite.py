@@ -1,0 +1,247 @@
+"""Starts, watches and stops the suite from one table of processes.
+
+A process starts when what it depends on is ready; readiness is asked of its admin port, never slept for. Stopping
+drains: SIGTERM in reverse order, SIGKILL only after the drain time. State lies in one folder: `run.json` (who runs),
+`logs/`, `etcd/`, `registry/`, `worker-N/`, `traces.jsonl`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.local.etcd import etcd_command, find_etcd
+from deploy.local.ports import Ports
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+STOP_SECONDS = 40.0
+
+
+class SuiteError(Exception):
+    """The suite cannot start or go on; the message says why and where to look."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """One row of the table. ready_url answers 200 when the process can serve; depends names rows to wait for."""
+
+    name: str
+    command: list[str]
+    ready_url: str
+    depends: tuple[str, ...] = ()
+
+
+class Suite:
+    """The suite over one state folder.
+
+    say: gets one line per step, for people. environment: added to every process's own.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        ports: Ports,
+        *,
+        say: Callable[[str], None] = lambda line: None,
+        environment: Mapping[str, str] | None = None,
+        trace_ratio: float = 0.01,
+    ) -> None:
+        self.state = state
+        self.ports = ports
+        self._say = say
+        self._environment = dict(environment or {})
+        self._trace_ratio = trace_ratio
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self.etcd = find_etcd()
+
+    # The table.
+
+    def table(self) -> list[Process]:
+        """Every process, in an order in which each comes after what it depends on."""
+        ports, state = self.ports, self.state
+        etcd = etcd_command(self.etcd.path, state / "etcd", ports["etcd_client"], ports["etcd_peer"])
+        rows = [
+            Process("etcd", etcd, f"http://127.0.0.1:{ports['etcd_client']}/health"),
+            self._service("registry", "registry", f"--data-dir={state / 'registry'}"),
+            self._service("scheduler", "scheduler-1"),
+            self._service("scheduler", "scheduler-2"),
+            self._service("worker", "worker-1", f"--cache-dir={state / 'worker-1'}"),
+            self._service("worker", "worker-2", f"--cache-dir={state / 'worker-2'}"),
+            self._service("gateway", "gateway", f"--rest-port={ports['gateway_rest']}"),
+        ]
+        return rows
+
+    def _service(self, service: str, name: str, *flags: str) -> Process:
+        key = name.replace("-", "_")
+        admin = self.ports[f"{key}_admin"]
+        command = [
+            sys.executable,
+            "-m",
+            f"services.{service}",
+            f"--config={ROOT / 'deploy' / 'config' / f'{service}.toml'}",
+            f"--id={name}",
+            f"--port={self.ports[f'{key}_grpc']}",
+            f"--admin-port={admin}",
+            f"--etcd=127.0.0.1:{self.ports['etcd_client']}",
+            f"--trace-file={self.state / 'traces.jsonl'}",
+            f"--trace-ratio={self._trace_ratio}",
+            *flags,
+        ]
+        return Process(name, command, f"http://127.0.0.1:{admin}/readyz", depends=("etcd",))
+
+    # Starting.
+
+    def up(self, timeout: float = 60.0) -> None:
+        """Starts everything and waits until everything is ready; on failure stops what it started. Raises SuiteError."""
+        if taken := self.ports.taken():
+            name, port = taken[0]
+            raise SuiteError(
+                f"port {port} ({name}) is in use by another program; "
+                f"move it with PENSTOCK_PORT_{name.upper()}=<port>, or stop that program"
+            )
+        if self.etcd.warning:
+            self._say(f"note: {self.etcd.warning}")
+        deadline = time.monotonic() + timeout
+        try:
+            waiting = {row.name: row for row in self.table()}
+            ready: set[str] = set()
+            while waiting:
+                for row in list(waiting.values()):
+                    if row.name not in self._children and ready.issuperset(row.depends):
+                        self.start(row.name)
+                    if row.name in self._children and self.is_ready(row):
+                        ready.add(row.name)
+                        del waiting[row.name]
+                        self._say(f"{row.name} is ready")
+                self._check_alive(waiting.values(), deadline, timeout)
+        except BaseException:
+            self.down()
+            raise
+
+    def start(self, name: str) -> None:
+        """Starts one process of the table and remembers it; does not wait."""
+        row = next(row for row in self.table() if row.name == name)
+        logs = self.state / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        with (logs / f"{name}.log").open("ab") as log:
+            self._children[name] = subprocess.Popen(
+                row.command,
+                cwd=ROOT,
+                env={**os.environ, **self._environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C in the terminal is for the supervisor, which then drains in order.
+                start_new_session=True,
+            )
+        self._write()
+
+    def wait_ready(self, name: str, timeout: float = 30.0) -> None:
+        """Waits until one process is ready; raises SuiteError."""
+        row = next(row for row in self.table() if row.name == name)
+        deadline = time.monotonic() + timeout
+        while not self.is_ready(row):
+            self._check_alive([row], deadline, timeout)
+
+    def is_ready(self, row: Process) -> bool:
+        """Asks the process itself."""
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            with urllib.request.urlopen(row.ready_url, timeout=2.0) as answer:
+                return bool(answer.status == 200)
+        return False
+
+    def _check_alive(self, waiting: Iterable[Process], deadline: float, timeout: float) -> None:
+        for row in waiting:
+            child = self._children.get(row.name)
+            if child is not None and child.poll() is not None:
+                raise SuiteError(f"{row.name} ended with status {child.returncode}; its last words:\n{self.tail(row.name)}")
+        names = ", ".join(row.name for row in waiting)
+        if names and time.monotonic() > deadline:
+            raise SuiteError(f"not ready after {timeout:.0f} s: {names}; see {self.state / 'logs'}")
+        if names:
+            # The interval of asking, not a guess of how long a start takes.
+            time.sleep(0.05)
+
+    def tail(self, name: str, lines: int = 15) -> str:
+        """The end of a process's log."""
+        path = self.state / "logs" / f"{name}.log"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else "(no log)"
+
+    # Stopping.
+
+    def down(self, timeout: float = STOP_SECONDS) -> list[str]:
+        """Drains and stops everything, gateway first and etcd last; returns the names of those that had to be killed.
+
+        Also stops a suite that another process started over the same state folder.
+        """
+        running = self.running()
+        killed: list[str] = []
+        waves = (("gateway",), ("worker",), ("scheduler", "registry"), ("etcd",))
+        for wave in waves:
+            group = {name: pid for name, pid in running.items() if name.startswith(wave)}
+            for pid in group.values():
+                _signal(pid, signal.SIGTERM)
+            deadline = time.monotonic() + timeout
+            for name, pid in group.items():
+                while self._alive(name, pid) and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                if self._alive(name, pid):
+                    killed.append(name)
+                    _signal(pid, signal.SIGKILL)
+                    while self._alive(name, pid):
+                        time.sleep(0.02)
+                self._say(f"{name} {'was killed: it did not drain in time' if name in killed else 'stopped'}")
+        self._children.clear()
+        (self.state / "run.json").unlink(missing_ok=True)
+        return killed
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Sends a signal to one process; SIGKILL is waited for."""
+        child = self._children[name]
+        child.send_signal(number)
+        if number is signal.SIGKILL:
+            child.wait()
+
+    # Who runs.
+
+    def running(self) -> dict[str, int]:
+        """Name to pid of what runs, by this object or by another over the same folder."""
+        path = self.state / "run.json"
+        known = json.loads(path.read_text())["processes"] if path.exists() else {}
+        return {name: pid for name, pid in known.items() if self._alive(name, pid)}
+
+    def _alive(self, name: str, pid: int) -> bool:
+        child = self._children.get(name)
+        if child is not None and child.pid == pid:
+            return child.poll() is None
+        try:
+            # A pid may have been given to another program since.
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return False
+        return stat[0] != "Z" and str(self.state).encode() in b" ".join(words)
+
+    def _write(self) -> None:
+        record = {
+            "processes": {name: child.pid for name, child in self._children.items()},
+            "ports": dict(self.ports.items()),
+        }
+        path = self.state / "run.json"
+        path.with_suffix(".tmp").write_text(json.dumps(record, indent=2) + "\n")
+        path.with_suffix(".tmp").replace(path)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

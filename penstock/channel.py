@@ -1,0 +1,117 @@
+"""gRPC channels of the control plane: how to open one, how an error crosses it and keeps its class.
+
+`dial` opens a channel with the project's limits; `raising()` around a call turns a gRPC failure back into the
+PenstockError that the service raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import grpc
+
+from penstock import errors
+from penstock.v1 import errors_pb2
+
+ERROR_TRAILER: Final = "penstock-error-bin"
+MAX_MESSAGE_BYTES: Final = 80 << 20
+"""Room for a 64 MiB body and its envelope; gRPC's own default is 4 MiB."""
+
+OPTIONS: Final[Sequence[tuple[str, int]]] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A silent peer is noticed after 10 + 3 s; servers of this project permit it (kit/server.py).
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+def dial(address: str, *, token: str = "", options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+    """Opens a channel to host:port; every call carries `authorization: Bearer <token>` when a token is given.
+
+    The caller closes it. Connecting happens with the first call.
+    """
+    interceptors: list[grpc.aio.ClientInterceptor] = []
+    if token:
+        header = ("authorization", f"Bearer {token}")
+        interceptors = [_Bearer(header), _BearerUnaryStream(header), _BearerStreamUnary(header), _BearerStreams(header)]
+    return grpc.aio.insecure_channel(address, options=(*OPTIONS, *options), interceptors=interceptors)
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Turns a gRPC failure inside into a PenstockError; everything else passes."""
+    try:
+        yield
+    except grpc.RpcError as failure:
+        raise error_of(failure) from None
+
+
+def error_of(failure: Any) -> errors.PenstockError:
+    """The PenstockError that a failed call carries."""
+    info = error_info(failure.trailing_metadata() or ())
+    if info is not None:
+        return errors.from_code(info.code, info.message, field=info.field)
+    return errors.from_grpc(failure.code().value[0], failure.details() or "")
+
+
+def error_info(trailers: Any) -> errors_pb2.ErrorInfo | None:
+    """The ErrorInfo among trailing metadata, or None."""
+    for key, value in trailers:
+        if key == ERROR_TRAILER:
+            return errors_pb2.ErrorInfo.FromString(value)
+    return None
+
+
+def error_trailer(error: errors.PenstockError, request_id: str = "") -> tuple[str, bytes]:
+    """The trailing metadata entry that carries an error."""
+    info = errors_pb2.ErrorInfo(
+        code=error.code.name,
+        message=error.message,
+        field=error.field,
+        retryable=error.code.retryable,
+        request_id=request_id,
+    )
+    return ERROR_TRAILER, info.SerializeToString()
+
+
+def status_of(error: errors.PenstockError) -> grpc.StatusCode:
+    """The gRPC status of an error."""
+    return _STATUS[error.code.grpc]
+
+
+_STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}
+
+
+class _Authorized:
+    def __init__(self, header: tuple[str, str]) -> None:
+        self._header = header
+
+    def details(self, call: Any) -> grpc.aio.ClientCallDetails:
+        metadata = grpc.aio.Metadata(*(call.metadata or ()))
+        metadata.add(*self._header)
+        return grpc.aio.ClientCallDetails(call.method, call.timeout, metadata, call.credentials, call.wait_for_ready)
+
+
+# grpc.aio sorts interceptors by class, so each of the four shapes of a call needs one of its own.
+class _Bearer(_Authorized, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(self.details(client_call_details), request)
+
+
+class _BearerUnaryStream(_Authorized, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(self.details(client_call_details), request)
+
+
+class _BearerStreamUnary(_Authorized, grpc.aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await continuation(self.details(client_call_details), request_iterator)
+
+
+class _BearerStreams(_Authorized, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await continuation(self.details(client_call_details), request_iterator)

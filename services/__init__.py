@@ -1,0 +1,1 @@
+"""The four deployables: gateway, registry, scheduler, worker. Each runs with `python -m services.<name>`."""
