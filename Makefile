@@ -6,7 +6,7 @@ CONTRACT_BASE ?= $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null
 ENVIRONMENT = $(PYTHON) deploy/local/environment.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status logs test check format protos check-protos env dev torch clean distclean
+.PHONY: help demo up down status logs test check format protos check-protos env dev torch constraints clean distclean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -54,6 +54,11 @@ dev: ## The virtual environment for development and tests
 
 torch: dev ## Add the torch engine to the environment
 	@$(ENVIRONMENT) torch
+
+constraints: dev ## Write down every installed version as the pins (after changing a dependency)
+	@{ sed -n '/^#/p' deploy/constraints.txt; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -vi -e '^gt-all' -e '^torch' | sort -f; } > build-constraints.tmp
+	@mv build-constraints.tmp deploy/constraints.txt
 
 clean: down ## Stop the suite and remove its data, logs and built models
 	@rm -rf $(STATE) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

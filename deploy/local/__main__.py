@@ -28,7 +28,10 @@ def up(suite: Suite, as_json: bool) -> int:
             suite.down()
         suite.up()
     ports = suite.ports
-    print(f"gRPC {ports['gateway_grpc']}   REST http://127.0.0.1:{ports['gateway_rest']}   docs /docs   logs {suite.state}/logs")
+    print(
+        f"gRPC 127.0.0.1:{ports['gateway_grpc']}   REST http://127.0.0.1:{ports['gateway_rest']} (API: /docs)   "
+        f"logs {suite.state}/logs"
+    )
     print("next: penstock models · penstock status · make logs · make down")
     return 0
 

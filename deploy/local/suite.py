@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -77,7 +76,7 @@ class Suite:
             self._service("scheduler", "scheduler-2"),
             self._service("worker", "worker-1", f"--cache-dir={state / 'worker-1'}"),
             self._service("worker", "worker-2", f"--cache-dir={state / 'worker-2'}"),
-            self._service("gateway", "gateway", f"--rest-port={ports['gateway_rest']}"),
+            self._service("gateway", "gateway", f"--http-port={ports['gateway_rest']}"),
         ]
         return rows
 
@@ -102,7 +101,7 @@ class Suite:
     # Starting.
 
     def up(self, timeout: float = 60.0) -> None:
-        """Starts everything and waits until everything is ready; on failure stops what it started. Raises SuiteError."""
+        """Starts everything and waits until everything is ready; on failure stops what it began. Raises SuiteError."""
         if taken := self.ports.taken():
             name, port = taken[0]
             raise SuiteError(
@@ -155,16 +154,20 @@ class Suite:
 
     def is_ready(self, row: Process) -> bool:
         """Asks the process itself."""
-        with contextlib.suppress(OSError, urllib.error.URLError):
+        try:
             with urllib.request.urlopen(row.ready_url, timeout=2.0) as answer:
                 return bool(answer.status == 200)
-        return False
+        except OSError:
+            # URLError and HTTPError (503: not ready) are OSErrors too.
+            return False
 
     def _check_alive(self, waiting: Iterable[Process], deadline: float, timeout: float) -> None:
         for row in waiting:
             child = self._children.get(row.name)
             if child is not None and child.poll() is not None:
-                raise SuiteError(f"{row.name} ended with status {child.returncode}; its last words:\n{self.tail(row.name)}")
+                raise SuiteError(
+                    f"{row.name} ended with status {child.returncode}; its last words:\n{self.tail(row.name)}"
+                )
         names = ", ".join(row.name for row in waiting)
         if names and time.monotonic() > deadline:
             raise SuiteError(f"not ready after {timeout:.0f} s: {names}; see {self.state / 'logs'}")

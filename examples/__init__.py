@@ -1,0 +1,1 @@
+"""Real models to serve with Penstock, each built from public data by one command; see README.md."""

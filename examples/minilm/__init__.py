@@ -1,0 +1,1 @@
+"""MiniLM: a sentence encoder, rebuilt as ONNX from its published weights."""

@@ -1,0 +1,128 @@
+"""status: what runs where, and why something does not."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import aclosing
+
+from penstock.cli import messages
+from penstock.cli.connect import connected, watching
+from penstock.cli.show import STATE_STYLES, Cell, Screen, size
+from penstock.client import readiness
+from penstock.client.cluster import DEFAULT_WAIT
+from penstock.errors import PenstockError
+from penstock.v1 import cluster_pb2 as pb
+
+
+async def status(args: argparse.Namespace, screen: Screen) -> int:
+    """Shows the status once, after every change, or when everything is ready."""
+    name = args.name or ""
+    async with connected(args) as client:
+        if args.watch:
+            async with aclosing(client.watch_status(name)) as pictures:
+                async for picture in pictures:
+                    _show(picture, screen, name, again=True)
+            return 0
+        failure: PenstockError | None = None
+        if args.wait:
+            timeout = DEFAULT_WAIT if args.timeout is None else args.timeout
+            try:
+                with watching(screen, name) as on_status:
+                    await client.wait_ready(name, timeout=timeout, on_status=on_status)
+            except PenstockError as error:
+                # What there is, is shown all the same: it says why.
+                failure = error
+        try:
+            _show(await client.status(name), screen, name, again=False)
+        except PenstockError as error:
+            raise failure or error from None
+        if failure is not None:
+            raise failure
+    return 0
+
+
+def _show(picture: pb.ClusterStatus, screen: Screen, name: str, *, again: bool) -> None:
+    if screen.as_json:
+        screen.data(messages.plain(picture), one_line=again)
+        return
+    if again:
+        screen.clear()
+    empty = f"{name} is not deployed" if name else "nothing is deployed: `penstock deploy NAME`"
+    screen.table(
+        ("VERSION", "ALIASES", "READY", "STATE", "WHERE"), [version_row(v) for v in picture.versions], empty=empty
+    )
+    for problem in problems(picture):
+        screen.styled(problem, "red")
+    if not name:
+        screen.line()
+        columns = ("WORKER", "ADDRESS", "MEMORY RESERVED", "OFFERED", "ENGINES", "STATE")
+        screen.table(columns, [worker_row(worker) for worker in picture.workers], empty="no workers")
+        screen.line()
+        rows = [(s.service, s.id, s.address, "leads" if s.id == picture.leader else "") for s in picture.services]
+        screen.table(("SERVICE", "ID", "ADDRESS", ""), rows, empty="no services")
+    if not picture.leader:
+        screen.styled("no scheduler leads: what runs goes on, nothing new is placed", "yellow")
+    screen.flush()
+
+
+def version_row(version: pb.VersionStatus) -> tuple[Cell, ...]:
+    """One wanted version as a row."""
+    roles = [*version.aliases, *(["(default)"] if version.default_version else [])]
+    where = ", ".join(
+        replica.worker
+        if replica.state == pb.REPLICA_STATE_READY
+        else f"{replica.worker} {readiness.state_label(replica.state)}"
+        for replica in version.replicas
+    )
+    state = version_state(version)
+    return (
+        f"{version.name}@{version.version}",
+        " ".join(roles),
+        f"{version.ready}/{version.wanted}",
+        (state, STATE_STYLES.get(state, "yellow")),
+        where,
+    )
+
+
+def version_state(version: pb.VersionStatus) -> str:
+    """One word for how far a version is."""
+    if version.retiring:
+        return "retiring"
+    if readiness.is_ready(version):
+        return "ready"
+    if readiness.has_failed(version):
+        return "failed"
+    if version.unplaced_reason:
+        return "not placed"
+    states = {replica.state for replica in version.replicas}
+    for state in (pb.REPLICA_STATE_LOADING, pb.REPLICA_STATE_PULLING, pb.REPLICA_STATE_ASSIGNED):
+        if state in states:
+            return readiness.state_label(state)
+    return "waiting"
+
+
+def problems(picture: pb.ClusterStatus) -> list[str]:
+    """A line for everything that a person should know: what is not placed, what failed, and why."""
+    lines = []
+    for version in picture.versions:
+        name = f"{version.name}@{version.version}"
+        if version.unplaced_reason:
+            missing = version.wanted - len(version.replicas)
+            lines.append(f"{name}: {max(missing, 1)} of {version.wanted} not placed: {version.unplaced_reason}")
+        for replica in version.replicas:
+            if replica.state == pb.REPLICA_STATE_FAILED:
+                lines.append(f"{name}: failed on {replica.worker}: {replica.reason or 'no reason given'}")
+    return lines
+
+
+def worker_row(worker: pb.WorkerStatus) -> tuple[Cell, ...]:
+    """One worker as a row."""
+    state: Cell = ("draining", "yellow") if worker.draining else ("ready", "green")
+    return (
+        worker.id,
+        worker.address,
+        size(worker.reserved_bytes),
+        size(worker.memory_bytes),
+        " ".join(worker.engines),
+        state,
+    )

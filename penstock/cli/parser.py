@@ -1,0 +1,331 @@
+"""What can be typed: every command with its arguments, its help and an example. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn, TypeVar
+
+from penstock import __version__, names
+from penstock.errors import InvalidArgument, NotFound
+
+T = TypeVar("T")
+
+EXIT_CODES: Final = """\
+exit codes:
+  0    done
+  1    error
+  2    wrong usage
+  3    not found: no such model, version, alias
+  4    unavailable, or not ready in time: try again later
+  5    conflict: exists already, is in use, or has changed meanwhile
+  130  interrupted
+"""
+
+INTRODUCTION: Final = """\
+Publish models, deploy them, call them, see what runs.
+
+  penstock init model.onnx                     describe an ONNX file in a model.yaml
+  penstock publish . --alias prod --deploy     upload it, name it, run it
+  penstock infer my-model --input x=[1,2,3]    call it
+  penstock status                              what runs where, and why something does not
+"""
+
+ENVIRONMENT: Final = """\
+environment:
+  PENSTOCK_ADDRESS     the gateway's host:port (default 127.0.0.1:8001)
+  PENSTOCK_TOKEN       credential; kept out of the process list, unlike --token
+  PENSTOCK_STATE_DIR   folder of a local run (default ./.penstock), for `penstock logs`
+  NO_COLOR             no colours
+"""
+
+
+class UsageError(Exception):
+    """The command line is wrong; `usage` shows how it is meant."""
+
+    def __init__(self, message: str, usage: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.usage = usage
+
+
+class NothingHere(NotFound):
+    """Not found on this machine, whatever a gateway has."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises instead of printing and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, self.format_usage().strip())
+
+
+def build() -> Parser:
+    """The whole command line. `run` of the parsed arguments names the function that serves it: `module:function`."""
+    parser = Parser(
+        prog="penstock",
+        description=INTRODUCTION,
+        epilog=ENVIRONMENT + "\n" + EXIT_CODES + "\n`penstock COMMAND --help` shows an example of each command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"penstock {__version__}")
+    _common(parser, default=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    shared = Parser(add_help=False)
+    # Suppressed, so that an option before the command is not overwritten by its absence after it.
+    _common(shared, default=argparse.SUPPRESS)
+
+    def command(name: str, help: str, run: str, examples: Sequence[str], about: str = "") -> Parser:
+        made = commands.add_parser(
+            name,
+            help=help,
+            description=f"{help[0].upper()}{help[1:]}.{' ' if about else ''}{about}",
+            epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[shared],
+            allow_abbrev=False,
+        )
+        made.set_defaults(run=run)
+        return made
+
+    _catalogue(command)
+    _running(command)
+    _local(command)
+    return parser
+
+
+Command = Callable[..., Parser]
+
+
+def _catalogue(command: Command) -> None:
+    publish = command(
+        "publish",
+        "upload a model's files and publish its next version",
+        "penstock.cli.models:publish",
+        ["penstock publish examples/digits", "penstock publish model.yaml --alias prod --deploy --replicas 2 --wait"],
+        "Files that the registry has already are not sent again; an upload that breaks goes on where it broke.",
+    )
+    publish.add_argument("path", metavar="PATH", help="model.yaml, or the folder that holds it")
+    publish.add_argument(
+        "--number", type=positive, default=0, metavar="N", help="version number to take; else the next"
+    )
+    publish.add_argument("--alias", type=alias, help="point this alias at the new version")
+    publish.add_argument("--deploy", action="store_true", help="deploy the new version")
+    _replicas_and_wait(publish)
+
+    models = command(
+        "models",
+        "list or search models",
+        "penstock.cli.models:models",
+        ["penstock models", "penstock models digits --tag task=image-classification", "penstock models --json"],
+    )
+    models.add_argument(
+        "query", nargs="*", metavar="QUERY", help="words in name, description, author, framework or tags"
+    )
+    models.add_argument(
+        "--tag", action="append", type=pair, default=[], metavar="KEY=VALUE", help="tag that must be equal"
+    )
+
+    versions = command(
+        "versions",
+        "list the versions of a model, newest first",
+        "penstock.cli.models:versions",
+        ["penstock versions digits"],
+    )
+    versions.add_argument("name", type=model, metavar="NAME")
+
+    moved = command(
+        "alias",
+        "point an alias at a version, or remove it",
+        "penstock.cli.models:alias",
+        [
+            "penstock alias digits prod 3",
+            "penstock alias digits prod 3 --expect 2   # only if it points at 2 now",
+            "penstock alias digits prod --delete",
+        ],
+    )
+    moved.add_argument("name", type=model, metavar="NAME")
+    moved.add_argument("alias", type=alias, metavar="ALIAS")
+    moved.add_argument("version", type=positive, nargs="?", metavar="VERSION")
+    moved.add_argument("--delete", action="store_true", help="remove the alias")
+    moved.add_argument(
+        "--expect", type=count, metavar="N", help="only if it points at N now; 0: only if it does not exist"
+    )
+
+    delete = command(
+        "delete",
+        "delete a version that is not deployed and that no alias names",
+        "penstock.cli.models:delete",
+        ["penstock delete digits@2"],
+    )
+    delete.add_argument("reference", type=numbered, metavar="NAME@N")
+
+
+def _running(command: Command) -> None:
+    deploy = command(
+        "deploy",
+        "run a version: the newest, a number or an alias",
+        "penstock.cli.deployments:deploy",
+        ["penstock deploy digits", "penstock deploy digits@prod --replicas 2 --wait --timeout 120"],
+        "Other versions retire once this one is ready.",
+    )
+    deploy.add_argument("reference", type=reference, metavar="NAME[@VERSION]")
+    deploy.add_argument("--keep-others", action="store_true", help="leave other versions and the default as they are")
+    _replicas_and_wait(deploy)
+
+    undeploy = command(
+        "undeploy",
+        "stop a version, or the whole model",
+        "penstock.cli.deployments:undeploy",
+        ["penstock undeploy digits@2", "penstock undeploy digits --wait"],
+    )
+    undeploy.add_argument("reference", type=reference_or_numbered, metavar="NAME[@N]")
+    undeploy.add_argument("--wait", action="store_true", help="wait until no replica is left")
+
+    infer = command(
+        "infer",
+        "call a model",
+        "penstock.cli.infer:infer",
+        [
+            "penstock infer digits --input image=@seven.png",
+            "penstock infer minilm@prod --input text='how do I reset my password?'",
+            "penstock infer adder --input a=[1,2,3] --input b=[4,5,6] --json",
+            'echo \'{"inputs":[{"name":"a","datatype":"FP32","shape":[1,3],"data":[1,2,3]}]}\' | \\',
+            "    penstock infer adder --request -",
+        ],
+        "NAME=@FILE is the file's content, NAME=TEXT is text for a BYTES input, NAME=[1,2,3] is JSON for any other.",
+    )
+    infer.add_argument("reference", type=reference, metavar="NAME[@VERSION]")
+    given = infer.add_mutually_exclusive_group(required=True)
+    given.add_argument(
+        "--input", action="append", type=pair, default=None, metavar="NAME=VALUE", help="one input; repeat"
+    )
+    given.add_argument("--request", metavar="FILE", help="a request in the protocol's JSON; - for standard input")
+    infer.add_argument("--only", action="append", metavar="OUTPUT", help="ask for this output only; repeat")
+    infer.add_argument("--id", default=None, help="request id, under which services log the request")
+    infer.add_argument("--priority", type=positive, metavar="LEVEL", help="queue level, 1 the highest")
+
+    status = command(
+        "status",
+        "show what runs where, and why something does not",
+        "penstock.cli.cluster:status",
+        ["penstock status", "penstock status digits --wait --timeout 60", "penstock status --watch"],
+    )
+    status.add_argument("name", type=model, nargs="?", metavar="NAME")
+    chosen = status.add_mutually_exclusive_group()
+    chosen.add_argument("--watch", action="store_true", help="again after every change, until Ctrl-C")
+    chosen.add_argument("--wait", action="store_true", help="until everything wanted is ready")
+
+
+def _local(command: Command) -> None:
+    init = command(
+        "init",
+        "write a model.yaml by reading an ONNX file",
+        "penstock.cli.init:init",
+        ["penstock init model.onnx", "penstock init model.onnx --name digits -o model.yaml --force"],
+    )
+    init.add_argument("file", metavar="MODEL.onnx")
+    init.add_argument("--name", type=model, help="model name; else made from the file's name")
+    init.add_argument("-o", "--output", metavar="FILE", help="manifest to write; else model.yaml beside the model")
+    init.add_argument("--force", action="store_true", help="overwrite the manifest")
+
+    logs = command(
+        "logs",
+        "show the logs of a local run",
+        "penstock.cli.logs:logs",
+        ["penstock logs", "penstock logs gateway --follow", "penstock logs worker --lines 200 --json"],
+        "Reads the log folder of a local run; `worker` means worker-1, worker-2 and so on.",
+    )
+    logs.add_argument(
+        "service", nargs="?", default="", metavar="SERVICE", help="a process or all of its kind; else all"
+    )
+    logs.add_argument("--follow", "-f", action="store_true", help="go on as lines are written, until Ctrl-C")
+    logs.add_argument("--lines", "-n", type=count, default=50, metavar="N", help="last N lines of each (default 50)")
+
+
+def _common(parser: argparse.ArgumentParser, default: Any) -> None:
+    group = parser.add_argument_group("connection and output")
+    group.add_argument("--address", default=default, metavar="HOST:PORT", help="the gateway; else PENSTOCK_ADDRESS")
+    group.add_argument("--token", default=default, help="credential; PENSTOCK_TOKEN is safer")
+    group.add_argument(
+        "--timeout", type=seconds, default=default, metavar="S", help="seconds for a call (60), or for --wait (300)"
+    )
+    group.add_argument(
+        "--json", action="store_true", default=False if default is None else default, help="JSON for scripts"
+    )
+
+
+def _replicas_and_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--replicas", type=positive, default=1, metavar="N", help="copies that should run (default 1)")
+    parser.add_argument("--wait", action="store_true", help="wait until all of them are ready")
+
+
+# Types of arguments: what is wrong with a name is told before anything is sent.
+
+
+def model(text: str) -> str:
+    """A model name."""
+    return _checked(lambda: names.model(text))
+
+
+def alias(text: str) -> str:
+    """An alias."""
+    return _checked(lambda: names.alias(text))
+
+
+def reference(text: str) -> tuple[str, int | str | None]:
+    """NAME, NAME@VERSION or NAME@alias."""
+    name, at, version = text.partition("@")
+    return model(name), _checked(lambda: names.version_or_alias(version)) if at else None
+
+
+def numbered(text: str) -> tuple[str, int]:
+    """NAME@VERSION, by number."""
+    name, version = reference(text)
+    if not isinstance(version, int):
+        raise argparse.ArgumentTypeError(f"{text!r} names no version number; write NAME@N, such as {name}@2")
+    return name, version
+
+
+def reference_or_numbered(text: str) -> tuple[str, int]:
+    """NAME (version 0) or NAME@N."""
+    return numbered(text) if "@" in text else (model(text), 0)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """KEY=VALUE."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return key, value
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1."""
+    if text.isdecimal() and len(text) <= 18 and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+
+
+def count(text: str) -> int:
+    """An integer of at least 0."""
+    return 0 if text == "0" else positive(text)
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if 0 < value < float("inf"):
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+
+
+def _checked(check: Callable[[], T]) -> T:
+    try:
+        return check()
+    except InvalidArgument as error:
+        raise argparse.ArgumentTypeError(error.message) from None

@@ -1,0 +1,294 @@
+"""Client: AsyncClient for code without asyncio. The same calls with the same arguments, which wait.
+
+The calls run on an event loop in a thread of the client's own; there is no second copy of any logic. A client may be
+used from any number of threads. Callbacks (`progress`, `on_status`) run on the client's thread and may not call it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from penstock.client.aio import AsyncClient
+from penstock.client.cluster import DEFAULT_WAIT, OnStatus
+from penstock.client.connection import DEFAULT_TIMEOUT
+from penstock.client.payload import InferRequest, Inputs, Parameter, Version
+from penstock.client.result import InferResult, StreamReply
+from penstock.client.trace import current_traceparent
+from penstock.client.upload import OnProgress
+from penstock.oip import inference_pb2 as oip
+from penstock.v1 import cluster_pb2 as cluster
+from penstock.v1 import models_pb2 as pb
+
+T = TypeVar("T")
+_END = object()
+
+
+class _Loop:
+    """An event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_without_poller_noise)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="penstock-client", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs it there, with the caller's context variables, and waits; an interrupted caller (Ctrl-C) cancels it."""
+        if threading.current_thread() is self._thread or self._loop.is_closed():
+            coroutine.close()
+            raise RuntimeError("the client is closed, or was called from one of its own callbacks")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Runs `last`, then ends the thread. Safe to repeat."""
+        if self._loop.is_closed():
+            return
+        self.run(last())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Client:
+    """AsyncClient's calls, waiting. Arguments, results and errors are documented there."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        token: str | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        retries: int = 2,
+        trace_context: Callable[[], str | None] = current_traceparent,
+    ) -> None:
+        self._aio = AsyncClient(address, token=token, timeout=timeout, retries=retries, trace_context=trace_context)
+        self._loop = _Loop()
+        # Closes a forgotten client too, at the latest before the interpreter ends.
+        self._finalizer = weakref.finalize(self, self._loop.close, self._aio.close)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection and ends the client's thread. Safe to repeat."""
+        self._finalizer()
+
+    @property
+    def address(self) -> str:
+        """The gateway's host:port."""
+        return self._aio.address
+
+    def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: Version = None,
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
+        retries: int | None = None,
+    ) -> InferResult:
+        """Runs a model once; see AsyncClient.infer."""
+        return self._loop.run(
+            self._aio.infer(
+                model,
+                inputs,
+                version=version,
+                outputs=outputs,
+                parameters=parameters,
+                request_id=request_id,
+                timeout=timeout,
+                priority=priority,
+                retries=retries,
+            )
+        )
+
+    def stream(self, requests: Iterable[InferRequest], *, timeout: float | None = None) -> Iterator[StreamReply]:
+        """Replies to a stream of requests; see AsyncClient.stream. `requests` is read from a thread of its own."""
+        return self._iterate(self._aio.stream(_off_loop(requests), timeout=timeout))
+
+    def server_live(self, *, timeout: float | None = None) -> bool:
+        """Whether the server answers."""
+        return self._loop.run(self._aio.server_live(timeout=timeout))
+
+    def server_ready(self, *, timeout: float | None = None) -> bool:
+        """Whether the server takes inference requests."""
+        return self._loop.run(self._aio.server_ready(timeout=timeout))
+
+    def server_metadata(self, *, timeout: float | None = None) -> oip.ServerMetadataResponse:
+        """Name, version and extensions of the server."""
+        return self._loop.run(self._aio.server_metadata(timeout=timeout))
+
+    def model_ready(self, model: str, version: Version = None, *, timeout: float | None = None) -> bool:
+        """Whether a model takes requests now."""
+        return self._loop.run(self._aio.model_ready(model, version, timeout=timeout))
+
+    def model_metadata(
+        self, model: str, version: Version = None, *, timeout: float | None = None
+    ) -> oip.ModelMetadataResponse:
+        """Inputs and outputs of a model."""
+        return self._loop.run(self._aio.model_metadata(model, version, timeout=timeout))
+
+    def model_config(self, model: str, version: Version = None, *, timeout: float | None = None) -> oip.ModelConfig:
+        """Configuration of a model in Triton's form."""
+        return self._loop.run(self._aio.model_config(model, version, timeout=timeout))
+
+    def model_statistics(
+        self, model: str = "", version: Version = None, *, timeout: float | None = None
+    ) -> list[oip.ModelStatistics]:
+        """Counts and times per version."""
+        return self._loop.run(self._aio.model_statistics(model, version, timeout=timeout))
+
+    def models(
+        self,
+        query: str = "",
+        tags: Mapping[str, str] | None = None,
+        *,
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[pb.Model]:
+        """Models by name, page after page."""
+        return self._iterate(self._aio.models(query, tags, page_size=page_size, timeout=timeout))
+
+    def versions(self, name: str, *, page_size: int = 0, timeout: float | None = None) -> Iterator[pb.ModelVersion]:
+        """Versions of a model, newest first."""
+        return self._iterate(self._aio.versions(name, page_size=page_size, timeout=timeout))
+
+    def version(self, name: str, version: Version = None, *, timeout: float | None = None) -> pb.ModelVersion:
+        """One version by number or alias."""
+        return self._loop.run(self._aio.version(name, version, timeout=timeout))
+
+    def publish(
+        self,
+        path: str | Path,
+        *,
+        version: int = 0,
+        progress: OnProgress | None = None,
+        timeout: float | None = None,
+    ) -> pb.ModelVersion:
+        """Uploads a model's files and publishes its next version; see AsyncClient.publish."""
+        return self._loop.run(self._aio.publish(path, version=version, progress=progress, timeout=timeout))
+
+    def upload(self, path: str | Path, *, progress: OnProgress | None = None) -> pb.Artifact:
+        """Uploads one file."""
+        return self._loop.run(self._aio.upload(path, progress=progress))
+
+    def delete_version(self, name: str, version: int, *, timeout: float | None = None) -> None:
+        """Deletes a version that nothing uses."""
+        self._loop.run(self._aio.delete_version(name, version, timeout=timeout))
+
+    def set_alias(
+        self, name: str, alias: str, version: int, *, expected: int | None = None, timeout: float | None = None
+    ) -> int:
+        """Points an alias at a version; see AsyncClient.set_alias."""
+        return self._loop.run(self._aio.set_alias(name, alias, version, expected=expected, timeout=timeout))
+
+    def delete_alias(self, name: str, alias: str, *, expected: int | None = None, timeout: float | None = None) -> None:
+        """Removes an alias."""
+        self._loop.run(self._aio.delete_alias(name, alias, expected=expected, timeout=timeout))
+
+    def deploy(
+        self,
+        name: str,
+        version: Version = None,
+        *,
+        replicas: int = 1,
+        keep_others: bool = False,
+        wait: bool | float = False,
+        on_status: OnStatus | None = None,
+        timeout: float | None = None,
+    ) -> pb.Deployment:
+        """Wants a version in so many replicas; see AsyncClient.deploy."""
+        return self._loop.run(
+            self._aio.deploy(
+                name,
+                version,
+                replicas=replicas,
+                keep_others=keep_others,
+                wait=wait,
+                on_status=on_status,
+                timeout=timeout,
+            )
+        )
+
+    def undeploy(
+        self,
+        name: str,
+        version: int = 0,
+        *,
+        wait: bool | float = False,
+        on_status: OnStatus | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Wants a version, or the whole model, gone."""
+        self._loop.run(self._aio.undeploy(name, version, wait=wait, on_status=on_status, timeout=timeout))
+
+    def deployments(self, *, timeout: float | None = None) -> list[pb.Deployment]:
+        """What is wanted, by name."""
+        return self._loop.run(self._aio.deployments(timeout=timeout))
+
+    def status(self, name: str = "", *, timeout: float | None = None) -> cluster.ClusterStatus:
+        """What runs where, and why something does not."""
+        return self._loop.run(self._aio.status(name, timeout=timeout))
+
+    def watch_status(self, name: str = "", *, timeout: float | None = None) -> Iterator[cluster.ClusterStatus]:
+        """The status now and after every change."""
+        return self._iterate(self._aio.watch_status(name, timeout=timeout))
+
+    def wait_ready(self, name: str = "", *, timeout: float = DEFAULT_WAIT, on_status: OnStatus | None = None) -> None:
+        """Waits until everything wanted is ready; see AsyncClient.wait_ready."""
+        self._loop.run(self._aio.wait_ready(name, timeout=timeout, on_status=on_status))
+
+    def _iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+        """The items, one by one; leaving early closes their source."""
+        try:
+            while (item := self._loop.run(_next(items))) is not _END:
+                yield item  # type: ignore[misc]
+        finally:
+            self._loop.run(_close(items))
+
+
+def _without_poller_noise(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """grpc.aio 1.78 wakes every loop of a process for the events of one; the others find nothing to read."""
+    if isinstance(context.get("exception"), BlockingIOError) and "PollerCompletionQueue" in repr(context.get("handle")):
+        return
+    loop.default_exception_handler(context)
+
+
+async def _next(items: AsyncIterator[T]) -> T | object:
+    return await anext(items, _END)
+
+
+async def _close(items: AsyncIterator[Any]) -> None:
+    close = getattr(items, "aclose", None)
+    if close is not None:
+        await close()
+
+
+async def _off_loop(requests: Iterable[InferRequest]) -> AsyncIterator[InferRequest]:
+    """Reads a caller's iterable in a worker thread: it may block, the loop may not."""
+    source = iter(requests)
+    while True:
+        request: Any = await asyncio.to_thread(next, source, _END)
+        if request is _END:
+            return
+        yield request
