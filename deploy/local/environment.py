@@ -54,7 +54,7 @@ def fingerprint_of(wanted: str) -> str:
     """Changes whenever what would be installed changes."""
     digest = hashlib.sha256(f"{wanted} {WEIGHTS} {TORCH} {sys.version}".encode())
     for path in (ROOT / "pyproject.toml", CONSTRAINTS):
-        digest.update(path.read_bytes())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

@@ -24,15 +24,17 @@ class Ports:
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Ports:
-        """The table, overridden by environment; raises ValueError for a variable that is not a port."""
+        """The table, overridden by environment; raises ValueError for a variable that is not a port, or not one of its own."""
         numbers = {}
         for line in TABLE.read_text().splitlines():
             if line.startswith("#") or "=" not in line:
                 continue
             key, _, default = line.partition("=")
             text = environ.get(key, default)
-            if not text.isdigit() or not 0 < int(text) < 65536:
+            if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
                 raise ValueError(f"{key}={text!r} is not a port")
+            if int(text) in numbers.values():
+                raise ValueError(f"{key}={text}: another port of the table has that number")
             numbers[key.removeprefix("PENSTOCK_PORT_").lower()] = int(text)
         return cls(numbers)
 

@@ -1,0 +1,149 @@
+"""Every key that Penstock keeps in etcd, with its one writer. The same table, for people: docs/etcd.md.
+
+Segments are model names (penstock.names), version numbers and ids of processes; none holds a slash.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+PREFIX = "/penstock/"
+DEPLOYMENTS = PREFIX + "deployments/"
+WORKERS = PREFIX + "workers/"
+REPLICAS = PREFIX + "replicas/"
+ASSIGNMENTS = PREFIX + "assignments/"
+SERVICES = PREFIX + "services/"
+LEADER = PREFIX + "leader/scheduler"
+
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One kind of key: how it is built, what it holds, who alone writes it, how long it lives."""
+
+    form: str
+    example: str
+    record: str
+    writer: str
+    life: str
+
+
+TABLE = (
+    Key(
+        DEPLOYMENTS + "{name}",
+        DEPLOYMENTS + "digits",
+        "DeploymentRecord",
+        "registry",
+        "until the model is undeployed; the registry's database is the truth and writes it again",
+    ),
+    Key(WORKERS + "{id}", WORKERS + "worker-1", "WorkerRecord", "that worker", "the worker's lease"),
+    Key(
+        REPLICAS + "{worker}/{name}@{version}",
+        REPLICAS + "worker-1/digits@3",
+        "ReplicaRecord",
+        "that worker",
+        "the worker's lease",
+    ),
+    Key(
+        ASSIGNMENTS + "{worker}",
+        ASSIGNMENTS + "worker-1",
+        "AssignmentRecord",
+        "the leading scheduler, guarded by its term",
+        "until changed; deleted when the worker is gone",
+    ),
+    Key(
+        SERVICES + "{service}/{id}",
+        SERVICES + "gateway/gateway-5e0c91a2",
+        "ServiceRecord",
+        "that service",
+        "the service's lease",
+    ),
+    Key(
+        LEADER,
+        LEADER,
+        "LeaderRecord",
+        "the scheduler that leads",
+        "the leader's lease; its create revision is the term",
+    ),
+)
+
+
+def deployment(name: str) -> str:
+    """What the user wants of one model."""
+    return DEPLOYMENTS + _segment(name)
+
+
+def worker(worker_id: str) -> str:
+    """What a worker says of itself."""
+    return WORKERS + _segment(worker_id)
+
+
+def replica(worker_id: str, name: str, version: int) -> str:
+    """What a worker says of one replica."""
+    return f"{REPLICAS}{_segment(worker_id)}/{_segment(name)}@{version:d}"
+
+
+def replicas_of(worker_id: str) -> str:
+    """Prefix of all replicas of one worker."""
+    return f"{REPLICAS}{_segment(worker_id)}/"
+
+
+def assignment(worker_id: str) -> str:
+    """What a worker should run."""
+    return ASSIGNMENTS + _segment(worker_id)
+
+
+def service(service_name: str, service_id: str) -> str:
+    """What a gateway, registry or scheduler says of itself."""
+    return f"{SERVICES}{_segment(service_name)}/{_segment(service_id)}"
+
+
+def services_of(service_name: str) -> str:
+    """Prefix of all processes of one service."""
+    return f"{SERVICES}{_segment(service_name)}/"
+
+
+def parse_deployment(key: str) -> str:
+    """The model name of a deployment's key; raises ValueError for another key."""
+    return _rest(key, DEPLOYMENTS)
+
+
+def parse_worker(key: str) -> str:
+    """The id of a worker's key; raises ValueError for another key."""
+    return _rest(key, WORKERS)
+
+
+def parse_replica(key: str) -> tuple[str, str, int]:
+    """(worker id, model name, version) of a replica's key; raises ValueError for another key."""
+    worker_id, slash, rest = key.removeprefix(REPLICAS).partition("/")
+    name, at, version = rest.rpartition("@")
+    if not key.startswith(REPLICAS) or not slash or not at:
+        raise ValueError(f"not the key of a replica: {key!r}")
+    return _segment(worker_id), _segment(name), int(version)
+
+
+def parse_assignment(key: str) -> str:
+    """The worker id of an assignment's key; raises ValueError for another key."""
+    return _rest(key, ASSIGNMENTS)
+
+
+def parse_service(key: str) -> tuple[str, str]:
+    """(service, id) of a service's key; raises ValueError for another key."""
+    name, slash, service_id = key.removeprefix(SERVICES).partition("/")
+    if not key.startswith(SERVICES) or not slash:
+        raise ValueError(f"not the key of a service: {key!r}")
+    return _segment(name), _segment(service_id)
+
+
+def _segment(text: str) -> str:
+    if not _SEGMENT.fullmatch(text):
+        raise ValueError(f"cannot be a part of a key: {text!r}")
+    return text
+
+
+def _rest(key: str, prefix: str) -> str:
+    if not key.startswith(prefix):
+        raise ValueError(f"{key!r} does not begin with {prefix}")
+    return _segment(key.removeprefix(prefix))

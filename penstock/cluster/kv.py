@@ -1,0 +1,142 @@
+"""What a conversation with the store is made of: answers, conditions, operations, and the ways it fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock import errors
+from penstock.errors import Unavailable
+
+
+class Compacted(Unavailable):
+    """The revision to watch from is compacted away: read everything again."""
+
+
+class Rewound(Unavailable):
+    """The store is older than what we have seen of it (restored, or emptied): read everything again."""
+
+
+class LeaseGone(errors.NotFound):
+    """The lease of a write has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where in the store's history an answer was made."""
+
+    cluster: int
+    raft_term: int
+    revision: int
+
+    def follows(self, earlier: Point) -> bool:
+        """Whether this may be a later point of the same history. False is also possible for a member that lags."""
+        return (
+            self.cluster == earlier.cluster
+            and self.raft_term >= earlier.raft_term
+            and self.revision >= earlier.revision
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """One key as read. lease: id of the lease it lives under, 0 for none."""
+
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """All keys of a prefix at one revision."""
+
+    point: Point
+    items: list[KeyValue]
+
+    @property
+    def revision(self) -> int:
+        return self.point.revision
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of one key. value: None when the key was deleted."""
+
+    key: str
+    value: bytes | None
+    revision: int
+    create_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What one message of a watch says. A watch that breaks after it can resume from `revision` + 1.
+
+    events: in order, all of a revision together; empty for a sign of life.
+    point: the member's head when it spoke, which may be ahead of `revision`.
+    """
+
+    revision: int
+    events: tuple[Event, ...]
+    point: Point
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """A condition of a transaction: the key was created (or last modified) at exactly this revision; 0: is absent."""
+
+    key: str
+    revision: int
+    modified: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Writes a key in a transaction."""
+
+    key: str
+    value: bytes
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Deletes a key in a transaction."""
+
+    key: str
+
+
+Op = Put | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """succeeded: whether the conditions held; revision: the store's after the transaction."""
+
+    succeeded: bool
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """ttl: seconds that the lease has from now, 0 when it is gone."""
+
+    ttl: float
+    point: Point
+
+
+def absent(key: str) -> Compare:
+    """The key does not exist."""
+    return Compare(key, 0)
+
+
+def created(key: str, revision: int) -> Compare:
+    """The key exists since exactly that revision."""
+    return Compare(key, revision)
+
+
+def modified(key: str, revision: int) -> Compare:
+    """The key was last written at exactly that revision."""
+    return Compare(key, revision, modified=True)

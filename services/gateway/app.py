@@ -1,0 +1,100 @@
+"""Puts a gateway together; decides nothing."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from penstock.cluster import keys
+from penstock.cluster.etcd import Etcd
+from penstock.cluster.membership import Membership
+from penstock.cluster.watch import Mirror
+from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, ServiceRecord
+from penstock.kit.log import get_logger
+from penstock.kit.service import Chassis
+from penstock.wire.client import Peer
+
+from . import metrics, rpc
+from .backend import Backend
+from .config import GatewayConfig
+from .control import Control
+from .inference import Inference
+from .probe import probe_held
+from .repository import Repository
+from .rest import serve_rest
+from .routes import RoutingTable
+from .upstream import Upstreams
+
+
+async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
+    """Starts everything that a gateway runs on this chassis."""
+    etcd = Etcd(config.etcd)
+    chassis.on_close(etcd.close)
+
+    routes = RoutingTable()
+    deployments = Mirror(etcd, keys.DEPLOYMENTS, DeploymentRecord, routes.note_change)
+    replicas = Mirror(etcd, keys.REPLICAS, ReplicaRecord, routes.note_change)
+    registries = Mirror(etcd, keys.services_of("registry"), ServiceRecord)
+    schedulers = Mirror(etcd, keys.services_of("scheduler"), ServiceRecord)
+    for mirror in (deployments, replicas, registries, schedulers):
+        chassis.start(mirror.run(), f"mirror {mirror.prefix}")
+    chassis.start(routes.run(deployments, replicas), "routes")
+    chassis.ready_check("routes", routes.ready)
+
+    upstreams = Upstreams(
+        lambda address: Peer(address, token=chassis.token), on_lost=routes.disprove, on_ejected=metrics.ejected
+    )
+    chassis.start(upstreams.run(), "upstreams")
+    chassis.start(follow_routes(routes, upstreams), "upstream addresses")
+    chassis.start(probe_held(routes, upstreams), "probes")
+    chassis.on_close(upstreams.close)
+
+    registry, scheduler = Backend("registry", registries), Backend("scheduler", schedulers)
+    chassis.on_close(registry.close)
+    chassis.on_close(scheduler.close)
+    control = Control(registry, scheduler, token=chassis.token, default_timeout=config.default_timeout)
+
+    inference = Inference(
+        routes,
+        upstreams,
+        Repository(routes, control),
+        max_body_bytes=config.max_body_bytes,
+        retries=config.retries,
+        not_ready=chassis.not_ready,
+    )
+    metrics.expose(routes, upstreams)
+    chassis.reflect(rpc.register(chassis.server, inference, control, default_timeout=config.default_timeout))
+    rest = serve_rest(
+        host=config.host,
+        port=config.http_port,
+        inference=inference,
+        control=control,
+        ready=chassis.not_ready,
+        max_body_bytes=config.max_body_bytes,
+        default_timeout=config.default_timeout,
+        authenticate=chassis.authenticator.authenticate,
+        drain_seconds=config.drain_seconds,
+        listening=lambda port: get_logger().info("rest_started", address=f"{config.host}:{port}"),
+    )
+    chassis.start(rest, "rest")
+
+    membership = Membership(etcd, config.lease_seconds)
+    started = Timestamp()
+    started.GetCurrentTime()
+    announced = ServiceRecord(
+        service="gateway",
+        id=chassis.id,
+        address=chassis.address,
+        admin_address=chassis.admin_address,
+        start_time=started,
+    )
+    await membership.put(keys.service("gateway", chassis.id), announced)
+    chassis.start(membership.run(), "membership")
+    chassis.on_drain(membership.leave)
+
+
+async def follow_routes(routes: RoutingTable, upstreams: Upstreams) -> None:
+    """Lets go of connections that no route needs any more, until cancelled."""
+    while True:
+        news = routes.news
+        upstreams.keep(routes.table.addresses)
+        await news.wait()

@@ -1,0 +1,18 @@
+"""Configuration of the gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.kit.config import ServiceConfig, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayConfig(ServiceConfig):
+    """What a gateway can be told. `port` is that of gRPC."""
+
+    port: int = setting(8001, "port of the gRPC server; 0 takes a free one")
+    http_port: int = setting(8000, "port of the REST bridge; 0 takes a free one")
+    default_timeout: float = setting(60.0, "seconds for a request that brings no deadline")
+    max_body_bytes: int = setting(64 << 20, "largest inference request in bytes")
+    retries: int = setting(1, "other replicas to try when the first cannot answer")

@@ -1,0 +1,55 @@
+"""How long to stay away from something that broke. Pure: the time is passed in.
+
+fine ──failed──▶ ejected ──pause over──▶ one probe at a time ──succeeded──▶ fine
+                    ▲                            │
+                    └────── longer pause ◀──failed┘
+"""
+
+from __future__ import annotations
+
+
+class Ejection:
+    """State of one upstream. The probe is an ordinary request; if it fails it is retried elsewhere like any other."""
+
+    __slots__ = ("_base", "_cap", "_failures", "_probing", "_until")
+
+    def __init__(self, base: float = 0.25, cap: float = 8.0) -> None:
+        """base: seconds of the first pause, doubled with every failure in a row; cap: seconds of the longest."""
+        self._base = base
+        self._cap = cap
+        self._failures = 0
+        self._until = 0.0
+        self._probing = False
+
+    @property
+    def fine(self) -> bool:
+        return self._failures == 0
+
+    def ejected(self, now: float) -> bool:
+        """True while requests should go elsewhere: during the pause, and after it while a probe is under way."""
+        return self._failures > 0 and (now < self._until or self._probing)
+
+    def started(self, now: float) -> bool:
+        """A request goes out; True if it is the probe, whose end must be told by succeeded, failed or left."""
+        if self._failures == 0 or now < self._until or self._probing:
+            return False
+        self._probing = True
+        return True
+
+    def succeeded(self) -> None:
+        self._failures = 0
+        self._probing = False
+
+    def failed(self, now: float) -> bool:
+        """True if this failure starts a pause; several requests that break together count once."""
+        if self._failures > 0 and now < self._until:
+            return False
+        self._failures += 1
+        # The exponent is bounded so that a thousand failures cannot overflow a float.
+        self._until = now + min(self._cap, self._base * 2.0 ** min(self._failures - 1, 32))
+        self._probing = False
+        return True
+
+    def left(self) -> None:
+        """The probe ended without evidence, because its caller left."""
+        self._probing = False

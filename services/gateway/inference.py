@@ -1,0 +1,218 @@
+"""A request's life at the gateway: read where it wants to go, pick a replica, pass the bytes on, once more if need be.
+
+Knows no transport, no etcd, no registry: calls come in as `Call`, replicas are reached through `Upstreams`, and the
+routing table is a value in memory. The answer's bytes are the worker's, untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+
+from penstock import __version__, signals
+from penstock.errors import (
+    NotFound,
+    PenstockError,
+    ResourceExhausted,
+    TooLarge,
+    Unavailable,
+)
+from penstock.kit import telemetry
+from penstock.kit.log import REQUEST_ID_OF_CALL
+from penstock.oip import inference_pb2 as oip
+from penstock.wire.call import REQUEST_ID, TRACEPARENT, VERSION, Answer, Call, Handler
+from penstock.wire.client import ConnectionLost
+
+from . import balance, header
+from .header import RoutingHeader
+from .metrics import RequestMetrics
+from .repository import Repository
+from .route_table import Replica, Route
+from .routes import RoutingTable
+from .statistics import Statistics
+from .upstream import Upstreams
+
+EXTENSIONS = (
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+)
+"""What ServerMetadata advertises; clients branch on it, so it names what works and nothing else."""
+
+RETRY_SECONDS = 1.0
+
+
+class Inference:
+    """Answers every unary method of the inference protocol."""
+
+    def __init__(
+        self,
+        routes: RoutingTable,
+        upstreams: Upstreams,
+        repository: Repository,
+        *,
+        max_body_bytes: int,
+        retries: int = 1,
+        not_ready: Callable[[], str | None] | None = None,
+        randrange: Callable[[int], int] = random.randrange,
+        metrics: RequestMetrics | None = None,
+    ) -> None:
+        """retries: attempts at other replicas after the first one failed; not_ready: the reason, None when ready."""
+        self._routes = routes
+        self._upstreams = upstreams
+        self._repository = repository
+        self._statistics = Statistics(routes, upstreams)
+        self._max_body_bytes = max_body_bytes
+        self._attempts = 1 + retries
+        self._not_ready = not_ready or routes.ready
+        self._randrange = randrange
+        self._metrics = metrics or RequestMetrics()
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """A handler per bare method name, for gRPC and the REST bridge alike."""
+        return {
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelReady": self.model_ready,
+            "ModelMetadata": self.model_metadata,
+            "ModelConfig": self.model_config,
+            "ModelInfer": self.infer,
+            "ModelStatistics": self._statistics.answer,
+            "RepositoryIndex": self._repository.index,
+            "RepositoryModelLoad": self._repository.load,
+            "RepositoryModelUnload": self._repository.unload,
+        }
+
+    async def infer(self, call: Call) -> Answer:
+        """ModelInfer; also each message of ModelStreamInfer.
+
+        Raises InvalidArgument, TooLarge, NotFound, Unavailable, ResourceExhausted, DeadlineExceeded, or whatever the
+        worker says of the request itself.
+        """
+        loop = asyncio.get_running_loop()
+        started, model, code = loop.time(), "", "OK"
+        try:
+            if len(call.payload) > self._max_body_bytes:
+                raise TooLarge(f"the request is larger than {self._max_body_bytes} bytes")
+            target = header.of_infer(call.payload)
+            model = target.model if target.model in self._routes.table.models else ""
+            if telemetry.sampled(call.headers):
+                with telemetry.span(signals.GATEWAY_INFER, call.headers, model=model) as span:
+                    return await self.forward(call, target, telemetry.traceparent_of(span))
+            return await self.forward(call, target)
+        except PenstockError as error:
+            code = error.code.name
+            raise
+        except BaseException as error:
+            code = "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
+            raise
+        finally:
+            self._metrics.ended(model, code, loop.time() - started)
+
+    async def forward(self, call: Call, target: RoutingHeader, traceparent: str = "") -> Answer:
+        """Passes the call's bytes to one replica, and to another one if the first cannot answer.
+
+        Retried: a lost connection, UNAVAILABLE, RESOURCE_EXHAUSTED. Inference has no effects, so a request whose
+        connection broke may run twice. Not retried: what is wrong with the request, and a deadline that passed.
+        """
+        headers = _onward(call, traceparent)
+        tried: set[str] = set()
+        failure: PenstockError | None = None
+        for _ in range(self._attempts):
+            route = self._routes.resolve(target.model, target.version)
+            replica = self._pick(route, tried)
+            if replica is None:
+                break
+            call.remaining()
+            if failure is not None:
+                self._metrics.retried(failure.code.name)
+            tried.add(replica.address)
+            headers[VERSION] = str(route.version)
+            try:
+                return await self._upstreams.call(
+                    replica.address,
+                    (route.model, route.version),
+                    call.method,
+                    call.payload,
+                    deadline=call.deadline,
+                    headers=headers,
+                )
+            except ConnectionLost as lost:
+                failure = Unavailable(
+                    f"the replica of model '{route.model}' that had the request stopped answering",
+                    detail=lost.detail,
+                    retry_after=RETRY_SECONDS,
+                )
+            except (Unavailable, ResourceExhausted) as refusal:
+                failure = refusal
+        raise failure or Unavailable("no replica can take the request", retry_after=RETRY_SECONDS)
+
+    async def server_live(self, call: Call) -> Answer:
+        """The process answers."""
+        return _answer(oip.ServerLiveResponse(live=True))
+
+    async def server_ready(self, call: Call) -> Answer:
+        """The routing table has been read and the process is not leaving."""
+        return _answer(oip.ServerReadyResponse(ready=self._not_ready() is None))
+
+    async def server_metadata(self, call: Call) -> Answer:
+        """Name, version, implemented extensions."""
+        return _answer(oip.ServerMetadataResponse(name="penstock", version=__version__, extensions=EXTENSIONS))
+
+    async def model_ready(self, call: Call) -> Answer:
+        """True when a request for that model and version would be passed on; an unknown model is not ready."""
+        asked = header.of_model_request(call.payload)
+        try:
+            self._routes.resolve(asked.model, asked.version)
+        except (NotFound, Unavailable):
+            return _answer(oip.ModelReadyResponse(ready=False))
+        return _answer(oip.ModelReadyResponse(ready=True))
+
+    async def model_metadata(self, call: Call) -> Answer:
+        """A worker's description; `versions` lists what is READY anywhere, since a worker knows only its own."""
+        asked = header.of_model_request(call.payload)
+        answer = await self.forward(call, asked)
+        if asked.version:
+            return answer
+        view = self._routes.table.models.get(asked.model)
+        if view is None:
+            return answer
+        response = oip.ModelMetadataResponse.FromString(answer.payload)
+        response.versions[:] = [str(number) for number in sorted(view.versions) if view.versions[number].replicas]
+        return Answer(response.SerializeToString(), answer.trailers)
+
+    async def model_config(self, call: Call) -> Answer:
+        """A worker's configuration of the model."""
+        return await self.forward(call, header.of_model_request(call.payload))
+
+    def _pick(self, route: Route, tried: set[str]) -> Replica | None:
+        upstreams, served = self._upstreams, (route.model, route.version)
+        candidates = balance.usable(
+            route.replicas,
+            lambda replica: replica.address in tried,
+            lambda replica: upstreams.ejected(replica.address, served),
+        )
+        if not candidates:
+            return None
+        return balance.choose(candidates, lambda replica: upstreams.outstanding(replica.address), self._randrange)
+
+
+def _onward(call: Call, traceparent: str) -> dict[str, str]:
+    """Headers for the next hop: nothing of the caller's but its request id and trace."""
+    parent = traceparent or call.headers.get(TRACEPARENT) or telemetry.unsampled_traceparent()
+    headers = {TRACEPARENT: parent}
+    request_id = REQUEST_ID_OF_CALL.get() or call.headers.get(REQUEST_ID, "")
+    if request_id:
+        headers[REQUEST_ID] = request_id
+    return headers
+
+
+def _answer(
+    message: oip.ServerLiveResponse | oip.ServerReadyResponse | oip.ServerMetadataResponse | oip.ModelReadyResponse,
+) -> Answer:
+    return Answer(message.SerializeToString())

@@ -1,0 +1,46 @@
+"""What the gateway counts. Label children are looked up once per model, so that a request costs two increments."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Histogram
+
+from penstock import signals
+from penstock.kit.metrics import counter, gauge, histogram
+
+from .routes import RoutingTable
+from .upstream import Upstreams
+
+
+class RequestMetrics:
+    """Counts requests as they end."""
+
+    def __init__(self) -> None:
+        self._requests = counter(signals.GATEWAY_REQUESTS)
+        self._seconds = histogram(signals.GATEWAY_SECONDS)
+        self._retries = counter(signals.GATEWAY_RETRIES)
+        self._ended: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+
+    def ended(self, model: str, code: str, seconds: float) -> None:
+        """model: a deployed model's name, or empty: a caller's invention must not become a label."""
+        known = self._ended.get((model, code))
+        if known is None:
+            known = self._ended[model, code] = (self._requests.labels(model, code), self._seconds.labels(model))
+        known[0].inc()
+        known[1].observe(seconds)
+
+    def retried(self, code: str) -> None:
+        """A second replica is tried; code: what the first one said."""
+        self._retries.labels(code).inc()
+
+
+def ejected() -> None:
+    """A worker is avoided from now on, for a while."""
+    counter(signals.GATEWAY_EJECTIONS).inc()
+
+
+def expose(routes: RoutingTable, upstreams: Upstreams) -> None:
+    """Gauges that are read when somebody looks."""
+    gauge(signals.GATEWAY_IN_FLIGHT).set_function(lambda: upstreams.in_flight)
+    gauge(signals.GATEWAY_WORKERS).set_function(lambda: upstreams.open)
+    gauge(signals.GATEWAY_MODELS).set_function(lambda: len(routes.table.models))
+    gauge(signals.GATEWAY_HELD).set_function(lambda: routes.held)

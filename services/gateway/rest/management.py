@@ -1,0 +1,206 @@
+"""The management routes under /api/v1: JSON in, one call of a penstock.v1 service, JSON out.
+
+Nothing is decided here: the registry and the scheduler answer; this module reads requests strictly and writes answers
+with the proto's field names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from penstock.errors import InvalidArgument, NotFound
+from penstock.v1 import cluster_pb2, models_pb2
+
+from . import json_text
+from .exchange import Exchange
+from .fields import FLAG, INTEGER, TEXT, TEXTS, VERSION, Field, integer, read_body, read_query
+from .manifest_name import check_name
+from .messages import to_plain
+from .replies import Reply, json_reply
+
+Response = TypeVar("Response", bound=Message)
+
+MODELS: Final = "penstock.v1.ModelService"
+ARTIFACTS: Final = "penstock.v1.ArtifactService"
+DEPLOYMENTS: Final = "penstock.v1.DeploymentService"
+CLUSTER: Final = "penstock.v1.ClusterService"
+
+MAX_BODY_BYTES: Final = 4 << 20
+"""A manifest of 1 MiB in JSON's escapes, and its digests."""
+MAX_DEPTH: Final = 32
+
+PAGE: Final = (
+    Field("page_size", INTEGER, "At most this many, 1 to 1000; 100 without.", maximum=1000),
+    Field("page_token", TEXT, "From `next_page_token` of the page before."),
+)
+LIST_MODELS: Final = (
+    Field("query", TEXT, "Words that must occur in name, description, author, framework or tags."),
+    Field("tag", TEXT, "`key:value` that must be among the tags; may be repeated."),
+    *PAGE,
+)
+PUBLISH: Final = (
+    Field("manifest", TEXT, "The model.yaml as text, YAML or JSON, at most 1 MiB; its name is that of the path.", True),
+    Field("digests", TEXTS, "Digest (`sha256:…`) of each uploaded file by role."),
+    Field("request_key", TEXT, "Chosen by the caller; makes a retry safe."),
+    Field("version", INTEGER, "Version number to take; the next one without."),
+)
+SET_ALIAS: Final = (
+    Field("version", INTEGER, "Version to point at.", True),
+    Field("expected_version", INTEGER, "Where the alias must point now; 0 where it must not exist. Any without."),
+)
+DELETE_ALIAS: Final = (Field("expected_version", INTEGER, "Where the alias must point now. Any without."),)
+DEPLOY: Final = (
+    Field("version", VERSION, "Version number or alias; the newest without."),
+    Field("replicas", INTEGER, "Wanted replicas; 1 without.", maximum=(1 << 31) - 1),
+    Field("keep_others", FLAG, "True to leave other versions as they are and the default where it is."),
+)
+STATUS: Final = (Field("name", TEXT, "Only this model."),)
+
+_PAGES_OF_A_SEARCH: Final = 20
+
+
+class Control(Protocol):
+    """The management plane behind the gateway."""
+
+    async def call(
+        self,
+        service: str,
+        method: str,
+        request: Message,
+        response_class: type[Response],
+        *,
+        timeout: float,
+        headers: Mapping[str, str],
+    ) -> Response:
+        """One unary call of a penstock.v1 service by full name; raises what the service raised."""
+
+    async def upload(
+        self,
+        header: models_pb2.UploadHeader,
+        data: AsyncIterator[bytes],
+        *,
+        headers: Mapping[str, str],
+        timeout: float | None = None,
+    ) -> models_pb2.UploadArtifactResponse:
+        """ArtifactService.UploadArtifact; data: pieces of any size. May answer before the last of them."""
+
+
+class ManagementRoutes:
+    """Answers for the routes of table.py, but for uploads (uploads.py)."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    async def list_models(self, exchange: Exchange) -> Reply:
+        tags = _tags(exchange.query.getlist("tag"))
+        values = read_query(exchange.query, LIST_MODELS)
+        values.pop("tag", None)
+        request = models_pb2.ListModelsRequest(**values, tags=tags)
+        return _plain(await self._call(exchange, MODELS, "ListModels", request, models_pb2.ListModelsResponse))
+
+    async def get_model(self, exchange: Exchange) -> Reply:
+        """The contract has no GetModel: the search is for the name, answers come by name, so it ends early."""
+        name = exchange.path["model"]
+        request = models_pb2.ListModelsRequest(query=name, page_size=1000)
+        for _ in range(_PAGES_OF_A_SEARCH):
+            page = await self._call(exchange, MODELS, "ListModels", request, models_pb2.ListModelsResponse)
+            for model in page.models:
+                if model.name == name:
+                    return _plain(model)
+            if not page.next_page_token or (page.models and page.models[-1].name > name):
+                break
+            request.page_token = page.next_page_token
+        raise NotFound(f"there is no model {name[:64]!r}", field="name")
+
+    async def list_versions(self, exchange: Exchange) -> Reply:
+        request = models_pb2.ListVersionsRequest(name=exchange.path["model"], **read_query(exchange.query, PAGE))
+        return _plain(await self._call(exchange, MODELS, "ListVersions", request, models_pb2.ListVersionsResponse))
+
+    async def get_version(self, exchange: Exchange) -> Reply:
+        request = models_pb2.GetVersionRequest(name=exchange.path["model"], version=exchange.path["version"])
+        answer = await self._call(exchange, MODELS, "GetVersion", request, models_pb2.GetVersionResponse)
+        return _plain(answer.version)
+
+    async def publish(self, exchange: Exchange) -> Reply:
+        values = await _read(exchange, PUBLISH)
+        check_name(values["manifest"], exchange.path["model"])
+        request = models_pb2.PublishVersionRequest(**values)
+        answer = await self._call(exchange, MODELS, "PublishVersion", request, models_pb2.PublishVersionResponse)
+        return _plain(answer.version, status=201)
+
+    async def delete_version(self, exchange: Exchange) -> Reply:
+        version = integer(exchange.path["version"], "version")
+        request = models_pb2.DeleteVersionRequest(name=exchange.path["model"], version=version)
+        await self._call(exchange, MODELS, "DeleteVersion", request, models_pb2.DeleteVersionResponse)
+        return Reply(204)
+
+    async def set_alias(self, exchange: Exchange) -> Reply:
+        values = await _read(exchange, SET_ALIAS)
+        request = models_pb2.SetAliasRequest(name=exchange.path["model"], alias=exchange.path["alias"], **values)
+        return _plain(await self._call(exchange, MODELS, "SetAlias", request, models_pb2.SetAliasResponse))
+
+    async def delete_alias(self, exchange: Exchange) -> Reply:
+        values = read_query(exchange.query, DELETE_ALIAS)
+        request = models_pb2.DeleteAliasRequest(name=exchange.path["model"], alias=exchange.path["alias"], **values)
+        await self._call(exchange, MODELS, "DeleteAlias", request, models_pb2.DeleteAliasResponse)
+        return Reply(204)
+
+    async def get_artifact(self, exchange: Exchange) -> Reply:
+        request = models_pb2.GetArtifactRequest(digest=exchange.path["digest"])
+        return _plain(await self._call(exchange, ARTIFACTS, "GetArtifact", request, models_pb2.GetArtifactResponse))
+
+    async def list_deployments(self, exchange: Exchange) -> Reply:
+        answer = await self._call(
+            exchange,
+            DEPLOYMENTS,
+            "ListDeployments",
+            models_pb2.ListDeploymentsRequest(),
+            models_pb2.ListDeploymentsResponse,
+        )
+        return _plain(answer)
+
+    async def deploy(self, exchange: Exchange) -> Reply:
+        request = models_pb2.DeployRequest(name=exchange.path["model"], **await _read(exchange, DEPLOY))
+        answer = await self._call(exchange, DEPLOYMENTS, "Deploy", request, models_pb2.DeployResponse)
+        return _plain(answer.deployment)
+
+    async def undeploy(self, exchange: Exchange) -> Reply:
+        version = integer(exchange.path["version"], "version") if "version" in exchange.path else 0
+        request = models_pb2.UndeployRequest(name=exchange.path["model"], version=version)
+        await self._call(exchange, DEPLOYMENTS, "Undeploy", request, models_pb2.UndeployResponse)
+        return Reply(204)
+
+    async def status(self, exchange: Exchange) -> Reply:
+        request = cluster_pb2.GetStatusRequest(**read_query(exchange.query, STATUS))
+        answer = await self._call(exchange, CLUSTER, "GetStatus", request, cluster_pb2.GetStatusResponse)
+        return _plain(answer.status)
+
+    async def _call(
+        self, exchange: Exchange, service: str, method: str, request: Message, response: type[Response]
+    ) -> Response:
+        call = self._control.call(
+            service, method, request, response, timeout=exchange.remaining(), headers=exchange.credentials()
+        )
+        return await exchange.while_connected(call)
+
+
+def _plain(message: Message, status: int = 200) -> Reply:
+    return json_reply(to_plain(message), status)
+
+
+async def _read(exchange: Exchange, fields: tuple[Field, ...]) -> dict[str, Any]:
+    body = bytes(await exchange.body(MAX_BODY_BYTES))
+    return read_body(json_text.parse(body, max_depth=MAX_DEPTH) if body.strip() else {}, fields)
+
+
+def _tags(entries: list[str]) -> dict[str, str]:
+    tags: dict[str, str] = {}
+    for entry in entries:
+        key, colon, value = entry.partition(":")
+        if not key or not colon:
+            raise InvalidArgument("tag: must be `key:value`", field="tag")
+        tags[key] = value
+    return tags

@@ -1,0 +1,41 @@
+"""The route table's rows. The application, the OpenAPI document and the tests are all made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+
+from .exchange import Exchange
+from .fields import Field
+from .replies import JSON, Dialect, Reply
+
+Schema = dict[str, Any] | type[Message] | None
+"""A JSON schema, a message class whose schema is derived, or None for no body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method on one path.
+
+    open: needs no credential; timeout: seconds granted instead of the default; accepts and returns: media types;
+    status: of success; body and result: schemas; query: parameters.
+    """
+
+    method: str
+    path: str
+    summary: str
+    tag: str
+    dialect: Dialect
+    answer: Callable[[Exchange], Awaitable[Reply]]
+    open: bool = False
+    timeout: float | None = None
+    status: int = 200
+    query: Sequence[Field] = ()
+    headers: Sequence[Field] = ()
+    body: Schema = None
+    accepts: Sequence[str] = (JSON,)
+    result: Schema = None
+    returns: Sequence[str] = (JSON,)

@@ -1,0 +1,52 @@
+"""Puts a scheduler together; decides nothing."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from penstock.cluster import Election, Etcd, Membership, keys
+from penstock.internal.v1.records_pb2 import LeaderRecord, ServiceRecord
+from penstock.kit.service import Chassis
+from penstock.v1 import cluster_pb2_grpc as rpc
+
+from . import metrics
+from .absence import Absences
+from .config import SchedulerConfig
+from .controller import Controller
+from .rpc import ClusterService
+from .view import ClusterView
+
+
+async def assemble(chassis: Chassis, config: SchedulerConfig) -> None:
+    """Starts everything that a scheduler runs on this chassis."""
+    etcd = Etcd(config.etcd)
+    chassis.on_close(etcd.close)
+
+    absences = Absences(window=config.lease_seconds, grace=config.grace_seconds, settle=config.settle_seconds)
+    view = ClusterView(etcd, absences, grace=config.grace_seconds)
+    chassis.start(view.run(), "view")
+    chassis.ready_check("view", lambda: None if view.known else "the coordination store has not answered yet")
+    metrics.expose(lambda: len(view.workers.records))
+
+    service = ClusterService(view)
+    rpc.add_ClusterServiceServicer_to_server(service, chassis.server)
+    chassis.reflect(["penstock.v1.ClusterService"])
+    chassis.on_drain(service.close)
+
+    membership = Membership(etcd, config.lease_seconds)
+    started = Timestamp()
+    started.GetCurrentTime()
+    record = ServiceRecord(
+        service="scheduler",
+        id=chassis.id,
+        address=chassis.address,
+        admin_address=chassis.admin_address,
+        start_time=started,
+    )
+    await membership.put(keys.service("scheduler", chassis.id), record)
+    chassis.start(membership.run(), "membership")
+    chassis.on_drain(membership.leave)
+
+    election = Election(etcd, LeaderRecord(id=chassis.id, address=chassis.address), config.lease_seconds)
+    controller = Controller(view, election, metrics.ControllerMetrics())
+    chassis.start(controller.run(), "controller")

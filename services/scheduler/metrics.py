@@ -1,0 +1,42 @@
+"""What the scheduler counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from penstock import signals
+from penstock.kit.metrics import counter, gauge, histogram
+
+
+class ControllerMetrics:
+    """Of the controller; all zero while another scheduler leads."""
+
+    def __init__(self) -> None:
+        self._leading = gauge(signals.SCHEDULER_LEADING)
+        self._term = gauge(signals.SCHEDULER_TERM)
+        self._seconds = histogram(signals.SCHEDULER_PLAN_SECONDS)
+        self._writes = counter(signals.SCHEDULER_ASSIGNMENT_WRITES)
+        self._missing = gauge(signals.SCHEDULER_MISSING_REPLICAS)
+        self._held = gauge(signals.SCHEDULER_HELD_WORKERS)
+
+    def leads(self, term: int) -> None:
+        """term: 0 when the term has ended."""
+        self._leading.set(1 if term else 0)
+        self._term.set(term)
+        if not term:
+            self._missing.set(0)
+            self._held.set(0)
+
+    def planned(self, seconds: float, missing: int, held: int) -> None:
+        """missing: replicas that no worker has room for; held: workers that are gone and still believed in."""
+        self._seconds.observe(seconds)
+        self._missing.set(missing)
+        self._held.set(held)
+
+    def wrote(self, count: int) -> None:
+        self._writes.inc(count)
+
+
+def expose(workers: Callable[[], int]) -> None:
+    """Gauges that are read when somebody looks."""
+    gauge(signals.SCHEDULER_WORKERS).set_function(workers)

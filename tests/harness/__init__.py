@@ -1,0 +1,1 @@
+"""What tests stand on: real processes, started and broken on purpose."""

@@ -1,0 +1,148 @@
+"""A real etcd for tests, started and broken on purpose, and the pytest fixtures that hand it out.
+
+Fixtures: `etcd_endpoint` is one etcd for the whole session, for tests that only need a store; its keys are wiped
+before each test that asks for `clean_etcd`. `etcd` is a process of the test's own, to be killed, frozen or wiped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local.etcd import etcd_command, find_etcd
+from penstock.cluster import keys
+from penstock.cluster.etcd import Etcd
+
+# Leases of one second are possible only with short elections: etcd's minimum is 1.5 election timeouts, rounded up.
+QUICK = ("--heartbeat-interval=50", "--election-timeout=500")
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class EtcdProcess:
+    """One etcd on ports of its own, which it keeps over restarts. Methods block: from a test's coroutine use
+    `asyncio.to_thread` for those that wait."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.endpoint = f"127.0.0.1:{self.port}"
+        self._folder = folder
+        self._data = folder / "data"
+        self._command = etcd_command(find_etcd().path, self._data, self.port, free_port(), QUICK)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it and waits until it answers its health endpoint."""
+        assert self._process is None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "etcd.log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        self._await_health(deadline=time.monotonic() + 20)
+
+    def stop(self) -> None:
+        """Ends it cleanly."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends it with no chance to say anything."""
+        self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Stops it in its tracks; connections stay open and silent."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Lets it go on after `freeze`."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Ends it cleanly and starts it again on the same data."""
+        self.stop()
+        self.start()
+
+    def wipe(self) -> None:
+        """Starts it again on no data at all, as if restored from nothing."""
+        self.kill()
+        shutil.rmtree(self._data)
+        self.start()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def _end(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+        self._process.send_signal(signal.SIGCONT)
+        self._process.wait(timeout=20)
+        self._process = None
+
+    def _await_health(self, deadline: float) -> None:
+        assert self._process is not None
+        while not self._healthy():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"etcd does not start: {(self._folder / 'etcd.log').read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.endpoint}/health", timeout=1) as answer:
+                return b'"true"' in answer.read()
+        except OSError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def etcd_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`host:port` of an etcd that lives for the whole session."""
+    process = EtcdProcess(tmp_path_factory.mktemp("etcd"))
+    process.start()
+    yield process.endpoint
+    process.stop()
+
+
+@pytest.fixture
+async def clean_etcd(etcd_endpoint: str) -> str:
+    """The session's etcd with none of Penstock's keys in it."""
+    client = Etcd([etcd_endpoint])
+    for item in (await client.range(keys.PREFIX)).items:
+        await client.delete(item.key)
+    await client.close()
+    return etcd_endpoint
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[EtcdProcess]:
+    """An etcd of the test's own, running."""
+    process = EtcdProcess(tmp_path / "etcd")
+    process.start()
+    yield process
+    if process.running:
+        process.kill()
+
+
+@pytest.fixture
+async def store(clean_etcd: str) -> AsyncIterator[Etcd]:
+    """A client of the session's etcd, with none of Penstock's keys in it."""
+    client = Etcd([clean_etcd])
+    yield client
+    await client.close()

@@ -1,0 +1,83 @@
+"""A service as a process, seen through its log: one JSON object per line on stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from deploy.local.suite import ROOT
+
+
+class Service:
+    """A running process. `records` has what it has logged and we have read, `lines` the same as text."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.records: list[dict[str, Any]] = []
+        self.lines: list[str] = []
+
+    async def event(self, name: str, within: float = 20.0) -> dict[str, Any]:
+        """Reads on until the next record of that event; raises AssertionError when the log ends without it."""
+        async with asyncio.timeout(within):
+            while (record := await self._next()) is not None:
+                if record.get("event") == name:
+                    return record
+        raise AssertionError(f"no event {name!r} in the log:\n" + "\n".join(self.lines))
+
+    async def ended(self, within: float = 20.0) -> int:
+        """Waits for the end and returns the exit status; negative for a signal."""
+        async with asyncio.timeout(within):
+            while await self._next() is not None:
+                pass
+            return await self._process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal."""
+        self._process.send_signal(number)
+
+    def events(self) -> list[str]:
+        """Names of the events read so far."""
+        return [str(record.get("event")) for record in self.records]
+
+    async def _next(self) -> dict[str, Any] | None:
+        assert self._process.stderr is not None
+        line = (await self._process.stderr.readline()).decode()
+        if not line:
+            return None
+        self.lines.append(line.rstrip("\n"))
+        try:
+            record: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            record = {}
+        self.records.append(record)
+        return record
+
+
+@asynccontextmanager
+async def started(module: str, *flags: str, **environment: str) -> AsyncIterator[Service]:
+    """`python -m module flags`; killed at the end if it still runs. Variables of Penstock are not inherited."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        module,
+        *flags,
+        cwd=ROOT,
+        env={**inherited, **environment},
+        stderr=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        limit=1 << 20,
+    )
+    service = Service(process)
+    try:
+        yield service
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await service.ended()

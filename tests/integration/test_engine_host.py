@@ -1,0 +1,542 @@
+"""EngineHost with real child processes and real models."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from penstock.errors import DeadlineExceeded, InvalidArgument, InvalidManifest, PenstockError, Unavailable, Unsupported
+from penstock.internal.v1 import engine_pb2
+from penstock.tensors import DATATYPES, pack_bytes, unpack_bytes
+from penstock.v1 import manifest_pb2 as pb
+from services.worker.host import frames, host
+from services.worker.host.host import STOPPED, EngineHost
+from services.worker.host.samples import png
+from services.worker.processors.image import NOT_AN_IMAGE
+from tests.harness import models
+from tests.harness.engines import manifest_of, of_document
+
+ROOT = str(Path(__file__).resolve().parents[2])
+Tensor = tuple[str, str, tuple[int, ...], bytes]
+
+
+def descriptors() -> set[tuple[str, str]]:
+    """What this process has open, by number and target."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.add((name, os.readlink(f"/proc/self/fd/{name}")))
+    return found
+
+
+def children() -> list[int]:
+    """Child processes of this one, zombies too."""
+    found: list[int] = []
+    for task in os.listdir("/proc/self/task"):
+        found += map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
+    return found
+
+
+@pytest.fixture(autouse=True)
+async def nothing_left_behind() -> AsyncIterator[None]:
+    """Whatever a test does, no child and no descriptor outlives it."""
+    before, processes = descriptors(), children()
+    yield
+    leaked = {entry for entry in descriptors() - before if "memfd" in entry[1] or "socket" in entry[1]}
+    assert not leaked
+    assert children() == processes
+
+
+@asynccontextmanager
+async def started(folder: Path, **options: Any) -> AsyncIterator[EngineHost]:
+    manifest, files = manifest_of(folder)
+    made = await EngineHost.start(manifest, files, **{"threads": 1, "load_timeout": 60, **options})
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def staged(made: EngineHost, tensors: Sequence[Tensor]) -> list[engine_pb2.TensorRef]:
+    references, total = [], 0
+    for name, datatype, shape, data in tensors:
+        references.append(
+            engine_pb2.TensorRef(name=name, datatype=datatype, shape=shape, offset=total, size_bytes=len(data))
+        )
+        total += -(-len(data) // 64) * 64
+    arena = made.staging(max(1, total))
+    for reference, (_, _, _, data) in zip(references, tensors, strict=True):
+        arena[reference.offset : reference.offset + len(data)] = data
+    return references
+
+
+def floats(values: Any) -> Tensor:
+    array = np.asarray(values, dtype="<f4")
+    return ("x", "FP32", array.shape, array.tobytes())
+
+
+async def add_one(made: EngineHost, rows: int) -> list[float]:
+    """Runs the add1 model on `rows` different rows; the first column of the answer."""
+    x = np.arange(rows * 16, dtype="<f4").reshape(rows, 16)
+    outcome = await made.run(rows, staged(made, [floats(x)]))
+    y = np.frombuffer(outcome.outputs[0].data, "<f4").reshape(outcome.outputs[0].shape)
+    np.testing.assert_array_equal(y, x + 1)
+    assert outcome.infer_ns > 0
+    return [float(value) for value in y[:, 0]]
+
+
+async def test_every_datatype_makes_the_round_trip(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    rows = 3
+    tensors: list[Tensor] = []
+    for datatype, row in DATATYPES.items():
+        data = random.integers(0, 2 if datatype == "BOOL" else 256, rows * 2 * row.size, dtype=np.uint8).tobytes()
+        if datatype == "BYTES":
+            data = pack_bytes(["grün".encode(), b"", b"x" * 1000, b"a\0b", b"1", b"2"])
+        tensors.append((f"in_{datatype.lower()}", datatype, (rows, 2), data))
+    async with started(models.identity(tmp_path)) as made:
+        outcome = await made.run(rows, staged(made, tensors))
+        got = {output.name: output for output in outcome.outputs}
+        assert len(got) == len(DATATYPES) == 14
+        for name, datatype, shape, data in tensors:
+            output = got[name.replace("in_", "out_")]
+            assert (output.datatype, output.shape) == (datatype, shape)
+            assert bytes(output.data) == data, datatype
+        assert outcome.row_failures == {}
+        assert made.memory_bytes > 10 << 20
+
+
+async def test_arenas_grow_from_a_kilobyte_to_64_megabytes_and_back(tmp_path: Path) -> None:
+    async with started(models.any_size(tmp_path)) as made:
+        for size in (1 << 10, 1 << 20, 64 << 20, 1 << 10):
+            data = np.random.default_rng(size).integers(0, 100, size // 4).astype("<f4").tobytes()
+            outcome = await made.run(0, staged(made, [("x", "FP32", (size // 4,), data)]))
+            assert outcome.outputs[0].data == data
+        assert made.alive
+
+
+async def test_an_outcome_stays_readable_until_the_next_run_even_if_the_arena_grows(tmp_path: Path) -> None:
+    async with started(models.any_size(tmp_path)) as made:
+        first = await made.run(0, staged(made, [floats([1, 2, 3])]))
+        staged(made, [floats(np.zeros(1 << 20))])
+        assert np.frombuffer(first.outputs[0].data, "<f4").tolist() == [1, 2, 3]
+
+
+async def test_outputs_larger_than_their_arena_do_not_run_the_model_twice(tmp_path: Path) -> None:
+    # Random numbers: a second run would not give the sum that came with them.
+    nodes = [
+        helper.make_node("RandomUniformLike", ["x"], ["r"], dtype=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["r"], ["sum"], keepdims=0),
+    ]
+    folder = _graph(tmp_path, nodes, ["r", "sum"])
+    async with started(folder) as made:
+        for size in (1 << 18, 1 << 20):
+            outcome = await made.run(0, staged(made, [floats(np.zeros(size))]))
+            got = {output.name: np.frombuffer(output.data, "<f4") for output in outcome.outputs}
+            np.testing.assert_allclose(got["r"].sum(dtype=np.float64), got["sum"], rtol=1e-3)
+
+
+def _graph(folder: Path, nodes: list[Any], outputs: list[str]) -> Path:
+    shapes: dict[str, list[Any]] = {"r": ["n"], "sum": []}
+    return models._write(
+        folder,
+        "g",
+        nodes,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in outputs],
+        [{"name": "x", "datatype": "FP32", "shape": [-1]}],
+        [{"name": name, "datatype": "FP32", "shape": [-1] if shapes[name] else []} for name in outputs],
+        batching={"max_batch_size": 0},
+    )
+
+
+def stat(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat after the name: state, parent, …"""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+async def until_stopped(pid: int) -> None:
+    while stat(pid)[0] != "T":  # noqa: ASYNC110 (the kernel tells nobody when a SIGSTOP has arrived)
+        await asyncio.sleep(0)
+
+
+async def test_a_frozen_child_does_not_hold_up_the_event_loop(tmp_path: Path) -> None:
+    async with started(models.add_one(tmp_path)) as made:
+        os.kill(made.pid, signal.SIGSTOP)
+        await until_stopped(made.pid)
+        run = asyncio.create_task(add_one(made, 2))
+        loop = asyncio.get_running_loop()
+        late = 0.0
+        for _ in range(2_000):
+            due = loop.time()
+            await asyncio.sleep(0)
+            late = max(late, loop.time() - due)
+        assert not run.done()
+        assert late < 0.5
+        os.kill(made.pid, signal.SIGCONT)
+        assert await run == [1, 17]
+
+
+def busy_ticks(pid: int) -> int:
+    return int(stat(pid)[11])
+
+
+async def busy(made: EngineHost) -> asyncio.Task[Any]:
+    """A run that would last for minutes, and is in the engine now."""
+    run = asyncio.create_task(
+        made.run(0, staged(made, [("times", "INT64", (1,), np.array([10**7], np.int64).tobytes())]))
+    )
+    before = busy_ticks(made.pid)
+    while busy_ticks(made.pid) < before + 3:  # noqa: ASYNC110 (nor when it computes)
+        await asyncio.sleep(0)
+    assert not run.done()
+    return run
+
+
+async def test_a_child_killed_in_a_run_ends_the_run_and_the_host(tmp_path: Path) -> None:
+    async with started(models.slow(tmp_path)) as made:
+        died = asyncio.create_task(made.died())
+        run = await busy(made)
+        assert not died.done()
+        os.kill(made.pid, signal.SIGKILL)
+        with pytest.raises(Unavailable) as caught:
+            await run
+        assert caught.value.message == STOPPED == "the engine stopped while it ran this request"
+        await asyncio.wait_for(died, 10)
+        assert not made.alive
+        with pytest.raises(Unavailable):
+            await made.run(0, staged(made, [("times", "INT64", (1,), bytes(8))]))
+
+
+async def test_a_cancelled_run_leaves_the_host_usable(tmp_path: Path) -> None:
+    async with started(models.add_one(tmp_path)) as made:
+        for _ in range(20):
+            os.kill(made.pid, signal.SIGSTOP)
+            await until_stopped(made.pid)
+            run = asyncio.create_task(add_one(made, 1))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            reads = made._inputs.view[:64] if made._inputs else memoryview(b"")
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await run
+            # The child still reads for the run that nobody waits for: nothing may be written there.
+            made.staging(64)[:] = b"\xff" * 64
+            assert np.frombuffer(reads, "<f4").tolist() == [*range(16)]
+            later = asyncio.create_task(add_one(made, 3))
+            await asyncio.sleep(0)
+            os.kill(made.pid, signal.SIGCONT)
+            assert await later == [1, 17, 33]
+
+
+async def test_runs_cancelled_at_any_moment_never_mix_answers(tmp_path: Path) -> None:
+    async with started(models.add_one(tmp_path)) as made:
+        for steps in range(60):
+            run = asyncio.create_task(add_one(made, 1 + steps % 5))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            run.cancel()
+            with suppress(asyncio.CancelledError):
+                await run
+            assert await add_one(made, 4) == [1, 17, 33, 49]
+
+
+async def test_closing_ends_even_a_busy_child_and_may_be_repeated(tmp_path: Path) -> None:
+    async with started(models.slow(tmp_path)) as made:
+        run = await busy(made)
+        await asyncio.gather(made.close(0.05), made.close(0.05))
+        with pytest.raises(Unavailable):
+            await run
+        await made.died()
+        await made.close()
+        assert not made.alive
+        assert made.memory_bytes > 0
+
+
+async def test_a_polite_close_lets_the_run_finish(tmp_path: Path) -> None:
+    async with started(models.slow(tmp_path)) as made:
+        times = np.array([300], np.int64)
+        run = asyncio.create_task(made.run(0, staged(made, [("times", "INT64", (1,), times.tobytes())])))
+        await asyncio.sleep(0)
+        await made.close(60)
+        outcome = await run
+        assert outcome.outputs[0].shape == (1,)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_bad_rows_are_reported_and_the_others_answered(threads: int, tmp_path: Path) -> None:
+    document = {
+        "name": "pictures",
+        "format": "onnx",
+        "files": {"model": "model.onnx"},
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}],
+        "outputs": [{"name": "best", "datatype": "BYTES", "shape": [1]}],
+        "preprocess": [
+            {"image": {"input": "image", "output": "x", "width": 4, "height": 4, "mode": "L", "layout": "FLAT"}}
+        ],
+        "postprocess": [{"top_k": {"input": "y", "output_labels": "best"}}],
+        "batching": {"max_batch_size": 32},
+    }
+    models.add_one(tmp_path)
+    manifest, files = of_document(document, tmp_path)
+    made = await EngineHost.start(manifest, files, threads=threads, load_timeout=60)
+    try:
+        rows = [png(9, 9), b"no picture", png(3, 3), b""]
+        outcome = await made.run(4, staged(made, [("image", "BYTES", (4, 1), pack_bytes(rows))]))
+        assert {row: error.message for row, error in outcome.row_failures.items()} == dict.fromkeys(
+            (1, 3), f"inputs[0] (image): {NOT_AN_IMAGE}"
+        )
+        assert all(type(error) is InvalidArgument for error in outcome.row_failures.values())
+        assert unpack_bytes(outcome.outputs[0].data, 4) == [b"0", b"", b"0", b""]
+        outcome = await made.run(2, staged(made, [("image", "BYTES", (2, 1), pack_bytes([b"", b"?"]))]))
+        assert [*outcome.row_failures] == [0, 1]
+        assert outcome.outputs == []
+    finally:
+        await made.close()
+
+
+def unfit(folder: Path) -> tuple[pb.Manifest, dict[str, Path]]:
+    manifest, files = manifest_of(models.add_one(folder))
+    manifest.outputs[0].shape[0] = 17
+    return manifest, files
+
+
+def leaking(folder: Path) -> tuple[pb.Manifest, dict[str, Path]]:
+    manifest, files = manifest_of(models.add_one(folder))
+    import onnx
+
+    model = onnx.load(files["model"])
+    tensor = model.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[1])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../canary")
+    files["model"].write_bytes(model.SerializeToString())
+    return manifest, files
+
+
+def other_format(folder: Path) -> tuple[pb.Manifest, dict[str, Path]]:
+    manifest, files = manifest_of(models.add_one(folder))
+    manifest.format = "tensorrt"
+    return manifest, files
+
+
+def needy(folder: Path) -> tuple[pb.Manifest, dict[str, Path]]:
+    manifest, files = manifest_of(models.add_one(folder))
+    manifest.dependencies.append("onnxruntime>=999")
+    return manifest, files
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "says"),
+    [
+        (lambda folder: manifest_of(models.unloadable(folder)), InvalidManifest, "NoSuchOperator"),
+        (unfit, InvalidManifest, r"'y' is 17 in dimension 1 by the manifest; the model gives y FP32 \[-1, 16\]"),
+        (leaking, InvalidManifest, "keeps tensors in other files"),
+        (other_format, Unsupported, "TensorRT"),
+        (needy, Unsupported, r"this worker has onnxruntime .*; the model needs onnxruntime>=999"),
+    ],
+)
+async def test_a_model_that_cannot_be_served_says_why(
+    make: Callable[[Path], tuple[pb.Manifest, dict[str, Path]]], kind: type[PenstockError], says: str, tmp_path: Path
+) -> None:
+    manifest, files = make(tmp_path)
+    with pytest.raises(kind, match=says) as caught:
+        await EngineHost.start(manifest, files, threads=1, load_timeout=60)
+    assert str(tmp_path) not in caught.value.message
+
+
+async def test_a_load_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    manifest, files = manifest_of(models.add_one(tmp_path))
+    with pytest.raises(DeadlineExceeded, match=r"did not load within 0\.01 s"):
+        await EngineHost.start(manifest, files, threads=1, load_timeout=0.01)
+
+
+async def test_a_start_that_is_cancelled_at_any_moment_leaves_nothing(tmp_path: Path) -> None:
+    manifest, files = manifest_of(models.add_one(tmp_path))
+    for steps in (0, 1, 2, 3, 5, 8, 13, 50, 200):
+        start = asyncio.create_task(EngineHost.start(manifest, files, threads=1, load_timeout=60))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+
+
+async def test_nothing_is_unpickled_in_a_child() -> None:
+    script = (
+        "import os, pickle, pathlib\n"
+        "from services.worker.host.child import confine\n"
+        "confine(os.getppid())\n"
+        "assert pickle.loads(pickle.dumps([1, 'plain']))\n"
+        "try: pickle.loads(pickle.dumps(pathlib.PurePath('a')))\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": ROOT}
+    )
+    said, _ = await child.communicate()
+    assert said.decode().strip() == "nothing is unpickled in an engine's process"
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+async def test_an_exported_program_runs_in_a_child(tmp_path: Path) -> None:
+    """Exported by another process: torch is never imported into one that hosts engines."""
+    script = (
+        "import sys, torch\n"
+        "class AddOne(torch.nn.Module):\n"
+        "    def forward(self, x): return x + 1\n"
+        "batch = torch.export.Dim('batch', min=1, max=64)\n"
+        "program = torch.export.export(AddOne(), (torch.ones(2, 16),), dynamic_shapes=({0: batch},))\n"
+        "torch.export.save(program, sys.argv[1])\n"
+    )
+    exporter = await asyncio.create_subprocess_exec(sys.executable, "-c", script, str(tmp_path / "model.pt2"))
+    assert await exporter.wait() == 0
+    manifest, _ = manifest_of(models.add_one(tmp_path))
+    manifest.format = "torch-export"
+    made = await EngineHost.start(manifest, {"model": tmp_path / "model.pt2"}, threads=1, load_timeout=100)
+    try:
+        assert await add_one(made, 3) == [1, 17, 33]
+    finally:
+        await made.close()
+
+
+def shown(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+async def test_the_child_is_its_own_session_and_has_no_secrets(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("PENSTOCK_WORKER_TOKEN", "very-secret")
+    async with started(models.add_one(tmp_path)) as made:
+        assert os.getsid(made.pid) == os.getpgid(made.pid) == made.pid
+        assert "very-secret" not in shown(made.pid, "environ")
+        assert int(shown(made.pid, "oom_score_adj")) >= 600
+        assert "NoNewPrivs:\t1" in shown(made.pid, "status")
+        opened = [os.readlink(f"/proc/{made.pid}/fd/{name}") for name in os.listdir(f"/proc/{made.pid}/fd")]
+        assert opened.count("/dev/null") == 2
+        assert sum(target.startswith("socket:") for target in opened) == 1
+
+
+async def test_a_child_dies_with_its_worker(tmp_path: Path) -> None:
+    """The worker is another process here, and is killed."""
+    models.add_one(tmp_path)
+    script = (
+        "import asyncio, sys; from pathlib import Path\n"
+        "from services.worker.host.host import EngineHost\n"
+        "from tests.harness.engines import manifest_of\n"
+        "async def main():\n"
+        "    manifest, files = manifest_of(Path(sys.argv[1]))\n"
+        "    made = await EngineHost.start(manifest, files, threads=1, load_timeout=60)\n"
+        "    print(made.pid, [name for name in ('onnxruntime', 'torch') if name in sys.modules], flush=True)\n"
+        "    await made.died()\n"
+        "asyncio.run(main())\n"
+    )
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        script,
+        str(tmp_path),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": ROOT},
+    )
+    try:
+        assert worker.stdout is not None
+        pid, _, imported = (await asyncio.wait_for(worker.stdout.readline(), 60)).decode().partition(" ")
+        assert imported.strip() == "[]"
+        gone = os.pidfd_open(int(pid))
+        try:
+            dead = asyncio.Event()
+            asyncio.get_running_loop().add_reader(gone, dead.set)
+            worker.kill()
+            await asyncio.wait_for(dead.wait(), 10)
+        finally:
+            asyncio.get_running_loop().remove_reader(gone)
+            os.close(gone)
+    finally:
+        with suppress(ProcessLookupError):
+            worker.kill()
+        await worker.wait()
+
+
+Liar = Callable[[engine_pb2.HostRequest], bytes]
+
+
+def response(request: engine_pb2.HostRequest, **result: Any) -> bytes:
+    return frames.pack(engine_pb2.HostResponse(id=request.id, **result))
+
+
+def run_result(**fields: Any) -> engine_pb2.RunResult:
+    honest = {"name": "y", "datatype": "FP32", "shape": [1, 16], "offset": 0, "size_bytes": 64}
+    return engine_pb2.RunResult(outputs=[engine_pb2.TensorRef(**{**honest, **fields})])
+
+
+LIES: dict[str, Liar] = {
+    "past the arena": lambda request: response(request, run=run_result(offset=1 << 40)),
+    "another request": lambda request: frames.pack(engine_pb2.HostResponse(id=999, run=run_result())),
+    "an endless frame": lambda request: b"\xff\xff\xff\xff",
+    "no message": lambda request: frames.HEADER.pack(3) + b"\xff\xff\xff",
+    "nothing": lambda request: response(request),
+    "two answers": lambda request: response(request, run=run_result()) * 2,
+    "no outputs": lambda request: response(request, run=engine_pb2.RunResult()),
+    "another kind": lambda request: response(request, load=engine_pb2.LoadResult()),
+    "an arena of exabytes": lambda request: response(request, need_bytes=1 << 60),
+    "an arena that it has": lambda request: response(request, need_bytes=1),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_child_that_lies_is_killed(lie: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """The child's end of the link is played by the test; a harmless process stands in for the child."""
+    manifest, files = manifest_of(models.add_one(tmp_path))
+    ends: list[socket.socket] = []
+
+    async def spawn(threads: int) -> tuple[asyncio.subprocess.Process, socket.socket]:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        ends.append(theirs)
+        return await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True), ours
+
+    monkeypatch.setattr(host, "spawn", spawn)
+    start = asyncio.create_task(EngineHost.start(manifest, files, threads=1, load_timeout=60))
+    request = await asked(ends)
+    await asyncio.get_running_loop().sock_sendall(ends[0], response(request, load=engine_pb2.LoadResult()))
+    made = await start
+    try:
+        run = asyncio.create_task(made.run(1, staged(made, [floats(np.zeros((1, 16)))])))
+        await asyncio.get_running_loop().sock_sendall(ends[0], LIES[lie](await asked(ends)))
+        with pytest.raises(Unavailable, match="the engine stopped"):
+            await run
+        await asyncio.wait_for(made.died(), 10)
+    finally:
+        ends[0].close()
+        await made.close()
+
+
+async def asked(ends: list[socket.socket]) -> engine_pb2.HostRequest:
+    """The next request that is not about an arena; descriptors that come along are dropped by the kernel."""
+    while not ends:  # noqa: ASYNC110 (it is the code under test that makes it)
+        await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    while True:
+        (size,) = frames.HEADER.unpack(await loop.sock_recv(ends[0], frames.HEADER.size))
+        request = engine_pb2.HostRequest.FromString(await loop.sock_recv(ends[0], size))
+        if request.WhichOneof("call") != "arena":
+            return request
+
+
+async def test_a_child_that_does_not_start_is_an_error(tmp_path: Path, monkeypatch: Any) -> None:
+    manifest, files = manifest_of(models.add_one(tmp_path))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(Unavailable, match="the engine stopped while it loaded the model"):
+        await EngineHost.start(manifest, files, threads=1, load_timeout=60)

@@ -1,0 +1,290 @@
+"""The management routes, driven in process: what is asked of which service, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from google.protobuf.message import Message
+
+from penstock.errors import Conflict
+from penstock.v1 import cluster_pb2, models_pb2
+from services.gateway.rest.app import build_app
+from tests.integration.rest_fakes import TOKEN, EchoInference, FakeControl, authenticate
+
+DIGEST = "sha256:" + "ab" * 32
+
+
+@pytest.fixture
+def control() -> FakeControl:
+    return FakeControl()
+
+
+@pytest.fixture
+async def http(control: FakeControl) -> AsyncIterator[httpx.AsyncClient]:
+    app = build_app(
+        inference=EchoInference(),
+        control=control,
+        ready=lambda: None,
+        max_body_bytes=4 << 20,
+        default_timeout=5.0,
+        authenticate=authenticate,
+    )
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway/api/v1", headers=TOKEN) as client:
+        yield client
+
+
+MANIFEST = "name: digits\nformat: onnx\n"
+
+# method, path, body, status, service, RPC, what the service is asked
+CASES: list[tuple[str, str, Any, int, str, str, Message]] = [
+    ("GET", "/models", None, 200, "ModelService", "ListModels", models_pb2.ListModelsRequest()),
+    (
+        "GET",
+        "/models?query=hand+written&tag=team:a:b&tag=tier:1&page_size=5&page_token=t",
+        None,
+        200,
+        "ModelService",
+        "ListModels",
+        models_pb2.ListModelsRequest(
+            query="hand written", tags={"team": "a:b", "tier": "1"}, page_size=5, page_token="t"
+        ),
+    ),
+    (
+        "GET",
+        "/models/digits/versions?page_size=2",
+        None,
+        200,
+        "ModelService",
+        "ListVersions",
+        models_pb2.ListVersionsRequest(name="digits", page_size=2),
+    ),
+    (
+        "GET",
+        "/models/digits/versions/champion",
+        None,
+        200,
+        "ModelService",
+        "GetVersion",
+        models_pb2.GetVersionRequest(name="digits", version="champion"),
+    ),
+    (
+        "POST",
+        "/models/digits/versions",
+        {"manifest": MANIFEST, "digests": {"model": DIGEST}, "request_key": "k", "version": 4},
+        201,
+        "ModelService",
+        "PublishVersion",
+        models_pb2.PublishVersionRequest(manifest=MANIFEST, digests={"model": DIGEST}, request_key="k", version=4),
+    ),
+    (
+        "DELETE",
+        "/models/digits/versions/4",
+        None,
+        204,
+        "ModelService",
+        "DeleteVersion",
+        models_pb2.DeleteVersionRequest(name="digits", version=4),
+    ),
+    (
+        "PUT",
+        "/models/digits/aliases/champion",
+        {"version": 4, "expected_version": 0},
+        200,
+        "ModelService",
+        "SetAlias",
+        models_pb2.SetAliasRequest(name="digits", alias="champion", version=4, expected_version=0),
+    ),
+    (
+        "PUT",
+        "/models/digits/aliases/champion",
+        {"version": 4},
+        200,
+        "ModelService",
+        "SetAlias",
+        models_pb2.SetAliasRequest(name="digits", alias="champion", version=4),
+    ),
+    (
+        "DELETE",
+        "/models/digits/aliases/champion?expected_version=4",
+        None,
+        204,
+        "ModelService",
+        "DeleteAlias",
+        models_pb2.DeleteAliasRequest(name="digits", alias="champion", expected_version=4),
+    ),
+    (
+        "GET",
+        f"/artifacts/{DIGEST}",
+        None,
+        200,
+        "ArtifactService",
+        "GetArtifact",
+        models_pb2.GetArtifactRequest(digest=DIGEST),
+    ),
+    (
+        "GET",
+        "/deployments",
+        None,
+        200,
+        "DeploymentService",
+        "ListDeployments",
+        models_pb2.ListDeploymentsRequest(),
+    ),
+    (
+        "PUT",
+        "/deployments/digits",
+        {"version": 3, "replicas": 2, "keep_others": True},
+        200,
+        "DeploymentService",
+        "Deploy",
+        models_pb2.DeployRequest(name="digits", version="3", replicas=2, keep_others=True),
+    ),
+    ("PUT", "/deployments/digits", None, 200, "DeploymentService", "Deploy", models_pb2.DeployRequest(name="digits")),
+    (
+        "DELETE",
+        "/deployments/digits",
+        None,
+        204,
+        "DeploymentService",
+        "Undeploy",
+        models_pb2.UndeployRequest(name="digits"),
+    ),
+    (
+        "DELETE",
+        "/deployments/digits/versions/3",
+        None,
+        204,
+        "DeploymentService",
+        "Undeploy",
+        models_pb2.UndeployRequest(name="digits", version=3),
+    ),
+    ("GET", "/status?name=d", None, 200, "ClusterService", "GetStatus", cluster_pb2.GetStatusRequest(name="d")),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "service", "rpc", "request_"), CASES)
+async def test_what_is_asked(
+    http: httpx.AsyncClient,
+    control: FakeControl,
+    method: str,
+    path: str,
+    body: Any,
+    status: int,
+    service: str,
+    rpc: str,
+    request_: Message,
+) -> None:
+    answer = await http.request(method, path, json=body, headers={"x-request-id": "r1"})
+    assert answer.status_code == status, answer.text
+    assert (answer.content == b"") == (status == 204)
+    asked_service, asked_rpc, asked, headers = control.asked[-1]
+    assert (asked_service, asked_rpc, asked) == (f"penstock.v1.{service}", rpc, request_)
+    assert headers == {"x-request-id": "r1", **TOKEN}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "field"),
+    [
+        ("GET", "/models?nope=1", None, "nope"),
+        ("GET", "/models?page_size=x", None, "page_size"),
+        ("GET", "/models?page_size=1001", None, "page_size"),
+        ("GET", "/models?tag=novalue", None, "tag"),
+        ("POST", "/models/digits/versions", {}, "manifest"),
+        ("POST", "/models/digits/versions", {"manifest": "name: other"}, "name"),
+        ("POST", "/models/digits/versions", {"manifest": MANIFEST, "digests": {"model": 1}}, "digests"),
+        ("POST", "/models/digits/versions", {"manifest": MANIFEST, "extra": 1}, "extra"),
+        ("POST", "/models/digits/versions", [], "body"),
+        ("DELETE", "/models/digits/versions/champion", None, "version"),
+        ("DELETE", "/models/digits/versions/0", None, "version"),
+        ("PUT", "/models/digits/aliases/a", {}, "version"),
+        ("PUT", "/models/digits/aliases/a", {"version": "4"}, "version"),
+        ("PUT", "/deployments/digits", {"replicas": -1}, "replicas"),
+        ("PUT", "/deployments/digits", {"replicas": 2**31}, "replicas"),
+        ("DELETE", "/deployments/digits/versions/x", None, "version"),
+    ],
+)
+async def test_what_is_refused_here(
+    http: httpx.AsyncClient, control: FakeControl, method: str, path: str, body: Any, field: str
+) -> None:
+    answer = await http.request(method, path, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["field"] == field
+    assert not control.asked
+
+
+async def test_bodies_are_bounded(http: httpx.AsyncClient) -> None:
+    deep = b'{"digests":' + b"[" * 40 + b"]" * 40 + b"}"
+    answer = await http.post("/models/digits/versions", content=deep)
+    assert (answer.status_code, "deeper than 32" in answer.text) == (400, True)
+    answer = await http.post("/models/digits/versions", content=bytes((4 << 20) + 1))
+    assert answer.json()["error"]["code"] == "TOO_LARGE"
+
+
+async def test_what_comes_out(http: httpx.AsyncClient, control: FakeControl) -> None:
+    version = models_pb2.ModelVersion(name="digits", version=3, manifest_digest=DIGEST, aliases=["champion"])
+    version.manifest.tags["team"] = "a"
+    version.create_time.FromJsonString("2026-01-02T03:04:05Z")
+    control.answers["GetVersion"] = models_pb2.GetVersionResponse(version=version)
+    shown = (await http.get("/models/digits/versions/3")).json()
+    assert (shown["version"], shown["aliases"], shown["deployed"]) == (3, ["champion"], False)
+    assert shown["manifest"]["tags"] == {"team": "a"}
+    assert shown["create_time"] == "2026-01-02T03:04:05Z"
+    control.answers["SetAlias"] = Conflict("the alias points at 2", field="expected_version")
+    answer = await http.put("/models/digits/aliases/a", json={"version": 3, "expected_version": 1})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "CONFLICT")
+
+
+async def test_one_model_is_found_among_those_that_match(http: httpx.AsyncClient, control: FakeControl) -> None:
+    found = models_pb2.ListModelsResponse(models=[models_pb2.Model(name="digits"), models_pb2.Model(name="digits-big")])
+    control.answers["ListModels"] = found
+    assert (await http.get("/models/digits")).json()["name"] == "digits"
+    answer = await http.get("/models/digit")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "NOT_FOUND")
+
+
+async def test_upload(http: httpx.AsyncClient, control: FakeControl) -> None:
+    content = bytes(range(256)) * (6 << 12)  # beyond the body limit, which is not for artifacts
+    assert len(content) > 4 << 20
+    answer = await http.put(f"/artifacts/{DIGEST}", content=content)
+    assert answer.status_code == 201, answer.text
+    assert answer.json() == {"artifact": {"digest": DIGEST, "size_bytes": len(content)}, "existed": False}
+    header, received = control.uploads[-1]
+    assert (header.digest, header.size_bytes, header.offset) == (DIGEST, len(content), 0)
+    assert received == content
+
+
+async def test_upload_goes_on(http: httpx.AsyncClient, control: FakeControl) -> None:
+    await http.put(f"/artifacts/{DIGEST}", content=b"defg", headers={"content-range": "bytes 3-6/7"})
+    await http.put(f"/artifacts/{DIGEST}?offset=3", content=b"defg")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"de"
+        yield b"fg"
+
+    await http.put(f"/artifacts/{DIGEST}?offset=3&size=7", content=chunks())
+    assert [(header.offset, header.size_bytes, data) for header, data in control.uploads] == [(3, 7, b"defg")] * 3
+
+
+@pytest.mark.parametrize(("path", "status"), [(f"/artifacts/{DIGEST}?size=9", 400), ("/artifacts/md5:1", 400)])
+async def test_uploads_that_are_refused(http: httpx.AsyncClient, control: FakeControl, path: str, status: int) -> None:
+    assert (await http.put(path, content=b"defg")).status_code == status
+    assert not control.uploads
+
+
+async def test_a_chunked_upload_is_as_long_as_announced(http: httpx.AsyncClient, control: FakeControl) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"abcd"
+
+    for size in (3, 5):
+        answer = await http.put(f"/artifacts/{DIGEST}?size={size}", content=chunks())
+        assert (answer.status_code, answer.json()["error"]["field"]) == (400, "size")
+    assert not control.uploads
+    control.refuse_uploads = Conflict("go on at 2", field="offset")
+    assert (await http.put(f"/artifacts/{DIGEST}", content=b"abcd")).status_code == 409
+    assert (
+        await http.put(f"/artifacts/{DIGEST}", content=b"a", headers={"content-encoding": "gzip"})
+    ).status_code == 501
