@@ -24,8 +24,8 @@ class Ports:
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Ports:
-        """The table, overridden by environment; raises ValueError for a variable that is not a port, or not one of its own."""
-        numbers = {}
+        """The table, overridden by environment; raises ValueError for one that is no port, or another's."""
+        numbers: dict[str, int] = {}
         for line in TABLE.read_text().splitlines():
             if line.startswith("#") or "=" not in line:
                 continue

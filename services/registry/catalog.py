@@ -1,0 +1,158 @@
+"""The rules, in order: what must hold before something is published, moved, deployed or deleted.
+
+A publish: the manifest is sound → every file is here and looks like its format → memory is known → in one transaction
+the version takes its number and its PublishedVersion becomes an artifact. `changed` is called after every write that
+the cluster should hear of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+
+from penstock import names
+from penstock.errors import InvalidArgument, NotFound
+from penstock.internal.v1 import records_pb2
+from penstock.v1 import manifest_pb2, models_pb2
+
+from . import formats, manifest
+from .blobs import BlobStore
+from .deployment_store import DeploymentStore, message
+from .store import NewVersion, Store
+from .threads import Threads
+
+MEMORY_BESIDE_FILES = 64 << 20
+"""Bytes that a replica is taken to need beside twice its files when the manifest does not say."""
+
+
+class Catalog:
+    """The registry's decisions; arguments are checked names and numbers (rpc.py), answers are messages."""
+
+    def __init__(
+        self,
+        store: Store,
+        deployments: DeploymentStore,
+        blobs: BlobStore,
+        threads: Threads,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._deployments = deployments
+        self._blobs = blobs
+        self._threads = threads
+        self._changed = changed
+
+    async def publish(self, request: models_pb2.PublishVersionRequest, publisher: str) -> models_pb2.ModelVersion:
+        """Publishes; raises InvalidManifest, InvalidArgument, NotFound, AlreadyExists, Conflict."""
+        return await self._threads.run(self._publish, request, publisher)
+
+    async def get(self, name: str, version: int | str | None) -> models_pb2.ModelVersion:
+        return await self._threads.run(self._store.get, name, version)
+
+    async def list_versions(self, name: str, size: int, token: str) -> tuple[list[models_pb2.ModelVersion], str]:
+        return await self._threads.run(self._store.list_versions, name, size, token)
+
+    async def list_models(
+        self, query: str, tags: Mapping[str, str], size: int, token: str
+    ) -> tuple[list[models_pb2.Model], str]:
+        return await self._threads.run(self._store.list_models, query, tags, size, token)
+
+    async def delete(self, name: str, number: int) -> None:
+        await self._threads.run(self._store.delete, name, number)
+
+    async def set_alias(self, name: str, alias: str, number: int, expected: int | None) -> int:
+        try:
+            return await self._threads.run(self._store.set_alias, name, alias, number, expected)
+        finally:
+            self._changed()
+
+    async def delete_alias(self, name: str, alias: str, expected: int | None) -> None:
+        try:
+            await self._threads.run(self._store.delete_alias, name, alias, expected)
+        finally:
+            self._changed()
+
+    async def deploy(
+        self, name: str, version: int | str | None, replicas: int, *, keep_others: bool
+    ) -> models_pb2.Deployment:
+        # `finally`: a caller that leaves may leave after the transaction.
+        try:
+            return await self._threads.run(self._deployments.deploy, name, version, replicas, keep_others=keep_others)
+        finally:
+            self._changed()
+
+    async def undeploy(self, name: str, number: int) -> None:
+        try:
+            await self._threads.run(self._deployments.undeploy, name, number)
+        finally:
+            self._changed()
+
+    async def deployments(self) -> list[models_pb2.Deployment]:
+        deployed = await self._threads.run(self._deployments.read_all)
+        return [message(one.record) for one in deployed.values()]
+
+    # --- a publish, step by step; blocking ----------------------------------------------------------------------------
+
+    def _publish(self, request: models_pb2.PublishVersionRequest, publisher: str) -> models_pb2.ModelVersion:
+        described = manifest.parse(request.manifest)
+        files = self._files(described, request.digests)
+        model = files["model"]
+        formats.check(
+            described.format, model.size_bytes, lambda offset, length: self._blobs.peek(model.digest, offset, length)
+        )
+        if not described.resources.memory_bytes:
+            described.resources.memory_bytes = memory_estimate(file.size_bytes for file in files.values())
+        return self._store.publish(
+            NewVersion(
+                manifest=described,
+                files=files,
+                publisher=publisher,
+                seal=lambda number: self._blobs.keep(sealed(described, files, number)),
+                number=request.version,
+                request_key=request.request_key,
+                fingerprint=_fingerprint(request),
+            )
+        )
+
+    def _files(self, described: manifest_pb2.Manifest, digests: Mapping[str, str]) -> dict[str, models_pb2.Artifact]:
+        """The uploaded file of every role; raises InvalidArgument or NotFound with the role."""
+        for role in sorted(digests):
+            if role not in described.files:
+                shown = ascii(role[:64])
+                raise InvalidArgument(f"digests: the manifest's `files` have no role {shown}", field="digests")
+        files = {}
+        for role in sorted(described.files):
+            field = f"digests.{role}"
+            if role not in digests:
+                raise InvalidArgument(f"{field}: is missing; upload the file and send its digest", field=field)
+            digest = names.digest(digests[role], field)
+            size = self._blobs.size(digest)
+            if size is None:
+                raise NotFound(f"{field}: artifact {digest} is not here; upload it first", field=field)
+            files[role] = models_pb2.Artifact(digest=digest, size_bytes=size)
+        return files
+
+
+def memory_estimate(sizes: Iterable[int]) -> int:
+    """Bytes that placement reserves for files of these sizes: twice their sum and 64 MiB."""
+    return 2 * sum(sizes) + MEMORY_BESIDE_FILES
+
+
+def sealed(described: manifest_pb2.Manifest, files: Mapping[str, models_pb2.Artifact], number: int) -> bytes:
+    """The bytes of a PublishedVersion; equal content gives equal bytes, so their digest names the version."""
+    published = records_pb2.PublishedVersion(
+        name=described.name,
+        version=number,
+        manifest=described.SerializeToString(deterministic=True),
+        files={
+            role: records_pb2.PublishedFile(digest=file.digest, size_bytes=file.size_bytes)
+            for role, file in files.items()
+        },
+    )
+    return published.SerializeToString(deterministic=True)
+
+
+def _fingerprint(request: models_pb2.PublishVersionRequest) -> str:
+    asked = json.dumps([request.manifest, sorted(request.digests.items()), request.version])
+    return hashlib.sha256(asked.encode()).hexdigest()

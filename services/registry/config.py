@@ -1,0 +1,31 @@
+"""Configuration of the registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.kit.config import ServiceConfig, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryConfig(ServiceConfig):
+    """What a registry can be told."""
+
+    port: int = setting(8011, "port of the gRPC server; 0 takes a free one")
+    admin_port: int = setting(8012, "port of /metrics, /healthz and /readyz; 0 takes a free one")
+    data_dir: str = setting("data/registry", "folder of the artifacts and of the SQLite file")
+    database_url: str = setting("", "postgresql://user@host/name or sqlite:///file; empty: registry.db in data_dir")
+    max_artifact_bytes: int = setting(1 << 40, "largest artifact in bytes")
+    spare_bytes: int = setting(64 << 20, "bytes that uploads leave free on the disk")
+    partial_hours: float = setting(24.0, "hours after which an upload that nobody goes on with is removed")
+    upload_idle_seconds: float = setting(60.0, "seconds that an upload may pause before its stream is ended")
+    project_seconds: float = setting(5.0, "seconds between two looks whether etcd holds what the database says")
+
+    def folder(self) -> Path:
+        """The folder, absolute."""
+        return Path(self.data_dir).resolve()
+
+    def database(self) -> str:
+        """The URL of the database."""
+        return self.database_url or f"sqlite:///{self.folder() / 'registry.db'}"

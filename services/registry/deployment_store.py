@@ -1,0 +1,163 @@
+"""What should run, in SQL: the same database and locks as store.py, the rules of deployments.py.
+
+`generation` counts every change of what the cluster should know of a model; it never goes back, not even when the
+model is undeployed and deployed again. Methods block: call them from a thread.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from penstock.internal.v1 import records_pb2
+from penstock.v1 import models_pb2
+
+from .database import Database, insert_if_absent
+from .deployments import NOTHING, Plan, Wanted, deploy, undeploy, without
+from .manifest import ENGINES
+from .store import find_number, lock_model, now_microseconds
+from .tables import aliases, deployed_versions, deployments, models, versions
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """One deployment as read."""
+
+    plan: Plan
+    record: records_pb2.DeploymentRecord
+
+
+class DeploymentStore:
+    """What is wanted of every model."""
+
+    def __init__(self, database: Database, clock: Callable[[], int] = now_microseconds) -> None:
+        self._database = database
+        self._clock = clock
+
+    def deploy(
+        self, name: str, version: int | str | None, replicas: int, *, keep_others: bool
+    ) -> models_pb2.Deployment:
+        """Wants a version, None for the newest; raises NotFound."""
+        with self._database.write() as connection:
+            lock_model(connection, name)
+            number = find_number(connection, name, version)
+            plan = _plan(connection, name)
+            self._save(connection, name, plan, deploy(plan, number, replicas, keep_others=keep_others))
+            return message(_records(connection, name)[name].record)
+
+    def undeploy(self, name: str, number: int) -> None:
+        """Wants a version gone, 0 for all of the model; fine when it is not deployed; raises NotFound."""
+        with self._database.write() as connection:
+            lock_model(connection, name)
+            plan = _plan(connection, name)
+            self._save(connection, name, plan, undeploy(plan, number))
+
+    def prune(self, name: str, generation: int, numbers: tuple[int, ...]) -> bool:
+        """Drops retiring versions if nothing has changed since `generation` was read; whether it did."""
+        with self._database.write() as connection:
+            if lock_model(connection, name).generation != generation:
+                return False
+            plan = _plan(connection, name)
+            return self._save(connection, name, plan, without(plan, numbers))
+
+    def read_all(self) -> dict[str, Deployed]:
+        """Every deployment by name, in order."""
+        with self._database.read() as connection:
+            return _records(connection)
+
+    def _save(self, connection: Connection, name: str, before: Plan, after: Plan) -> bool:
+        if before == after:
+            return False
+        connection.execute(deployed_versions.delete().where(deployed_versions.c.name == name))
+        if after.versions:
+            values = {"default_number": after.default, "update_time": self._clock()}
+            insert_if_absent(connection, deployments, name=name, **values)
+            connection.execute(deployments.update().where(deployments.c.name == name).values(values))
+            rows = [
+                {"name": name, "number": number, "replicas": wanted.replicas, "retiring": wanted.retiring}
+                for number, wanted in after.versions.items()
+            ]
+            connection.execute(deployed_versions.insert(), rows)
+        else:
+            connection.execute(deployments.delete().where(deployments.c.name == name))
+        connection.execute(models.update().where(models.c.name == name).values(generation=models.c.generation + 1))
+        return True
+
+
+def message(record: records_pb2.DeploymentRecord) -> models_pb2.Deployment:
+    """The public picture of a record."""
+    return models_pb2.Deployment(
+        name=record.name,
+        versions=[
+            models_pb2.DeployedVersion(version=wanted.version, replicas=wanted.replicas, retiring=wanted.retiring)
+            for wanted in record.versions
+        ],
+        default_version=record.default_version,
+        generation=record.generation,
+        aliases=dict(record.aliases),
+    )
+
+
+def _plan(connection: Connection, name: str) -> Plan:
+    default = connection.scalar(sa.select(deployments.c.default_number).where(deployments.c.name == name))
+    if default is None:
+        return NOTHING
+    rows = connection.execute(sa.select(deployed_versions).where(deployed_versions.c.name == name))
+    return Plan({row.number: Wanted(row.replicas, row.retiring) for row in rows}, default)
+
+
+def _records(connection: Connection, name: str | None = None) -> dict[str, Deployed]:
+    """Deployments by name, one or all."""
+
+    def rows(statement: sa.Select[Any], table: sa.Table) -> Sequence[sa.Row[Any]]:
+        return connection.execute(statement if name is None else statement.where(table.c.name == name)).all()
+
+    wanted: dict[str, list[sa.Row[Any]]] = defaultdict(list)
+    joined = sa.select(
+        deployed_versions, versions.c.memory_bytes, versions.c.manifest_digest, versions.c.format
+    ).join_from(
+        deployed_versions,
+        versions,
+        sa.and_(versions.c.name == deployed_versions.c.name, versions.c.number == deployed_versions.c.number),
+    )
+    for row in rows(joined.order_by(deployed_versions.c.number), deployed_versions):
+        wanted[row.name].append(row)
+    pointing: dict[str, dict[str, int]] = defaultdict(dict)
+    named = sa.select(aliases).join(
+        deployed_versions,
+        sa.and_(aliases.c.name == deployed_versions.c.name, aliases.c.number == deployed_versions.c.number),
+    )
+    for row in rows(named, aliases):
+        pointing[row.name][row.alias] = row.number
+    heads = sa.select(deployments.c.name, deployments.c.default_number, models.c.generation).join(models)
+    return {
+        row.name: _deployed(row, wanted[row.name], pointing[row.name])
+        for row in rows(heads.order_by(deployments.c.name), deployments)
+    }
+
+
+def _deployed(head: sa.Row[Any], rows: Sequence[sa.Row[Any]], pointing: dict[str, int]) -> Deployed:
+    record = records_pb2.DeploymentRecord(
+        name=head.name,
+        generation=head.generation,
+        default_version=head.default_number,
+        aliases=pointing,
+        versions=[
+            records_pb2.WantedVersion(
+                version=row.number,
+                replicas=row.replicas,
+                memory_bytes=row.memory_bytes,
+                manifest_digest=row.manifest_digest,
+                engine=ENGINES[row.format],
+                retiring=row.retiring,
+            )
+            for row in rows
+        ],
+    )
+    plan = Plan({row.number: Wanted(row.replicas, row.retiring) for row in rows}, head.default_number)
+    return Deployed(plan, record)

@@ -1,0 +1,104 @@
+"""Puts a worker together; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from penstock.cluster import keys
+from penstock.cluster.etcd import Etcd
+from penstock.cluster.membership import Membership
+from penstock.cluster.watch import Mirror
+from penstock.internal.v1.records_pb2 import AssignmentRecord, ServiceRecord, WorkerRecord
+from penstock.kit.service import Chassis
+from penstock.v1 import manifest_pb2 as pb
+
+from . import memory, rpc
+from .artifacts import Artifacts
+from .config import WorkerConfig
+from .departure import Departure
+from .engines.catalogue import probe_all
+from .host.host import EngineHost
+from .inference import Inference
+from .registry import Registries
+from .replica import Surroundings
+from .replicas import Replicas
+
+
+async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
+    """Starts everything that a worker runs on this chassis."""
+    etcd = Etcd(config.etcd)
+    chassis.on_close(etcd.close)
+    membership = Membership(etcd, config.lease_seconds)
+    registry_records = Mirror(etcd, keys.services_of("registry"), ServiceRecord)
+    registries = Registries(
+        lambda: [record.address for record in registry_records.records.values()], token=chassis.token
+    )
+    chassis.on_close(registries.close)
+    artifacts = Artifacts(config.cache_dir, registries, capacity_bytes=config.cache_bytes)
+    artifacts.open()
+
+    async def close_cache() -> None:
+        artifacts.close()
+
+    chassis.on_close(close_cache)
+
+    own = keys.assignment(chassis.id)
+    replicas = Replicas(
+        chassis.id,
+        chassis.address,
+        membership,
+        lambda: (assignments.records.get(own), assignments.rewinds),
+    )
+    assignments = Mirror(etcd, own, AssignmentRecord, replicas.note_change)
+    ledger = memory.Ledger(memory.offered(config.memory_bytes))
+    record = await _record(chassis, ledger.capacity_bytes)
+    workers = Mirror(etcd, keys.WORKERS, WorkerRecord, lambda: departure.note_change())
+    departure = Departure(record, membership, replicas, workers.records, config.drain_seconds)
+
+    rpc.register(chassis, Inference(chassis.id, replicas, chassis.not_ready))
+    await membership.put(keys.worker(chassis.id), record)
+    surroundings = Surroundings(
+        artifacts=artifacts,
+        ledger=ledger,
+        start=partial(_start_host, config),
+        announce=replicas.announce,
+        told=membership.settled,
+        run_timeout=config.run_timeout,
+        grace_seconds=config.grace_seconds,
+        drain_seconds=config.drain_seconds,
+    )
+    chassis.start(membership.run(), "membership")
+    chassis.start(registry_records.run(), "mirror of registries")
+    chassis.start(assignments.run(), "mirror of my assignment")
+    chassis.start(workers.run(), "mirror of workers")
+    chassis.start(replicas.run(surroundings), "replicas")
+    chassis.on_drain(departure.run)
+    chassis.on_drain(membership.leave)
+    # Once more, for a drain that ran out of time.
+    chassis.on_close(membership.leave)
+
+
+async def _start_host(config: WorkerConfig, manifest: pb.Manifest, files: Mapping[str, Path]) -> EngineHost:
+    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // 2)
+    return await EngineHost.start(manifest, files, threads=threads, load_timeout=config.load_timeout)
+
+
+async def _record(chassis: Chassis, memory_bytes: int) -> WorkerRecord:
+    engines, missing = await asyncio.to_thread(probe_all)
+    started = Timestamp()
+    started.GetCurrentTime()
+    return WorkerRecord(
+        id=chassis.id,
+        address=chassis.address,
+        admin_address=chassis.admin_address,
+        memory_bytes=memory_bytes,
+        engines=engines,
+        missing_engines=missing,
+        start_time=started,
+    )

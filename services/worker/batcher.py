@@ -1,0 +1,330 @@
+"""Many callers in, one engine call out. One task, `run`, owns the engine; `batching` decides, this module does.
+
+Promises, whatever is cancelled, late or broken: every submitted request ends exactly once; it gets its own rows and
+nobody else's; what fails one row fails its request alone; what fails the engine fails exactly the batch that was in it
+and the loop lives on. A caller who leaves is taken out of the queue; from a running batch, his rows are dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from opentelemetry.trace import Span
+
+from penstock import signals
+from penstock.errors import Cancelled, Internal, PenstockError, Unavailable
+from penstock.internal.v1 import engine_pb2
+from penstock.kit import telemetry
+from penstock.kit.log import get_logger
+
+from . import rows
+from .batching import BatchPolicy, BatchQueue, ServiceEstimate, Waiting, timeout_expired
+from .codec import Request, Tensor
+from .metrics import ReplicaMetrics
+from .statistics import Statistics
+
+ALIGNMENT: Final = 64
+"""Tensors begin at multiples of it in the arena: a cache line, and what vector instructions like."""
+
+log = get_logger()
+
+
+class Outcome(Protocol):
+    """What one run of an engine gave. The outputs' data is valid until the next run."""
+
+    @property
+    def outputs(self) -> Sequence[rows.Output]: ...
+    @property
+    def row_failures(self) -> Mapping[int, PenstockError]: ...
+    @property
+    def preprocess_ns(self) -> int: ...
+    @property
+    def infer_ns(self) -> int: ...
+    @property
+    def postprocess_ns(self) -> int: ...
+
+
+class EngineRunner(Protocol):
+    """The part of host.EngineHost that the batcher uses."""
+
+    def staging(self, size: int) -> memoryview: ...
+    async def run(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef]) -> Outcome: ...
+
+
+class EngineHung(Unavailable):
+    """The engine has not answered for so long that it is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ride:
+    """What a request met on its way: rows of its batch, seconds in the queue, nanoseconds of each part."""
+
+    batch_rows: int
+    queue_seconds: float
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The outputs that a request asked for, and its ride."""
+
+    outputs: tuple[Tensor, ...]
+    ride: Ride
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    request: Request
+    # A failure is a result too: a future that holds an exception complains when its caller has left.
+    end: asyncio.Future[Result | PenstockError]
+    span: Span | None
+
+
+class Batcher:
+    """The queue in front of one loaded replica.
+
+    Args:
+        run_timeout: seconds after which an engine that does not answer counts as hung; `run` then raises EngineHung.
+    """
+
+    def __init__(
+        self,
+        engine: EngineRunner,
+        policy: BatchPolicy,
+        *,
+        statistics: Statistics,
+        metrics: ReplicaMetrics,
+        run_timeout: float,
+    ) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._statistics = statistics
+        self._metrics = metrics
+        self._run_timeout = run_timeout
+        self._queue: BatchQueue[_Job] = BatchQueue(policy, ServiceEstimate())
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._outstanding = 0
+        self._free_at = 0.0
+        self._closed: PenstockError | None = None
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait."""
+        return len(self._queue)
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that wait or run."""
+        return self._outstanding
+
+    async def submit(self, request: Request, deadline: float, span: Span | None = None) -> Result:
+        """Waits for a request's answer.
+
+        deadline: absolute, on the loop's clock; what cannot meet it is refused, but leaving when it passes is the
+        caller's business (penstock.wire.server does it). Raises the PenstockError that ended the request.
+        """
+        loop = asyncio.get_running_loop()
+        arrived = loop.time()
+        self._outstanding += 1
+        self._idle.clear()
+        try:
+            result = await self._ended(_Job(request, loop.create_future(), span), arrived, deadline)
+        except asyncio.CancelledError:
+            self._count_failure(Cancelled.code.name, loop.time() - arrived)
+            raise
+        except PenstockError as error:
+            self._count_failure(error.code.name, loop.time() - arrived)
+            raise
+        finally:
+            self._outstanding -= 1
+            if not self._outstanding:
+                self._idle.set()
+        ride = result.ride
+        self._statistics.success(
+            request.rows,
+            total_ns=int((loop.time() - arrived) * 1e9),
+            queue_ns=int(ride.queue_seconds * 1e9),
+            input_ns=ride.input_ns,
+            infer_ns=ride.infer_ns,
+            output_ns=ride.output_ns,
+            now_ms=time.time_ns() // 1_000_000,
+        )
+        self._metrics.answered()
+        self._metrics.queue_seconds.observe(ride.queue_seconds)
+        return result
+
+    async def run(self) -> None:
+        """Serves until cancelled. Raises EngineHung when the engine does not come back; then nobody is left waiting."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                self._arrived.clear()
+                decision = self._queue.take(loop.time())
+                for waiting, error in decision.refused:
+                    _settle(waiting.item, error)
+                self._metrics.queue_depth.set(len(self._queue))
+                if decision.batch:
+                    await self._execute(decision.batch)
+                else:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout_at(decision.wake if decision.wake < float("inf") else None):
+                            await self._arrived.wait()
+        finally:
+            self.close(Unavailable("the model stopped serving on this worker"))
+
+    async def drained(self) -> None:
+        """Waits until no request waits or runs."""
+        await self._idle.wait()
+
+    def close(self, error: PenstockError) -> None:
+        """Ends every waiting request with this error at once, and every later one."""
+        self._closed = self._closed or error
+        for waiting in self._queue.clear():
+            _settle(waiting.item, error)
+        self._metrics.queue_depth.set(0)
+
+    async def _ended(self, job: _Job, arrived: float, deadline: float) -> Result:
+        """Queues the job and waits for its end."""
+        if self._closed is not None:
+            raise copy.copy(self._closed)
+        loop = asyncio.get_running_loop()
+        request, policy = job.request, self._policy
+        waiting = Waiting(
+            job,
+            request.kind,
+            request.rows,
+            policy.level(request.priority),
+            arrived,
+            deadline,
+            policy.expiry(arrived, request.timeout),
+        )
+        self._queue.admit(waiting, arrived, max(0.0, self._free_at - arrived))
+        self._arrived.set()
+        timer = loop.call_at(waiting.expires, self._expire, waiting) if waiting.expires < deadline else None
+        try:
+            end = await job.end
+        finally:
+            self._queue.discard(waiting)
+            if timer is not None:
+                timer.cancel()
+        if isinstance(end, PenstockError):
+            raise end
+        return end
+
+    def _expire(self, waiting: Waiting[_Job]) -> None:
+        if self._queue.discard(waiting):
+            _settle(waiting.item, timeout_expired())
+
+    async def _execute(self, batch: Sequence[Waiting[_Job]]) -> None:
+        """Runs one batch; each of its requests has ended when this returns or raises."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        size = sum(waiting.rows for waiting in batch)
+        self._free_at = started + self._queue.estimate.seconds(size)
+        span = _batch_span(batch, size)
+        failure: PenstockError = Unavailable("the model stopped serving on this worker")
+        try:
+            references = self._stage([waiting.item.request for waiting in batch])
+            staged_ns = int((loop.time() - started) * 1e9)
+            async with asyncio.timeout(self._run_timeout):
+                outcome = await self._engine.run(size if self._policy.max_batch_size else 0, references)
+            self._deliver(batch, outcome, size, started, staged_ns)
+            self._queue.estimate.observe(size, loop.time() - started)
+        except TimeoutError:
+            failure = EngineHung("the model's engine does not answer; it is being restarted")
+            raise failure from None
+        except PenstockError as error:
+            if error.detail:
+                log.warning("batch_failed", rows=size, problem=error.message, detail=error.detail)
+            failure = error
+        except Exception as error:
+            log.exception("batch_failed", rows=size)
+            failure = Internal("the model failed to run this request", detail=repr(error))
+        finally:
+            self._free_at = 0.0
+            if span is not None:
+                span.end()
+            for waiting in batch:
+                _settle(waiting.item, failure)
+        self._metrics.batch_seconds.observe(loop.time() - started)
+        self._metrics.batch_rows.observe(size)
+
+    def _stage(self, requests: Sequence[Request]) -> list[engine_pb2.TensorRef]:
+        """Writes the requests' rows into the engine's arena, each byte copied once."""
+        references: list[engine_pb2.TensorRef] = []
+        total = 0
+        for index, first in enumerate(requests[0].inputs):
+            size = sum(len(request.inputs[index].data) for request in requests)
+            shape = first.shape
+            if self._policy.max_batch_size:
+                shape = (sum(request.rows for request in requests), *shape[1:])
+            references.append(
+                engine_pb2.TensorRef(
+                    name=first.name, datatype=first.datatype, shape=shape, offset=total, size_bytes=size
+                )
+            )
+            total += -(-size // ALIGNMENT) * ALIGNMENT
+        arena = self._engine.staging(max(total, 1))
+        for index, reference in enumerate(references):
+            offset = reference.offset
+            for request in requests:
+                data = request.inputs[index].data
+                arena[offset : offset + len(data)] = data
+                offset += len(data)
+        return references
+
+    def _deliver(
+        self, batch: Sequence[Waiting[_Job]], outcome: Outcome, size: int, started: float, staged_ns: int
+    ) -> None:
+        """Gives each request its own rows. Everything is copied out here: the next run overwrites the outputs."""
+        loop = asyncio.get_running_loop()
+        slicing = loop.time()
+        whole = not self._policy.max_batch_size
+        sliced = rows.Sliced(outcome.outputs, None if whole else size, outcome.row_failures)
+        first = 0
+        answers: list[tuple[_Job, tuple[Tensor, ...] | PenstockError]] = []
+        for waiting in batch:
+            job = waiting.item
+            if not job.end.done():
+                answers.append((job, sliced.take(first, waiting.rows, job.request.outputs)))
+            first += waiting.rows
+        input_ns = staged_ns + outcome.preprocess_ns
+        output_ns = outcome.postprocess_ns + int((loop.time() - slicing) * 1e9)
+        arrivals = {waiting.item: waiting.arrived for waiting in batch}
+        for job, answer in answers:
+            if isinstance(answer, PenstockError):
+                _settle(job, answer)
+            else:
+                ride = Ride(size, started - arrivals[job], input_ns, outcome.infer_ns, output_ns)
+                job.end.set_result(Result(answer, ride))
+        self._statistics.batch(size, input_ns=input_ns, infer_ns=outcome.infer_ns, output_ns=output_ns)
+
+    def _count_failure(self, code: str, seconds: float) -> None:
+        self._statistics.failure(int(seconds * 1e9))
+        self._metrics.failed(code)
+
+
+def _settle(job: _Job, error: PenstockError) -> None:
+    """Ends a request with an error, unless it has ended or its caller has left."""
+    if not job.end.done():
+        # A copy each: an exception that several tasks raise would gather all their tracebacks.
+        job.end.set_result(copy.copy(error))
+
+
+def _batch_span(batch: Sequence[Waiting[_Job]], size: int) -> Span | None:
+    """A span linked to every traced request in the batch, child of the first; None when none is traced."""
+    traced = [waiting.item.span for waiting in batch if waiting.item.span is not None]
+    if not traced:
+        return None
+    parent = {telemetry.TRACEPARENT: telemetry.traceparent_of(traced[0])}
+    return telemetry.start_span(signals.ENGINE_BATCH_SPAN, parent, links=traced, batch_size=size, requests=len(batch))

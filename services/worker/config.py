@@ -1,0 +1,22 @@
+"""Configuration of a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.kit.config import ServiceConfig, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig(ServiceConfig):
+    """What a worker can be told."""
+
+    port: int = setting(8031, "port of the gRPC server; 0 takes a free one")
+    admin_port: int = setting(8032, "port of /metrics, /healthz and /readyz; 0 takes a free one")
+    memory_bytes: int = setting(0, "memory to offer to replicas; 0 offers 60 % of the container's or machine's")
+    cache_dir: str = setting("data/worker", "folder of the artifact cache; each worker needs its own")
+    cache_bytes: int = setting(20 << 30, "size of the artifact cache; what is in use is kept even beyond it")
+    threads: int = setting(0, "threads of an engine whose manifest names none; 0 takes half of the processors")
+    load_timeout: float = setting(120.0, "seconds that an engine may take to load and warm up")
+    run_timeout: float = setting(120.0, "seconds after which an engine that does not answer is restarted")
+    grace_seconds: float = setting(0.3, "how long a leaving replica takes requests of gateways that have not heard")

@@ -1,0 +1,102 @@
+"""The contract that every engine keeps, and the words that it is written in.
+
+An engine is used by one thread, blocks while it runs, and speaks numpy: little-endian, row-major arrays whose dtype
+follows from the datatype (`dtype`). numpy has no bfloat16, so BF16 travels as uint16 bit patterns; BYTES travels as an
+object array of `bytes`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from penstock.errors import Internal
+from penstock.tensors import DATATYPES
+from penstock.v1 import manifest_pb2 as pb
+
+Array = npt.NDArray[Any]
+
+_PATH = re.compile(r"(?:/[\w.@+~-]+){2,}/?")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor as the engine sees it, batch dimension included; -1 is a dimension that takes any size, and None as
+    shape a tensor of which the model does not say even how many dimensions it has."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...] | None
+
+    def __str__(self) -> str:
+        shape = "of any shape" if self.shape is None else str(list(self.shape))
+        return f"{self.name} {self.datatype} {shape}"
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]:
+        """What the model takes, by name."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorInfo]:
+        """What the model gives, by name."""
+        ...
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs that the manifest asks of the engine (contract.promised), by name; blocks.
+
+        Tensors that the model does not take may be among `inputs`; they are left aside.
+        Raises InvalidArgument when the model refuses the inputs, Internal when it breaks.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees what the model holds; the engine is not used again."""
+        ...
+
+
+# files by role, the manifest, number of threads -> the loaded model. Raises PenstockError with a public reason.
+Factory = Callable[[Mapping[str, Path], pb.Manifest, int], Engine]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """A row of the catalogue. `probe` gives None where the engine can run, else the public reason why it cannot."""
+
+    name: str
+    formats: tuple[str, ...]
+    probe: Callable[[], str | None]
+    load: Factory
+
+
+def dtype(datatype: str) -> np.dtype[Any]:
+    """The numpy dtype that carries a datatype between the pipeline and an engine."""
+    if datatype == "BF16":
+        return np.dtype("<u2")
+    return np.dtype(DATATYPES[datatype].numpy)
+
+
+def open_model(path: Path) -> BinaryIO:
+    """The model's file for reading; a link in its place is refused, so that the cache cannot be led elsewhere."""
+    try:
+        return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        raise Internal("the model file cannot be opened", detail=str(error)) from None
+
+
+def public(error: BaseException | str, limit: int = 300) -> str:
+    """A library's own words, fit for a caller: one line, no paths, no control characters, cut."""
+    words = _PATH.sub("…", " ".join(str(error).split()))
+    words = "".join(letter if letter.isprintable() else "?" for letter in words)
+    return words if len(words) <= limit else words[: limit - 1] + "…"

@@ -1,0 +1,140 @@
+"""The child process of a replica: `python -m services.worker.host.child <descriptor> <parent's pid>`.
+
+Reads frames from its end of the socket pair, one at a time, answers each, and ends when the other end closes. It dies
+with its worker, is the kernel's first choice when memory runs out, leaves no core file, and refuses to unpickle
+whatever a library may try to.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import faulthandler
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+from contextlib import suppress
+from typing import Any, Final
+
+from penstock.internal.v1 import engine_pb2
+
+from .arena import Arena
+from .frames import HEADER, MAX_FRAME, failure_of, pack
+from .memory import resident_bytes
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_OOM_SCORE: Final = "600"
+_INT: Final = array.array("i").itemsize
+
+
+class Child:
+    """The loop and what it holds."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._descriptors: list[int] = []
+        self._inputs: Arena | None = None
+        self._outputs: Arena | None = None
+        self._runner: Any = None
+
+    def serve(self) -> None:
+        """Answers until the worker closes its end."""
+        while (frame := self._frame()) is not None:
+            request = engine_pb2.HostRequest.FromString(frame)
+            if request.WhichOneof("call") == "arena":
+                self._map(request.arena)
+            else:
+                self._link.sendall(pack(self._response(request)))
+
+    def _response(self, request: engine_pb2.HostRequest) -> engine_pb2.HostResponse:
+        from .runner import Runner, as_penstock_error
+
+        try:
+            if request.WhichOneof("call") == "load":
+                self._runner = Runner.load(request.load)
+                gc.collect()
+                ctypes.CDLL(None).malloc_trim(0)  # what loading needed goes back before it is counted
+                return engine_pb2.HostResponse(id=request.id, load=engine_pb2.LoadResult(memory_bytes=resident_bytes()))
+            result = self._runner.run(request.id, request.run, self._inputs, self._outputs)
+        except Exception as error:  # the worker gets every failure as an answer; only a crash ends this process
+            return engine_pb2.HostResponse(id=request.id, failure=failure_of(as_penstock_error(error)))
+        if isinstance(result, int):
+            return engine_pb2.HostResponse(id=request.id, need_bytes=result)
+        return engine_pb2.HostResponse(id=request.id, run=result)
+
+    def _map(self, call: engine_pb2.ArenaCall) -> None:
+        descriptor = self._descriptors.pop(0)
+        try:
+            arena = Arena(descriptor, call.size_bytes, writable=True)
+        finally:
+            os.close(descriptor)
+        old = self._outputs if call.outputs else self._inputs
+        if call.outputs:
+            self._outputs = arena
+        else:
+            self._inputs = arena
+        if old is not None:
+            old.close()
+
+    def _frame(self) -> bytes | None:
+        """The next frame; None at the end. Descriptors that come with it are put aside."""
+        header = self._exactly(HEADER.size)
+        if header is None:
+            return None
+        (size,) = HEADER.unpack(header)
+        return self._exactly(size) if size <= MAX_FRAME else None
+
+    def _exactly(self, size: int) -> bytes | None:
+        data = bytearray()
+        while len(data) < size:
+            piece, ancillary, _, _ = self._link.recvmsg(
+                size - len(data), socket.CMSG_SPACE(4 * _INT), socket.MSG_CMSG_CLOEXEC
+            )
+            if not piece:
+                return None
+            data += piece
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    whole = len(content) - len(content) % _INT
+                    self._descriptors.extend(array.array("i", content[:whole]))
+        return bytes(data)
+
+
+def confine(parent: int) -> None:
+    """Ties this process to its worker and takes away what it does not need."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above could take effect
+        os._exit(1)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.prctl(_PR_SET_NAME, b"penstock-engine", 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(_OOM_SCORE)
+    # Ctrl-C at a terminal is the worker's to hear; this process ends when its worker closes the link.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    sys.addaudithook(_refuse_pickle)
+
+
+def _refuse_pickle(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "pickle.find_class":
+        raise RuntimeError("nothing is unpickled in an engine's process")
+
+
+def main() -> None:
+    """Runs until the worker closes the link."""
+    confine(int(sys.argv[2]))
+    with socket.socket(fileno=int(sys.argv[1])) as link:
+        Child(link).serve()
+    # Not sys.exit: an engine's threads and atexit hooks have nothing left to say, and may wait for each other.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""EngineHost: a loaded model in a child process of its own, as the worker sees it.
+
+Promises: the event loop never waits for an engine; a child that crashes, hangs, is killed or lies ends this host and
+nothing else; whatever ends a start, no process, descriptor or memory stays behind. The worker imports no inference
+library. One run at a time: the caller is the replica's batcher.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from penstock.errors import DeadlineExceeded, Internal, PenstockError, Unavailable
+from penstock.internal.v1 import engine_pb2
+from penstock.v1 import manifest_pb2 as pb
+
+from . import arena as arenas
+from .frames import (
+    BrokenFrame,
+    OutputTensor,
+    checked_outputs,
+    checked_row_failures,
+    error_of,
+    pack,
+    parse_response,
+)
+from .link import Link, LinkClosed
+from .memory import resident_bytes
+from .process import end, kill, spawn
+
+MAX_ARENA: Final = 4 << 30
+STOPPED: Final = "the engine stopped while it ran this request"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """What one run gave.
+
+    outputs: in the manifest's order, one row for every row of the batch; their views are valid until the next run.
+    row_failures: rows that could not be used, and why; those rows of the outputs mean nothing. When every row failed
+    there are no outputs.
+    """
+
+    outputs: list[OutputTensor]
+    row_failures: dict[int, PenstockError]
+    preprocess_ns: int
+    infer_ns: int
+    postprocess_ns: int
+
+
+class EngineHost:
+    """Made by `start`."""
+
+    def __init__(self, manifest: pb.Manifest, process: asyncio.subprocess.Process, link: Link) -> None:
+        self._process = process
+        self._link = link
+        self._promised = {spec.name: spec for spec in manifest.outputs}
+        self._batched = manifest.batching.max_batch_size > 0
+        self._next_id = 1
+        # Answers that the child still owes to calls whose callers have left.
+        self._owed: list[int] = []
+        self._running = False
+        self._loaded_bytes = 0
+        self._inputs: arenas.Arena | None = None
+        self._outputs: arenas.Arena | None = None
+
+    @classmethod
+    async def start(
+        cls, manifest: pb.Manifest, files: Mapping[str, Path], *, threads: int, load_timeout: float
+    ) -> EngineHost:
+        """Starts a child that loads, checks and warms up the model.
+
+        files: by role, inside the worker's cache. threads: of the engine; 0 means one. load_timeout: seconds.
+        Raises the PenstockError that says why the model cannot be served: InvalidManifest where model and manifest
+        disagree, Unsupported where this worker lacks an engine, DeadlineExceeded, Unavailable when the child died.
+        """
+        count = manifest.resources.threads or threads or 1
+        process, end_of_pair = await spawn(count)
+        host = cls(manifest, process, Link(end_of_pair))
+        try:
+            async with asyncio.timeout(load_timeout):
+                await host._load(manifest, files, count)
+        except TimeoutError:
+            await host.close(0)
+            raise DeadlineExceeded(f"the model did not load within {load_timeout:g} s") from None
+        except BaseException:
+            await host.close(0)
+            raise
+        return host
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._process.pid
+
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory of the child now; what it was after load and warm-up once the child is gone."""
+        with suppress(OSError):
+            if self.alive:
+                return resident_bytes(self.pid)
+        return self._loaded_bytes
+
+    @property
+    def alive(self) -> bool:
+        """False once the child is gone or was given up."""
+        return self._process.returncode is None and not self._link.closed
+
+    def staging(self, size: int) -> memoryview:
+        """`size` bytes of the input arena, to be filled before `run`. Their old contents mean nothing."""
+        # A child may still be reading for a run that was cancelled: what it reads is not written to.
+        if self._inputs is None or self._inputs.size < size or self._owed:
+            self._inputs = self._new_arena(self._inputs, size, outputs=False)
+        return self._inputs.view[:size]
+
+    async def run(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef]) -> RunOutcome:
+        """Runs what lies in the staging arena.
+
+        batch_size: rows, 0 where the model has no batch dimension. Raises what the engine said of the whole batch, or
+        Unavailable when the child is gone. May be cancelled: the child finishes by itself, and the next run waits for
+        that first.
+        """
+        if self._running:
+            raise RuntimeError("one run at a time")
+        self._running = True
+        try:
+            call = engine_pb2.RunCall(batch_size=batch_size, inputs=inputs)
+            response = await self._ask(engine_pb2.HostRequest(id=self._new_id(), run=call))
+            return self._outcome(response, batch_size)
+        except BrokenFrame as error:
+            self._give_up()
+            raise Unavailable(STOPPED, detail=f"broken frame: {error}") from None
+        finally:
+            self._running = False
+
+    async def died(self) -> None:
+        """Waits until the child is gone, for whatever reason."""
+        await self._process.wait()
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Lets the child finish what it runs for that many seconds, then kills it. May be called again."""
+        self._link.half_close()
+        try:
+            await end(self._process, timeout)
+        finally:
+            self._link.close()
+            self._free(self._inputs)
+            self._free(self._outputs)
+            self._inputs = self._outputs = None
+
+    async def _load(self, manifest: pb.Manifest, files: Mapping[str, Path], threads: int) -> None:
+        self._outputs = self._new_arena(None, 1, outputs=True)
+        call = engine_pb2.LoadCall(
+            engine=manifest.format,
+            manifest=manifest.SerializeToString(deterministic=True),
+            files={role: os.fspath(path) for role, path in files.items()},
+            threads=threads,
+        )
+        try:
+            response = await self._ask(engine_pb2.HostRequest(id=self._new_id(), load=call))
+            if response.WhichOneof("result") != "load":
+                raise BrokenFrame("not the answer to a load")
+        except BrokenFrame as error:
+            raise Internal("the engine failed while it loaded the model", detail=f"broken frame: {error}") from None
+        except Unavailable as error:
+            raise Unavailable("the engine stopped while it loaded the model", detail=error.detail) from None
+        self._loaded_bytes = response.load.memory_bytes
+
+    async def _ask(self, request: engine_pb2.HostRequest) -> engine_pb2.HostResponse:
+        """The child's answer, with an output arena that is large enough; raises its failure."""
+        while self._owed:
+            await self._answer(self._owed[0])
+        while True:
+            self._link.send(pack(request))
+            self._owed.append(request.id)
+            response = await self._answer(request.id)
+            kind = response.WhichOneof("result")
+            if kind == "failure":
+                raise error_of(response.failure)
+            if kind != "need_bytes":
+                return response
+            have = self._outputs.size if self._outputs else 0
+            if not have < response.need_bytes <= MAX_ARENA:
+                raise BrokenFrame(f"asks for an arena of {response.need_bytes} bytes, has {have}")
+            self._outputs = self._new_arena(self._outputs, response.need_bytes, outputs=True)
+
+    async def _answer(self, request_id: int) -> engine_pb2.HostResponse:
+        """The next answer, which must be to this request. It stays owed if the caller leaves."""
+        try:
+            frame = await self._link.receive()
+        except LinkClosed as closed:
+            self._give_up()
+            raise Unavailable(STOPPED, detail=repr(closed.__cause__ or "the link to the child closed")) from None
+        self._owed.pop(0)
+        return parse_response(frame, request_id)
+
+    def _outcome(self, response: engine_pb2.HostResponse, batch_size: int) -> RunOutcome:
+        if response.WhichOneof("result") != "run" or self._outputs is None:
+            raise BrokenFrame("not the answer to a run")
+        result = response.run
+        rows = batch_size if self._batched else 1
+        failures = checked_row_failures(result.row_failures, rows)
+        outputs = checked_outputs(result.outputs, self._outputs.view, self._promised, rows if self._batched else None)
+        if len(outputs) < len(self._promised) and len(failures) < rows:
+            raise BrokenFrame("an output is missing")
+        return RunOutcome(outputs, failures, result.preprocess_ns, result.infer_ns, result.postprocess_ns)
+
+    def _new_arena(self, old: arenas.Arena | None, size: int, *, outputs: bool) -> arenas.Arena:
+        """A larger arena instead of the old one, announced to the child. Views of the old one stay readable."""
+        arena, descriptor = arenas.create(size, writable=not outputs)
+        call = engine_pb2.ArenaCall(size_bytes=arena.size, outputs=outputs)
+        self._link.send(pack(engine_pb2.HostRequest(id=self._new_id(), arena=call)), [descriptor])
+        self._free(old)
+        return arena
+
+    def _free(self, arena: arenas.Arena | None) -> None:
+        if arena is not None:
+            arena.close()
+
+    def _give_up(self) -> None:
+        """The child is gone or not to be trusted: nothing more is asked of it."""
+        self._link.close()
+        kill(self._process)
+
+    def _new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id

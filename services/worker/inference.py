@@ -1,0 +1,223 @@
+"""A request's life at the worker: read, find the replica, check, wait for the batch, answer.
+
+One handler per method of the inference protocol, from `Call` to `Answer`; which transport carries them is
+penstock.wire's business. The version comes from the gateway's header, else from the message, else it is the highest
+that is READY here. The management half of the protocol (load, unload) belongs to the gateway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from opentelemetry.trace import Span
+
+import penstock
+from penstock import names, signals
+from penstock.errors import InvalidArgument, NotFound, PenstockError, Unavailable, Unsupported
+from penstock.kit import telemetry
+from penstock.oip import inference_pb2 as oip
+from penstock.v1 import cluster_pb2
+from penstock.wire.call import BATCH_SIZE, QUEUE_DEPTH, QUEUE_MICROSECONDS, VERSION, WORKER, Answer, Call, Handler
+
+from . import codec, metadata
+from .serving import Directory, Serving, Standing
+
+M = TypeVar("M", bound=Message)
+
+EXTENSIONS: Final = ("schedule_policy", "model_configuration", "parameters", "statistics", "model_repository")
+
+READY: Final = cluster_pb2.REPLICA_STATE_READY
+
+_STATE_WORDS: Final = {
+    cluster_pb2.REPLICA_STATE_ASSIGNED: "is about to be loaded",
+    cluster_pb2.REPLICA_STATE_PULLING: "is being pulled",
+    cluster_pb2.REPLICA_STATE_LOADING: "is being loaded",
+    cluster_pb2.REPLICA_STATE_DRAINING: "is leaving",
+    cluster_pb2.REPLICA_STATE_FAILED: "could not be loaded",
+}
+_INDEX_STATES: Final = {
+    cluster_pb2.REPLICA_STATE_READY: "READY",
+    cluster_pb2.REPLICA_STATE_DRAINING: "UNLOADING",
+    cluster_pb2.REPLICA_STATE_FAILED: "UNAVAILABLE",
+}
+
+
+class Inference:
+    """The inference protocol over the replicas of one worker.
+
+    worker: id that answers carry; not_ready: why the process is not ready, None when it is.
+    """
+
+    def __init__(self, worker: str, directory: Directory, not_ready: Callable[[], str | None]) -> None:
+        self._worker = worker
+        self._directory = directory
+        self._not_ready = not_ready
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """A handler per method of the protocol."""
+        return {
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelReady": self.model_ready,
+            "ModelMetadata": self.model_metadata,
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
+            "ModelInfer": self.infer,
+            "RepositoryIndex": self.repository_index,
+            "RepositoryModelLoad": self.repository_change,
+            "RepositoryModelUnload": self.repository_change,
+        }
+
+    async def infer(self, call: Call) -> Answer:
+        """ModelInfer. Raises NotFound, Unavailable, InvalidArgument and whatever ended the request in the batcher."""
+        message = codec.parse(call.payload)
+        serving = self._serving(message.model_name, message.model_version, call)
+        if not telemetry.sampled(call.headers):
+            return await self._answered(call, message, serving, None)
+        with telemetry.span(
+            signals.WORKER_INFER_SPAN, call.headers, model=serving.name, version=serving.version, worker=self._worker
+        ) as span:
+            return await self._answered(call, message, serving, span)
+
+    async def server_live(self, call: Call) -> Answer:
+        """ServerLive: whoever answers lives."""
+        return _answer(oip.ServerLiveResponse(live=True))
+
+    async def server_ready(self, call: Call) -> Answer:
+        """ServerReady."""
+        return _answer(oip.ServerReadyResponse(ready=self._not_ready() is None))
+
+    async def server_metadata(self, call: Call) -> Answer:
+        """ServerMetadata: only what is implemented, since clients branch on it."""
+        return _answer(oip.ServerMetadataResponse(name="penstock", version=penstock.__version__, extensions=EXTENSIONS))
+
+    async def model_ready(self, call: Call) -> Answer:
+        """ModelReady: false, not an error, for what is not here."""
+        request = _read(oip.ModelReadyRequest, call)
+        try:
+            standing = self._standing(request.name, request.version, call)
+        except (NotFound, Unavailable):
+            return _answer(oip.ModelReadyResponse(ready=False))
+        return _answer(oip.ModelReadyResponse(ready=standing.state == READY))
+
+    async def model_metadata(self, call: Call) -> Answer:
+        """ModelMetadata, with the versions that are READY here."""
+        request = _read(oip.ModelMetadataRequest, call)
+        serving = self._serving(request.name, request.version, call)
+        ready = [each.version for each in self._directory.versions(serving.name) if each.state == READY]
+        return _answer(metadata.model_metadata(serving.name, ready, serving.manifest))
+
+    async def model_config(self, call: Call) -> Answer:
+        """ModelConfig."""
+        request = _read(oip.ModelConfigRequest, call)
+        serving = self._serving(request.name, request.version, call)
+        return _answer(metadata.model_config(serving.name, serving.manifest))
+
+    async def model_statistics(self, call: Call) -> Answer:
+        """ModelStatistics of one version, of all versions of a model, or of everything that takes requests here."""
+        request = _read(oip.ModelStatisticsRequest, call)
+        version = call.headers.get(VERSION) or request.version
+        if request.name and version:
+            chosen = [self._serving(request.name, version, call)]
+        else:
+            standings = self._directory.versions(request.name) if request.name else self._directory.everything()
+            chosen = [standing.serving for standing in standings if standing.serving is not None]
+            if request.name and not chosen:
+                chosen = [self._serving(request.name, "", call)]
+        return _answer(
+            oip.ModelStatisticsResponse(
+                model_stats=[each.statistics.message(each.name, each.version, each.memory_bytes()) for each in chosen]
+            )
+        )
+
+    async def repository_index(self, call: Call) -> Answer:
+        """RepositoryIndex of this worker alone; the gateway knows the rest."""
+        request = _read(oip.RepositoryIndexRequest, call)
+        return _answer(
+            oip.RepositoryIndexResponse(
+                models=[
+                    oip.RepositoryIndexResponse.ModelIndex(
+                        name=each.name,
+                        version=str(each.version),
+                        state=_INDEX_STATES.get(each.state, "LOADING"),
+                        reason=each.reason,
+                    )
+                    for each in self._directory.everything()
+                    if each.state == READY or not request.ready
+                ]
+            )
+        )
+
+    async def repository_change(self, call: Call) -> Answer:
+        """RepositoryModelLoad and RepositoryModelUnload: a worker runs what it is assigned."""
+        raise Unsupported("a worker does not load or unload models by request; ask the gateway")
+
+    async def _answered(
+        self, call: Call, message: oip.ModelInferRequest, serving: Serving, span: Span | None
+    ) -> Answer:
+        try:
+            request = serving.schema.decode(message)
+        except PenstockError as error:
+            serving.metrics.failed(error.code.name)
+            raise
+        result = await serving.batcher.submit(request, call.deadline, span)
+        queue_us = str(int(result.ride.queue_seconds * 1e6))
+        if span is not None:
+            span.set_attributes({"queue_us": int(queue_us), "batch_size": result.ride.batch_rows})
+        trailers = {
+            WORKER: self._worker,
+            BATCH_SIZE: str(result.ride.batch_rows),
+            QUEUE_MICROSECONDS: queue_us,
+            QUEUE_DEPTH: str(serving.batcher.depth),
+        }
+        return Answer(serving.schema.encode(request.id, result.outputs), trailers)
+
+    def _serving(self, name: str, version: str, call: Call) -> Serving:
+        """The replica that takes this request; raises NotFound or Unavailable with the truth."""
+        standing = self._standing(name, version, call)
+        if standing.serving is None:
+            words = _STATE_WORDS.get(standing.state, "is not ready")
+            reason = f": {standing.reason}" if standing.reason else ""
+            raise Unavailable(f"model {name!r} version {standing.version} {words}{reason}")
+        return standing.serving
+
+    def _standing(self, name: str, version: str, call: Call) -> Standing:
+        routed = call.headers.get(VERSION, "")
+        wanted = self._version(name, routed or version)
+        standing = self._directory.find(name, wanted) if wanted else None
+        if standing is not None:
+            return standing
+        what = f"model {name[:80]!r}" + (f" version {wanted}" if wanted else "")
+        if routed:
+            # The gateway knew it here a moment ago: the route is stale, and another replica may serve.
+            raise Unavailable(f"{what} is no longer on this worker")
+        raise NotFound(f"{what} is not on this worker")
+
+    def _version(self, name: str, text: str) -> int | None:
+        """The version that a request means; None where nothing here could be meant."""
+        if text:
+            version = names.version_or_alias(text, "model_version")
+            if isinstance(version, str):
+                raise InvalidArgument(
+                    f"model_version: {version!r} is an alias, which the gateway resolves; a worker takes a number",
+                    field="model_version",
+                )
+            return version
+        standings = self._directory.versions(name)
+        ready = [standing.version for standing in standings if standing.state == READY]
+        return max(ready or [standing.version for standing in standings], default=None)
+
+
+def _read(kind: type[M], call: Call) -> M:
+    try:
+        return kind.FromString(call.payload)
+    except DecodeError:
+        raise InvalidArgument(f"the request is not a {kind.DESCRIPTOR.name} message") from None
+
+
+def _answer(message: Message) -> Answer:
+    return Answer(message.SerializeToString())

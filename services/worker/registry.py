@@ -1,0 +1,78 @@
+"""Where artifacts come from: any registry that has announced itself, one after the other until one answers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Final
+
+import grpc
+
+from penstock.channel import dial, raising
+from penstock.errors import Unavailable
+from penstock.v1 import models_pb2 as pb
+from penstock.v1 import models_pb2_grpc as rpc
+
+STALL_SECONDS: Final = 30.0
+"""A registry that sends nothing for so long counts as gone."""
+
+
+class Registries:
+    """The registries of the cluster.
+
+    addresses: those that are there now, asked before each download; token: what this worker presents.
+    """
+
+    def __init__(self, addresses: Callable[[], Sequence[str]], *, token: str = "") -> None:
+        self._addresses = addresses
+        self._token = token
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def download(self, digest: str, offset: int) -> AsyncGenerator[bytes, None]:
+        """The artifact's bytes from an offset. Raises NotFound, or Unavailable when no registry answers or one breaks
+        off; what was yielded before stays good."""
+        addresses = list(self._addresses())
+        random.shuffle(addresses)
+        if not addresses:
+            raise Unavailable("no registry is there to pull from")
+        for left in reversed(range(len(addresses))):
+            sent = False
+            try:
+                async with aclosing(self._from(addresses[left], digest, offset)) as stream:
+                    async for data in stream:
+                        sent = True
+                        yield data
+                return
+            except Unavailable:
+                if sent or not left:
+                    raise
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    async def _from(self, address: str, digest: str, offset: int) -> AsyncGenerator[bytes, None]:
+        call = rpc.ArtifactServiceStub(self._channel(address)).DownloadArtifact(
+            pb.DownloadArtifactRequest(digest=digest, offset=offset)
+        )
+        try:
+            with raising():
+                while True:
+                    async with asyncio.timeout(STALL_SECONDS):
+                        message = await call.read()
+                    if not isinstance(message, pb.DownloadArtifactResponse):
+                        return  # the end of the stream
+                    yield message.data
+        except TimeoutError:
+            raise Unavailable("the registry stopped sending") from None
+        finally:
+            call.cancel()
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        if address not in self._channels:
+            self._channels[address] = dial(address, token=self._token)
+        return self._channels[address]

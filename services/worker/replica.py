@@ -1,0 +1,240 @@
+"""One replica's life: PULLING → LOADING → READY → DRAINING, or FAILED and again after a growing pause.
+
+Each replica has its engine in a child process of its own, so what breaks one leaves the others alone. What it holds
+(files in the cache, memory in the ledger, the child) is given back on every way out, the failed and the cancelled ones
+included. Its state is told to the cluster at every step, before it is acted on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias
+
+from google.protobuf.message import DecodeError
+
+from penstock.cluster.backoff import Backoff
+from penstock.errors import Internal, PenstockError, Unavailable
+from penstock.internal.v1 import records_pb2
+from penstock.kit.log import get_logger
+from penstock.v1 import cluster_pb2
+from penstock.v1 import manifest_pb2 as pb
+
+from .artifacts import Artifacts
+from .batcher import Batcher, EngineRunner
+from .batching import BatchPolicy
+from .codec import Schema
+from .lifecycle import Identity
+from .memory import Ledger
+from .metrics import ReplicaMetrics
+from .serving import Serving, Standing
+from .statistics import Statistics
+from .tasks import first
+
+MANIFEST_LIMIT: Final = 4 << 20
+"""Largest manifest artifact in bytes; a model.yaml may have 1 MiB."""
+FIRST_PAUSE: Final = 1.0
+LONGEST_PAUSE: Final = 60.0
+"""Seconds between tries: doubling from the first to the longest, each shortened at random."""
+STABLE_SECONDS: Final = 60.0
+"""A replica that was READY for so long starts its pauses anew when it breaks."""
+SETTLE_SECONDS: Final = 2.0
+"""How long at most a draining replica waits for etcd to hold the news."""
+
+State: TypeAlias = cluster_pb2.ReplicaState.ValueType
+ASSIGNED: Final = cluster_pb2.REPLICA_STATE_ASSIGNED
+PULLING: Final = cluster_pb2.REPLICA_STATE_PULLING
+LOADING: Final = cluster_pb2.REPLICA_STATE_LOADING
+READY: Final = cluster_pb2.REPLICA_STATE_READY
+DRAINING: Final = cluster_pb2.REPLICA_STATE_DRAINING
+FAILED: Final = cluster_pb2.REPLICA_STATE_FAILED
+
+log = get_logger()
+
+
+class Host(EngineRunner, Protocol):
+    """A loaded engine in its child process: host.EngineHost."""
+
+    @property
+    def memory_bytes(self) -> int: ...
+    async def died(self) -> object: ...
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What replicas share.
+
+    start: manifest and files by role → a loaded and warm engine, or a PenstockError with a public reason;
+    announce: tells the cluster a standing and the seconds until the next try; told: waits until the cluster has heard;
+    grace_seconds: how long a draining replica takes the requests of gateways that have not heard yet;
+    drain_seconds: how long at most it finishes what it has; first_pause: seconds before the second try.
+    """
+
+    artifacts: Artifacts
+    ledger: Ledger
+    start: Callable[[pb.Manifest, Mapping[str, Path]], Awaitable[Host]]
+    announce: Callable[[Standing, float], Awaitable[None]]
+    told: Callable[[], Awaitable[None]]
+    run_timeout: float
+    grace_seconds: float
+    drain_seconds: float
+    first_pause: float = FIRST_PAUSE
+
+
+class Replica:
+    """One version on this worker, from its assignment until it is retired."""
+
+    def __init__(self, assigned: records_pb2.AssignedReplica, surroundings: Surroundings) -> None:
+        self.assigned = assigned
+        self.identity: Identity = (assigned.name, assigned.version)
+        self._around = surroundings
+        self._metrics = ReplicaMetrics(assigned.name, assigned.version)
+        self._statistics = Statistics()
+        self._retired = asyncio.Event()
+        self._ready_at: float | None = None
+        self.standing = Standing(assigned.name, assigned.version, ASSIGNED, "", None)
+
+    @property
+    def retiring(self) -> bool:
+        """Whether it has been told to go."""
+        return self._retired.is_set()
+
+    def retire(self) -> None:
+        """Tells it to go: a pull or load is broken off, a READY replica drains first."""
+        self._retired.set()
+
+    async def run(self) -> None:
+        """Lives until retired or cancelled. Failures end in FAILED and another try, never in an exception."""
+        pauses = Backoff(self._around.first_pause, LONGEST_PAUSE)
+        while not self._retired.is_set():
+            self._ready_at = None
+            try:
+                await first(self._live(), self._unwanted())
+                continue
+            except PenstockError as error:
+                problem = error
+            except Exception as error:
+                log.exception("replica_crashed", model=self.identity[0], version=self.identity[1])
+                problem = Internal("the replica failed unexpectedly; the worker's log says why", detail=repr(error))
+            if self._ready_at is not None and asyncio.get_running_loop().time() - self._ready_at > STABLE_SECONDS:
+                pauses.reset()
+            await self._rest(problem, pauses.next())
+
+    async def _live(self) -> None:
+        """Once through the states; returns when it has drained, raises PenstockError when something fails."""
+        around = self._around
+        async with AsyncExitStack() as held:
+            await self._enter(PULLING)
+            published = await self._published(held)
+            manifest = _manifest(published)
+            files = {
+                role: await held.enter_async_context(around.artifacts.held(file.digest, size=file.size_bytes))
+                for role, file in sorted(published.files.items())
+            }
+            size = self.assigned.memory_bytes
+            waits = "" if around.ledger.fits(size) else f"waits until {size} bytes of memory are given back"
+            await self._enter(LOADING, waits)
+            await held.enter_async_context(around.ledger.reserved(size))
+            if waits:
+                await self._enter(LOADING)
+            host = await around.start(manifest, files)
+            held.push_async_callback(host.close)
+            await self._serve(host, manifest)
+
+    async def _serve(self, host: Host, manifest: pb.Manifest) -> None:
+        """READY until retired and drained; raises Unavailable when the engine is lost."""
+        batcher = Batcher(
+            host,
+            BatchPolicy.from_manifest(manifest.batching),
+            statistics=self._statistics,
+            metrics=self._metrics,
+            run_timeout=self._around.run_timeout,
+        )
+        name, version = self.identity
+        schema = Schema(name, version, manifest)
+        serving = Serving(
+            name, version, manifest, schema, batcher, self._statistics, self._metrics, lambda: host.memory_bytes
+        )
+        self._ready_at = asyncio.get_running_loop().time()
+        try:
+            await self._enter(READY, serving=serving)
+            await first(batcher.run(), self._watch(host, batcher), self._drain(batcher, serving))
+        finally:
+            # Before the host is closed: nobody may find a batcher without an engine.
+            self.standing = Standing(name, version, self.standing.state, "", None)
+
+    async def _watch(self, host: Host, batcher: Batcher) -> None:
+        """Raises when the engine's process ends, after ending whatever waits for it."""
+        await host.died()
+        lost = Unavailable("the model's engine ended unexpectedly; it is being restarted")
+        batcher.close(lost)
+        raise lost
+
+    async def _drain(self, batcher: Batcher, serving: Serving) -> None:
+        """Waits to be retired, then until everybody has heard of it and what came before is answered."""
+        await self._retired.wait()
+        await self._enter(DRAINING, serving=serving)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                await self._around.told()
+        await asyncio.sleep(self._around.grace_seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._around.drain_seconds):
+                await batcher.drained()
+
+    async def _unwanted(self) -> None:
+        """Ends when the replica is retired before it serves; one that serves ends by draining."""
+        await self._retired.wait()
+        if self.standing.serving is not None:
+            await asyncio.get_running_loop().create_future()
+
+    async def _rest(self, problem: PenstockError, seconds: float) -> None:
+        """FAILED, until the next try or until retired."""
+        name, version = self.identity
+        self._metrics.engine_failures.inc()
+        log.warning(
+            "replica_failed",
+            model=name,
+            version=version,
+            problem=problem.message,
+            detail=problem.detail,
+            retry_seconds=round(seconds, 1),
+        )
+        await self._enter(FAILED, problem.message, retry_seconds=seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._retired.wait()
+
+    async def _enter(
+        self, state: State, reason: str = "", *, serving: Serving | None = None, retry_seconds: float = 0.0
+    ) -> None:
+        name, version = self.identity
+        self.standing = Standing(name, version, state, reason, serving)
+        log.info("replica_state", model=name, version=version, state=cluster_pb2.ReplicaState.Name(state))
+        await self._around.announce(self.standing, retry_seconds)
+
+    async def _published(self, held: AsyncExitStack) -> records_pb2.PublishedVersion:
+        """The version's description, pulled by its digest."""
+        digest = self.assigned.manifest_digest
+        path = await held.enter_async_context(self._around.artifacts.held(digest, limit=MANIFEST_LIMIT))
+        try:
+            published = records_pb2.PublishedVersion.FromString(await asyncio.to_thread(path.read_bytes))
+        except DecodeError as problem:
+            raise Internal("the version's manifest cannot be read", detail=repr(problem)) from None
+        if (published.name, published.version) != self.identity:
+            raise Internal(
+                "the version's manifest describes another version",
+                detail=f"{published.name}@{published.version} under {digest}",
+            )
+        return published
+
+
+def _manifest(published: records_pb2.PublishedVersion) -> pb.Manifest:
+    try:
+        return pb.Manifest.FromString(published.manifest)
+    except DecodeError as problem:
+        raise Internal("the version's manifest cannot be read", detail=repr(problem)) from None

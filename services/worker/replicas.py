@@ -1,0 +1,144 @@
+"""What runs on this worker: follows the assignment, level-triggered, and tells the cluster how far each replica is.
+
+At every change of the assignment, and whenever a replica has gone, what should be is compared with what is
+(`lifecycle.plan`) and the difference is started or retired. Nothing is remembered between two looks but the orders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from penstock import signals
+from penstock.cluster import keys
+from penstock.cluster.membership import Membership
+from penstock.internal.v1 import records_pb2
+from penstock.kit.log import get_logger
+from penstock.kit.metrics import gauge
+from penstock.v1 import cluster_pb2
+
+from .lifecycle import Identity, Orders, Present, plan
+from .replica import Replica, Surroundings
+from .serving import Standing
+
+log = get_logger()
+
+
+class Replicas:
+    """The worker's replicas; the directory that inference looks into.
+
+    Args:
+        worker, address: as the cluster knows this process.
+        orders: my assignment as it is now (None for none), and how often the store has turned out older than it was.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        address: str,
+        membership: Membership,
+        orders: Callable[[], tuple[records_pb2.AssignmentRecord | None, int]],
+    ) -> None:
+        self._worker = worker
+        self._address = address
+        self._membership = membership
+        self._read_orders = orders
+        self._orders = Orders()
+        self._replicas: dict[Identity, Replica] = {}
+        self._changed = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._leaving = False
+        self._states = gauge(signals.WORKER_REPLICAS)
+
+    def note_change(self) -> None:
+        """Says that the assignment may have changed."""
+        self._changed.set()
+
+    async def run(self, surroundings: Surroundings) -> None:
+        """Follows the assignment until cancelled; then every replica is closed at once, without draining."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._changed.clear()
+                for replica in self._reconcile(surroundings):
+                    group.create_task(self._keep(replica), name="replica {}@{}".format(*replica.identity))
+                await self._changed.wait()
+
+    async def emptied(self) -> None:
+        """Waits until no replica is here."""
+        await self._empty.wait()
+
+    async def leave(self) -> None:
+        """Retires every replica, follows no more orders, and waits until all have drained."""
+        self._leaving = True
+        self._changed.set()
+        await self._empty.wait()
+
+    async def announce(self, standing: Standing, retry_seconds: float) -> None:
+        """Tells the cluster how far a replica is."""
+        await self._membership.put(
+            keys.replica(self._worker, standing.name, standing.version),
+            records_pb2.ReplicaRecord(
+                worker=self._worker,
+                name=standing.name,
+                version=standing.version,
+                state=standing.state,
+                reason=standing.reason,
+                address=self._address,
+                retry_seconds=math.ceil(retry_seconds),
+            ),
+        )
+        self._count()
+
+    def find(self, name: str, version: int) -> Standing | None:
+        """The replica of that version, if it is assigned here."""
+        replica = self._replicas.get((name, version))
+        return replica.standing if replica is not None else None
+
+    def versions(self, name: str) -> Sequence[Standing]:
+        """Replicas of a model, lowest version first."""
+        return [standing for standing in self.everything() if standing.name == name]
+
+    def everything(self) -> Sequence[Standing]:
+        """All replicas, by name and version."""
+        return [self._replicas[identity].standing for identity in sorted(self._replicas)]
+
+    def _reconcile(self, surroundings: Surroundings) -> list[Replica]:
+        """Retires what should not be here; answers what should be and is not, ready to run."""
+        record, rewinds = self._read_orders()
+        if not self._orders.follow(record, rewinds):
+            log.warning("stale_assignment_refused", term=record.term if record else 0)
+        wanted = {} if self._leaving else self._orders.replicas
+        present = {
+            identity: Present(replica.assigned.manifest_digest, replica.retiring)
+            for identity, replica in self._replicas.items()
+        }
+        steps = plan(wanted, present)
+        for identity in steps.retire:
+            self._replicas[identity].retire()
+        started = [Replica(assigned, surroundings) for assigned in steps.start]
+        for replica in started:
+            self._replicas[replica.identity] = replica
+            self._empty.clear()
+        return started
+
+    async def _keep(self, replica: Replica) -> None:
+        """A replica from its first to its last record."""
+        try:
+            await replica.run()
+        finally:
+            del self._replicas[replica.identity]
+            await self._membership.delete(keys.replica(self._worker, *replica.identity))
+            if not self._replicas:
+                self._empty.set()
+            self._count()
+            self._changed.set()
+
+    def _count(self) -> None:
+        states = Counter(replica.standing.state for replica in self._replicas.values())
+        for state in cluster_pb2.ReplicaState.values():
+            if state != cluster_pb2.REPLICA_STATE_UNSPECIFIED:
+                word = cluster_pb2.ReplicaState.Name(state).removeprefix("REPLICA_STATE_").lower()
+                self._states.labels(word).set(states[state])

@@ -1,0 +1,256 @@
+"""Trouble, with requests in flight: serving goes on without the control plane, and no request is lost or hangs.
+
+Each test has a suite of its own kind of trouble; processes are killed and frozen by real signals.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.local.ports import Ports
+from deploy.local.suite import Suite
+from penstock import Client, errors
+from tests.e2e.conftest import grpc_address, serve
+from tests.harness import models
+
+ONES = np.ones((1, 16), np.float32)
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    """A suite that these tests hurt and heal."""
+    running = Suite(tmp_path_factory.mktemp("troubled"), Ports.free(), trace_ratio=0.0)
+    running.up()
+    yield running
+    running.down()
+
+
+@pytest.fixture(scope="module")
+def caller(troubled: Suite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    folder = tmp_path_factory.mktemp("models")
+    with Client(grpc_address(troubled), timeout=10, retries=0) as client:
+        serve(client, models.add_one(folder / "add1"), replicas=2)
+        serve(client, models.slow(folder / "slow"), replicas=2)
+        yield client
+
+
+class Load:
+    """Calls add1 without pause from a few threads until told to stop; keeps every outcome."""
+
+    def __init__(self, client: Client, callers: int = 4) -> None:
+        self._client = client
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._call) for _ in range(callers)]
+        self.right = 0
+        self.wrong = 0
+        self.failures: list[Exception] = []
+        self.slowest = 0.0
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _call(self) -> None:
+        while not self._stop.is_set():
+            begun = time.monotonic()
+            try:
+                result = self._client.infer("add1", {"x": ONES}, timeout=5)
+                if (result["y"] == 2).all():
+                    self.right += 1
+                else:
+                    self.wrong += 1
+            except errors.PenstockError as error:
+                self.failures.append(error)
+            self.slowest = max(self.slowest, time.monotonic() - begun)
+
+
+def test_a_killed_worker_costs_no_answer(troubled: Suite, caller: Client) -> None:
+    """Every request in flight is answered elsewhere; the lost replicas come back when the worker does."""
+    with Load(caller) as load:
+        wait_until(lambda: load.right > 50)
+        troubled.kill("worker-1")
+        before = load.right
+        wait_until(lambda: load.right > before + 200)
+        troubled.start("worker-1")
+        troubled.wait_ready("worker-1")
+        caller.wait_ready(timeout=60)
+    assert load.wrong == 0
+    assert load.failures == []
+    assert load.slowest < 5
+
+
+def test_a_killed_worker_fails_a_lone_request_clearly(troubled: Suite, caller: Client, tmp_path: Path) -> None:
+    """With nowhere else to go the caller gets a retryable error well before its deadline."""
+    path = models.slow(tmp_path / "alone", "alone")
+    serve(caller, path, replicas=1)
+    (replica,) = caller.status("alone").versions[0].replicas
+    outcome: list[Exception] = []
+
+    def call() -> None:
+        try:
+            caller.infer("alone", {"times": np.array([60_000])}, timeout=30)
+        except errors.PenstockError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    in_flight(caller, "alone")
+    begun = time.monotonic()
+    troubled.kill(replica.worker)
+    thread.join(15)
+    assert not thread.is_alive()
+    assert time.monotonic() - begun < 10
+    assert isinstance(outcome[0], errors.Unavailable), outcome
+    assert outcome[0].code.retryable
+    troubled.start(replica.worker)
+    troubled.wait_ready(replica.worker)
+    caller.wait_ready(timeout=60)
+    caller.undeploy("alone", wait=30)
+
+
+def test_a_frozen_worker_does_not_hold_a_request_past_its_deadline(troubled: Suite, caller: Client) -> None:
+    troubled.kill("worker-2", signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        for _ in range(6):
+            try:
+                caller.infer("add1", {"x": ONES}, timeout=1)
+            except (errors.DeadlineExceeded, errors.Unavailable):
+                pass
+        assert time.monotonic() - begun < 6 * 1.5
+    finally:
+        troubled.kill("worker-2", signal.SIGCONT)
+    caller.wait_ready(timeout=60)
+
+
+def test_an_engine_that_dies_takes_nobody_with_it(troubled: Suite, caller: Client) -> None:
+    """The engine of one model is killed; the other model on the same worker does not notice, and the engine returns."""
+    children = engine_processes(troubled, "worker-1")
+    assert len(children) >= 2
+    with Load(caller, callers=2) as load:
+        wait_until(lambda: load.right > 20)
+        for pid in children:
+            import os
+
+            os.kill(pid, signal.SIGKILL)
+            break
+        before = load.right
+        wait_until(lambda: load.right > before + 100)
+    assert load.wrong == 0
+    assert load.failures == []
+    wait_until(lambda: len(engine_processes(troubled, "worker-1")) >= 2, 30)
+    caller.wait_ready(timeout=60)
+
+
+def test_serving_goes_on_while_etcd_is_gone_for_30_seconds(troubled: Suite, caller: Client) -> None:
+    with Load(caller, callers=2) as load:
+        wait_until(lambda: load.right > 20)
+        troubled.kill("etcd")
+        gone = time.monotonic()
+        while time.monotonic() - gone < 30:
+            before = load.right
+            wait_until(lambda count=before: load.right > count + 20)  # type: ignore[misc]
+        troubled.start("etcd")
+        troubled.wait_ready("etcd")
+        begun = time.monotonic()
+        caller.wait_ready(timeout=60)
+        back = time.monotonic() - begun
+        before = load.right
+        wait_until(lambda: load.right > before + 50)
+    assert load.wrong == 0
+    assert load.failures == []
+    assert back < 15
+    # The control plane is back: a change goes through.
+    caller.deploy("add1", replicas=1, wait=30)
+    caller.deploy("add1", replicas=2, wait=30)
+
+
+def test_serving_goes_on_while_the_registry_is_gone(troubled: Suite, caller: Client) -> None:
+    troubled.kill("registry")
+    assert (caller.infer("add1", {"x": ONES})["y"] == 2).all()
+    with pytest.raises(errors.Unavailable, match="registry"):
+        list(caller.models())
+    # A worker that starts meanwhile serves from its cache.
+    troubled.kill("worker-1")
+    troubled.start("worker-1")
+    troubled.wait_ready("worker-1")
+    caller.wait_ready("add1", timeout=60)
+    troubled.start("registry")
+    troubled.wait_ready("registry")
+    wait_until(lambda: answers(caller), 15)
+
+
+def test_the_other_scheduler_leads_when_one_dies(troubled: Suite, caller: Client) -> None:
+    first = caller.status().leader
+    assert first in ("scheduler-1", "scheduler-2")
+    term = caller.status().term
+    troubled.kill(first)
+    try:
+        wait_until(lambda: leads(caller, first), 15)
+        assert caller.status().term > term
+        caller.deploy("add1", replicas=1, wait=30)
+        caller.deploy("add1", replicas=2, wait=30)
+    finally:
+        troubled.start(first)
+        troubled.wait_ready(first)
+
+
+def test_a_worker_told_to_stop_finishes_and_hands_over(troubled: Suite, caller: Client) -> None:
+    with Load(caller) as load:
+        wait_until(lambda: load.right > 20)
+        troubled.kill("worker-1", signal.SIGTERM)
+        wait_until(lambda: "worker-1" not in troubled.running(), 40)
+        before = load.right
+        wait_until(lambda: load.right > before + 50)
+        troubled.start("worker-1")
+        troubled.wait_ready("worker-1")
+    assert load.wrong == 0
+    assert load.failures == []
+    caller.wait_ready(timeout=60)
+
+
+def leads(client: Client, not_this: str) -> bool:
+    try:
+        return client.status().leader not in ("", not_this)
+    except errors.Unavailable:
+        return False
+
+
+def answers(client: Client) -> bool:
+    try:
+        return bool(list(client.models()))
+    except errors.Unavailable:
+        return False
+
+
+def in_flight(client: Client, model: str) -> None:
+    """Waits until a request of that model runs: its engine uses the processor."""
+    del client, model
+    time.sleep(0.5)
+
+
+def engine_processes(suite: Suite, worker: str) -> list[int]:
+    """Pids of the engine processes of one worker."""
+    parent = suite.running()[worker]
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
+def wait_until(condition: object, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
