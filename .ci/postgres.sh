@@ -15,7 +15,7 @@ start_postgres() {
   local port=54329
   "${as[@]}" "$bin/pg_ctl" -D "$data/db" -w -l "$data/log" \
     -o "-h 127.0.0.1 -p $port -k $data" start >/dev/null || { cat "$data/log"; return 0; }
-  export PENSTOCK_TEST_POSTGRES_URL="postgresql+psycopg://penstock@127.0.0.1:$port/postgres"
+  export PENSTOCK_TEST_POSTGRES_URL="postgresql://penstock@127.0.0.1:$port/postgres"
   echo "PostgreSQL at $PENSTOCK_TEST_POSTGRES_URL"
 }
 start_postgres

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from penstock import errors
 from penstock.v1 import errors_pb2
@@ -18,6 +19,9 @@ from penstock.v1 import errors_pb2
 ERROR_TRAILER: Final = "penstock-error-bin"
 MAX_MESSAGE_BYTES: Final = 80 << 20
 """Room for a 64 MiB body and its envelope; gRPC's own default is 4 MiB."""
+MAX_TEXT_BYTES: Final = 1024
+"""Of an error's text. It travels twice, in the status (percent-encoded: times three) and in the trailer (base64), and
+clients refuse answers with more than 8 KiB of metadata."""
 
 OPTIONS: Final[Sequence[tuple[str, int]]] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -59,10 +63,13 @@ def error_of(failure: Any) -> errors.PenstockError:
 
 
 def error_info(trailers: Any) -> errors_pb2.ErrorInfo | None:
-    """The ErrorInfo among trailing metadata, or None."""
+    """The ErrorInfo among trailing metadata; None where there is none, or something else under its name."""
     for key, value in trailers:
         if key == ERROR_TRAILER:
-            return errors_pb2.ErrorInfo.FromString(value)
+            try:
+                return errors_pb2.ErrorInfo.FromString(value)
+            except DecodeError:
+                return None
     return None
 
 
@@ -70,8 +77,8 @@ def error_trailer(error: errors.PenstockError, request_id: str = "") -> tuple[st
     """The trailing metadata entry that carries an error."""
     info = errors_pb2.ErrorInfo(
         code=error.code.name,
-        message=error.message,
-        field=error.field,
+        message=text_of(error),
+        field=_cut(error.field, 256),
         retryable=error.code.retryable,
         request_id=request_id,
     )
@@ -81,6 +88,16 @@ def error_trailer(error: errors.PenstockError, request_id: str = "") -> tuple[st
 def status_of(error: errors.PenstockError) -> grpc.StatusCode:
     """The gRPC status of an error."""
     return _STATUS[error.code.grpc]
+
+
+def text_of(error: errors.PenstockError) -> str:
+    """The public text of an error, short enough for gRPC's metadata."""
+    return _cut(error.message, MAX_TEXT_BYTES)
+
+
+def _cut(text: str, size: int) -> str:
+    encoded = text.encode(errors="replace")
+    return encoded.decode() if len(encoded) <= size else encoded[: size - 3].decode(errors="ignore") + "…"
 
 
 _STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}

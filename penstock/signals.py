@@ -28,3 +28,129 @@ class Metric:
 # Every service.
 RPCS: Final = Metric("penstock_rpcs", "counter", "every", "Calls of the control plane answered", ("method", "code"))
 READY: Final = Metric("penstock_ready", "gauge", "every", "1 while the process is ready")
+
+# Gateway.
+GATEWAY_REQUESTS: Final = Metric(
+    "penstock_gateway_requests",
+    "counter",
+    "gateway",
+    "Inference requests ended, by model (empty where none is deployed under that name) and code",
+    ("model", "code"),
+)
+GATEWAY_SECONDS: Final = Metric(
+    "penstock_gateway_request_seconds", "histogram", "gateway", "Time from request to answer at the gateway", ("model",)
+)
+GATEWAY_RETRIES: Final = Metric(
+    "penstock_gateway_retries",
+    "counter",
+    "gateway",
+    "Requests tried on a second replica, by what the first said",
+    ("code",),
+)
+GATEWAY_EJECTIONS: Final = Metric(
+    "penstock_gateway_ejections", "counter", "gateway", "Times that a worker was avoided after its connection failed"
+)
+GATEWAY_IN_FLIGHT: Final = Metric("penstock_gateway_in_flight", "gauge", "gateway", "Requests that wait for a worker")
+GATEWAY_WORKERS: Final = Metric("penstock_gateway_workers", "gauge", "gateway", "Workers connected to")
+GATEWAY_MODELS: Final = Metric("penstock_gateway_models", "gauge", "gateway", "Deployed models in the routing table")
+GATEWAY_HELD: Final = Metric(
+    "penstock_gateway_held_replicas", "gauge", "gateway", "Replicas served from though the store no longer has them"
+)
+GATEWAY_INFER: Final = "gateway.infer"
+"""Span: one request at the gateway, from its bytes to the answer's."""
+
+# Worker. `code` is OK or a code of docs/errors.md.
+WORKER_REQUESTS: Final = Metric(
+    "penstock_worker_requests", "counter", "worker", "Inference requests ended", ("model", "version", "code")
+)
+WORKER_QUEUE_SECONDS: Final = Metric(
+    "penstock_worker_queue_seconds",
+    "histogram",
+    "worker",
+    "Time that an answered request waited for its batch",
+    ("model", "version"),
+)
+WORKER_BATCH_SECONDS: Final = Metric(
+    "penstock_worker_batch_seconds",
+    "histogram",
+    "worker",
+    "Time that a batch took, from staging to its last answer",
+    ("model", "version"),
+)
+WORKER_BATCH_ROWS: Final = Metric(
+    "penstock_worker_batch_rows", "histogram", "worker", "Items in a batch", ("model", "version"), buckets=SIZES
+)
+WORKER_QUEUE_DEPTH: Final = Metric(
+    "penstock_worker_queue_depth", "gauge", "worker", "Requests that wait for a batch", ("model", "version")
+)
+WORKER_REPLICAS: Final = Metric("penstock_worker_replicas", "gauge", "worker", "Replicas by state", ("state",))
+WORKER_ENGINE_FAILURES: Final = Metric(
+    "penstock_worker_engine_failures",
+    "counter",
+    "worker",
+    "Times that a replica could not load or its engine's process ended",
+    ("model", "version"),
+)
+WORKER_MEMORY_BYTES: Final = Metric(
+    "penstock_worker_memory_bytes", "gauge", "worker", "Memory that the worker offers to replicas"
+)
+WORKER_RESERVED_BYTES: Final = Metric(
+    "penstock_worker_reserved_bytes", "gauge", "worker", "Memory that replicas have reserved"
+)
+WORKER_DOWNLOADED_BYTES: Final = Metric(
+    "penstock_worker_downloaded_bytes", "counter", "worker", "Bytes of artifacts pulled from a registry"
+)
+WORKER_CACHE_BYTES: Final = Metric(
+    "penstock_worker_cache_bytes", "gauge", "worker", "Bytes of artifacts in the worker's cache"
+)
+
+# Registry.
+REGISTRY_UPLOADS: Final = Metric(
+    "penstock_registry_uploads",
+    "counter",
+    "registry",
+    "Uploads ended: stored, existed, refused or broken",
+    ("outcome",),
+)
+REGISTRY_UPLOADED_BYTES: Final = Metric(
+    "penstock_registry_uploaded_bytes", "counter", "registry", "Bytes of artifacts received"
+)
+REGISTRY_DOWNLOADED_BYTES: Final = Metric(
+    "penstock_registry_downloaded_bytes", "counter", "registry", "Bytes of artifacts sent"
+)
+REGISTRY_SWEPT_UPLOADS: Final = Metric(
+    "penstock_registry_swept_uploads", "counter", "registry", "Partial uploads removed because nobody went on with them"
+)
+REGISTRY_PROJECTION_AGE: Final = Metric(
+    "penstock_registry_projection_age_seconds",
+    "gauge",
+    "registry",
+    "Seconds since etcd surely held the deployments that the database holds",
+)
+REGISTRY_FREE_BYTES: Final = Metric(
+    "penstock_registry_free_bytes", "gauge", "registry", "Free bytes on the disk of the artifacts"
+)
+
+SPANS: Final[dict[str, str]] = {
+    "gateway.infer": "A request at the gateway: resolving, choosing, forwarding, the retry",
+    "worker.infer": "A request at a worker: waiting in the queue and in the batch",
+    "engine.batch": "One run of an engine; linked to the spans of all requests in it",
+}
+"""Every span's name and what it covers."""
+
+# Scheduler.
+SCHEDULER_LEADING: Final = Metric("penstock_scheduler_leading", "gauge", "scheduler", "1 while this scheduler leads")
+SCHEDULER_TERM: Final = Metric("penstock_scheduler_term", "gauge", "scheduler", "Term of this leader, 0 for another")
+SCHEDULER_PLAN_SECONDS: Final = Metric(
+    "penstock_scheduler_plan_seconds", "histogram", "scheduler", "Time that one plan took"
+)
+SCHEDULER_ASSIGNMENT_WRITES: Final = Metric(
+    "penstock_scheduler_assignment_writes", "counter", "scheduler", "Assignments written or deleted"
+)
+SCHEDULER_MISSING_REPLICAS: Final = Metric(
+    "penstock_scheduler_missing_replicas", "gauge", "scheduler", "Replicas wanted that no worker has room for"
+)
+SCHEDULER_WORKERS: Final = Metric("penstock_scheduler_workers", "gauge", "scheduler", "Live workers")
+SCHEDULER_HELD_WORKERS: Final = Metric(
+    "penstock_scheduler_held_workers", "gauge", "scheduler", "Workers gone whose assignments stay for now"
+)

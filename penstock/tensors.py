@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Buffer = bytes | bytearray | memoryview
 
 MAX_ELEMENTS: Final = 1 << 40
+MAX_RANK: Final = 32
 _LENGTH = struct.Struct("<I")
 
 
@@ -70,13 +71,19 @@ def datatype(name: str, field: str = "datatype") -> Datatype:
 
 
 def element_count(shape: Sequence[int], field: str = "shape") -> int:
-    """Number of elements; raises InvalidArgument for a negative dimension or more than 2**40 elements."""
-    count = 1
+    """Number of elements; raises InvalidArgument for a negative dimension, more than 2**40 elements or 32 dimensions.
+
+    Zeros do not hide what is beside them: numpy too refuses [0, 2**62, 4].
+    """
+    if len(shape) > MAX_RANK:
+        raise InvalidArgument(f"{field}: more than {MAX_RANK} dimensions", field=field)
+    count = extent = 1
     for dimension in shape:
         if dimension < 0:
             raise InvalidArgument(f"{field}: dimension {dimension} is negative", field=field)
         count *= dimension
-        if count > MAX_ELEMENTS:
+        extent *= dimension or 1
+        if extent > MAX_ELEMENTS:
             raise InvalidArgument(f"{field}: more than 2**40 elements", field=field)
     return count
 
@@ -93,8 +100,8 @@ def pack_bytes(items: Sequence[bytes]) -> bytes:
 def unpack_bytes(buffer: Buffer, count: int, field: str = "data") -> list[bytes]:
     """The `count` elements of a raw BYTES tensor; raises InvalidArgument when the buffer holds anything else."""
     items: list[bytes] = []
-    offset, end = 0, len(buffer)
-    view = memoryview(buffer)
+    view = memoryview(buffer).cast("B")
+    offset, end = 0, len(view)
     while offset < end:
         if len(items) == count:
             raise InvalidArgument(f"{field}: more than the {count} BYTES elements of its shape", field=field)
@@ -120,11 +127,14 @@ def to_numpy(name: str, shape: Sequence[int], buffer: Buffer) -> npt.NDArray[Any
 
     row, count = datatype(name), element_count(shape)
     if row.name == "BYTES":
+        # Before anything is allocated by the shape, which is the caller's claim.
+        items = unpack_bytes(buffer, count)
         array = np.empty(count, dtype=object)
-        array[:] = unpack_bytes(buffer, count)
+        array[:] = items
         return array.reshape(shape)
-    if len(buffer) != count * row.size:
-        raise InvalidArgument(f"{len(buffer)} bytes of data; {name} {list(shape)} takes {count * row.size}")
+    size = memoryview(buffer).nbytes
+    if size != count * row.size:
+        raise InvalidArgument(f"{size} bytes of data; {name} {list(shape)} takes {count * row.size}")
     if row.name == "BF16":
         wide = np.frombuffer(buffer, dtype="<u2").astype("<u4") << 16
         return wide.view("<f4").reshape(shape)
@@ -134,18 +144,22 @@ def to_numpy(name: str, shape: Sequence[int], buffer: Buffer) -> npt.NDArray[Any
 def from_numpy(array: npt.NDArray[Any], name: str | None = None) -> tuple[str, list[int], bytes]:
     """Datatype, shape and raw bytes of an array; `name` chooses the datatype where the dtype leaves a choice (BF16).
 
-    Strings and bytes objects become BYTES, strings as UTF-8. Raises InvalidArgument for a dtype without a datatype.
+    Strings and bytes objects become BYTES, strings as UTF-8. Raises InvalidArgument for a dtype without a datatype, and
+    for values that an integer or BOOL datatype cannot hold.
     """
     import numpy as np
 
     shape = [int(dimension) for dimension in array.shape]
     chosen = name or datatype_of(array.dtype)
     if chosen == "BYTES":
-        items = [item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel().tolist()]
-        return chosen, shape, pack_bytes(items)
+        return chosen, shape, pack_bytes([_bytes_of(item) for item in array.ravel().tolist()])
     if chosen == "BF16":
         return chosen, shape, _to_bf16(array).tobytes()
-    return chosen, shape, np.ascontiguousarray(array, dtype=datatype(chosen).numpy).tobytes()
+    with np.errstate(invalid="ignore", over="ignore"):
+        exact = np.ascontiguousarray(array, dtype=datatype(chosen).numpy)
+    if exact.dtype.kind in "biu" and exact.dtype != array.dtype and not np.array_equal(exact, np.atleast_1d(array)):
+        raise InvalidArgument(f"the array of {array.dtype} has values that {chosen} cannot hold; convert it first")
+    return chosen, shape, exact.tobytes()
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str:
@@ -156,6 +170,15 @@ def datatype_of(dtype: np.dtype[Any]) -> str:
         return _BY_NUMPY[dtype.kind + str(dtype.itemsize) if dtype.kind != "b" else "?"]
     except KeyError:
         raise InvalidArgument(f"dtype {dtype} has no datatype in the protocol; convert the array first") from None
+
+
+def _bytes_of(item: object) -> bytes:
+    if isinstance(item, str):
+        return item.encode()
+    if isinstance(item, bytes | bytearray | memoryview):
+        return bytes(item)
+    # bytes(7) would be seven zeros.
+    raise InvalidArgument(f"an element of a BYTES tensor must be str or bytes, not {type(item).__name__}")
 
 
 def _to_bf16(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

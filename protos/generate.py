@@ -24,7 +24,10 @@ def generate(out: Path) -> list[Path]:
     """Writes all generated modules under `out` and returns their paths relative to it."""
     sources = sorted(path.relative_to(ROOT / "protos").as_posix() for path in (ROOT / "protos").rglob("*.proto"))
     outputs = [f"--{kind}_out={out}" for kind in ("python", "grpc_python")]
-    outputs += [f"--{kind}_out=quiet:{out}" for kind in ("mypy", "mypy_grpc")]
+    for kind in ("mypy", "mypy_grpc"):
+        # Of this environment, which need not be on PATH.
+        plugin = Path(sys.executable).with_name(f"protoc-gen-{kind}")
+        outputs += [f"--plugin=protoc-gen-{kind}={plugin}", f"--{kind}_out=quiet:{out}"]
     includes = [f"-I{ROOT / 'protos'}", f"-I{files('grpc_tools') / '_proto'}"]
     if protoc.main(["protoc", *includes, *outputs, *sources]) != 0:
         raise SystemExit("protoc failed")

@@ -73,7 +73,12 @@ class Admin:
 class _Threading(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A scraper that leaves, or says nothing, is not news."""
+
 
 class _Quiet(WSGIRequestHandler):
+    timeout = 10.0  # of the connection: whoever says nothing does not keep a thread
+
     def log_message(self, format: str, *args: Any) -> None:
         """Scrapes are not news."""

@@ -1,15 +1,17 @@
 """Configuration of a service: defaults ← TOML file ← environment ← flags, read once, strictly.
 
 A service's config is a frozen dataclass that extends ServiceConfig; every field is made by `setting`, whose text is
-its help. `load` is the only reader of configuration files, environment and flags. An unknown key, an unknown flag or a
-value of the wrong type ends the start with a message that names it.
+its help. `load` is the only reader of configuration files, environment and flags. An unknown key, an unknown flag, a
+value of the wrong type or out of range ends the start with a message that names it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
+import re
 import tomllib
 import types
 import typing
@@ -21,29 +23,47 @@ from typing import Any, TypeVar
 T = TypeVar("T", bound="ServiceConfig")
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field of a config dataclass with its one line of explanation."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def setting(
+    default: Any,
+    help: str,
+    *,
+    one_of: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+    pattern: str = "",
+) -> Any:
+    """A field of a config dataclass with its one line of explanation and what its values must fulfil.
+
+    one_of: the only texts allowed; low, high: bounds of a number, themselves allowed; pattern: of the whole text. A
+    field called `port` or `…_port` is always a port number.
+    """
+    metadata = {"help": help, "one_of": one_of, "low": low, "high": high, "pattern": pattern}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
     """What all services share."""
 
-    id: str = setting("", "id of this process in the cluster; empty makes one up")
+    id: str = setting(
+        "", "id of this process in the cluster; empty makes one up", pattern=r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})?"
+    )
     host: str = setting("127.0.0.1", "address to listen on; anything but loopback needs auth_file")
+    advertise: str = setting("", "host by which other processes reach this one; empty: host, or the machine's name")
     port: int = setting(0, "port of the gRPC server; 0 takes a free one")
     admin_port: int = setting(0, "port of /metrics, /healthz and /readyz; 0 takes a free one")
     etcd: tuple[str, ...] = setting(("127.0.0.1:2379",), "etcd endpoints, host:port, comma-separated")
-    lease_seconds: float = setting(5.0, "how long the cluster waits for this process before it counts as lost")
-    drain_seconds: float = setting(30.0, "how long to finish what is under way after SIGTERM")
+    lease_seconds: float = setting(
+        5.0, "how long the cluster waits for this process before it counts as lost", low=1, high=3600
+    )
+    drain_seconds: float = setting(30.0, "how long to finish what is under way after SIGTERM", low=0)
     auth_file: str = setting("", "file of callers, one `name sha256-hex-of-token` a line; empty lets loopback in")
     token: str = setting("", "token that this process presents to other services; set it by environment")
-    log_level: str = setting("info", "debug, info, warning or error")
-    log_format: str = setting("json", "json, or console for people")
+    log_level: str = setting("info", "debug, info, warning or error", one_of=("debug", "info", "warning", "error"))
+    log_format: str = setting("json", "json, or console for people", one_of=("json", "console"))
     otlp_endpoint: str = setting("", "OTLP gRPC endpoint for traces, such as http://127.0.0.1:4317; empty for none")
     trace_file: str = setting("", "file that gets one JSON object per span; empty for none")
-    trace_ratio: float = setting(0.01, "share of calls to trace when the caller has not decided")
+    trace_ratio: float = setting(0.01, "share of calls to trace when the caller has not decided", low=0, high=1)
 
 
 class BadConfig(Exception):
@@ -80,7 +100,7 @@ def _parser(cls: type[ServiceConfig], service: str) -> argparse.ArgumentParser:
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         parser.add_argument(
             f"--{name.replace('_', '-')}",
-            type=_reader(kind),
+            type=_reader(kind, field),
             metavar="LIST" if isinstance(kind, types.GenericAlias) else kind.__name__.upper(),
             help=f"{field.metadata['help']} (default: {default!r})".replace("%", "%%"),
         )
@@ -91,27 +111,42 @@ def _from_file(cls: type[ServiceConfig], path: str) -> dict[str, Any]:
     if not path:
         return {}
     try:
-        table = tomllib.loads(Path(path).read_text())
-    except (OSError, tomllib.TOMLDecodeError) as problem:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise BadConfig(f"config file {path}: {problem}") from None
-    kinds = {name: kind for name, kind, _ in _fields(cls)}
-    if unknown := sorted(set(table) - set(kinds)):
-        raise BadConfig(f"config file {path}: unknown key {unknown[0]}; known are {', '.join(sorted(kinds))}")
-    values = {}
-    for name, value in table.items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        values[name] = _read(kinds[name], text, f"{path}: {name}")
-    return values
+    fields = {name: (kind, field) for name, kind, field in _fields(cls)}
+    if unknown := sorted(set(table) - set(fields)):
+        raise BadConfig(f"config file {path}: unknown key {unknown[0]}; known are {', '.join(sorted(fields))}")
+    return {name: _from_toml(*fields[name], value, f"config file {path}: {name}") for name, value in table.items()}
+
+
+def _from_toml(kind: Any, field: dataclasses.Field[Any], value: Any, source: str) -> Any:
+    """TOML has types of its own, so a value must have the right one: "8000" is no port."""
+    if isinstance(kind, types.GenericAlias) and isinstance(value, list):
+        fits = all(isinstance(item, str) for item in value)
+        value = tuple(value)
+    elif kind is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        value = float(value) if fits else value
+    else:
+        fits = type(value) is kind
+    if not fits:
+        wanted = "list of strings" if isinstance(kind, types.GenericAlias) else kind.__name__
+        raise BadConfig(f"{source}: {value!r} is not usable: expected {wanted}")
+    try:
+        return _checked(value, field)
+    except ValueError as problem:
+        raise BadConfig(f"{source}: {value!r} is not usable: {problem}") from None
 
 
 def _from_environ(cls: type[ServiceConfig], service: str, environ: Mapping[str, str]) -> dict[str, Any]:
     shared = {field.name for field in dataclasses.fields(ServiceConfig)} - {"id", "port", "admin_port"}
     values = {}
-    for name, kind, _ in _fields(cls):
+    for name, kind, field in _fields(cls):
         own = f"PENSTOCK_{service.upper()}_{name.upper()}"
         for key in (own, f"PENSTOCK_{name.upper()}") if name in shared else (own,):
             if key in environ:
-                values[name] = _read(kind, environ[key], key)
+                values[name] = _read(kind, field, environ[key], key)
                 break
     return values
 
@@ -121,19 +156,39 @@ def _fields(cls: type[ServiceConfig]) -> list[tuple[str, Any, dataclasses.Field[
     return [(field.name, hints[field.name], field) for field in dataclasses.fields(cls)]
 
 
-def _read(kind: Any, text: str, source: str) -> Any:
+def _read(kind: Any, field: dataclasses.Field[Any], text: str, source: str) -> Any:
     try:
-        return _reader(kind)(text)
+        return _reader(kind, field)(text)
     except (ValueError, argparse.ArgumentTypeError) as problem:
         raise BadConfig(f"{source}: {text!r} is not usable: {problem}") from None
 
 
-def _reader(kind: Any) -> Callable[[str], Any]:
-    if kind is bool:
-        return _boolean
-    if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
-        return _list
-    return typing.cast(Callable[[str], Any], kind)
+def _reader(kind: Any, field: dataclasses.Field[Any]) -> Callable[[str], Any]:
+    """Text of the environment or of a flag to a value; argparse shows the text of an ArgumentTypeError."""
+    parse: Callable[[str], Any] = _boolean if kind is bool else _list if isinstance(kind, types.GenericAlias) else kind
+
+    def read(text: str) -> Any:
+        try:
+            return _checked(parse(text), field)
+        except ValueError as problem:
+            raise argparse.ArgumentTypeError(str(problem)) from None
+
+    return read
+
+
+def _checked(value: Any, field: dataclasses.Field[Any]) -> Any:
+    """The value itself; raises ValueError when the field does not allow it."""
+    rules = field.metadata
+    low, high = (0, 65535) if field.name == "port" or field.name.endswith("_port") else (rules["low"], rules["high"])
+    if rules["one_of"] and value not in rules["one_of"]:
+        raise ValueError(f"use one of {', '.join(rules['one_of'])}")
+    if rules["pattern"] and not re.fullmatch(rules["pattern"], value):
+        raise ValueError(f"it must match {rules['pattern']}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a finite number is needed")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ValueError(f"it must be {f'at least {low}' if high is None else f'between {low} and {high}'}")
+    return value
 
 
 def _boolean(text: str) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
-from contextvars import ContextVar
 from pathlib import Path
 
 from penstock.errors import Unauthenticated
+from penstock.wire.call import CALLER_OF_CALL
 
-_caller: ContextVar[str] = ContextVar("caller", default="")
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 LOCAL = "local"
 """Name of every caller while no callers are configured."""
@@ -22,12 +23,12 @@ LOCAL = "local"
 
 def caller() -> str:
     """Authenticated name of whoever made the call that is being served; empty outside a call."""
-    return _caller.get()
+    return CALLER_OF_CALL.get()
 
 
 def set_caller(name: str) -> None:
     """Says who makes the call that is being served; only the server's own gate does this."""
-    _caller.set(name)
+    CALLER_OF_CALL.set(name)
 
 
 class Authenticator:
@@ -45,8 +46,10 @@ class Authenticator:
             words = line.split("#")[0].split()
             if not words:
                 continue
-            if len(words) != 2 or len(words[1]) != 64:
+            if len(words) != 2 or not _DIGEST.fullmatch(words[1]):
                 raise ValueError(f"auth_file, line {number}: expected `name sha256-hex-of-token`")
+            if words[1].lower() in self._names:
+                raise ValueError(f"auth_file, line {number}: the token of {words[0]} is also somebody else's")
             self._names[words[1].lower()] = words[0]
 
     def authenticate(self, headers: Mapping[str, str]) -> str:
@@ -55,7 +58,7 @@ class Authenticator:
             return LOCAL
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and token:
-            given = hashlib.sha256(token.strip().encode()).hexdigest()
+            given = hashlib.sha256(token.strip().encode(errors="replace")).hexdigest()
             for digest, name in self._names.items():
                 if hmac.compare_digest(digest, given):
                     return name

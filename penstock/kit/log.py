@@ -1,20 +1,20 @@
 """One shape of log for every service: structlog, one JSON object per line on stderr.
 
 Each line carries time, level, event, service and process id, and the request id and trace id of the call that it
-belongs to. Values are escaped by the JSON writer, so no caller can forge a line.
+belongs to. Values are escaped, by the JSON writer or for the console, so no caller can forge a line.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from contextvars import ContextVar
 from typing import Any
 
 import structlog
 from opentelemetry import trace
 
-REQUEST_ID_OF_CALL: ContextVar[str] = ContextVar("request_id", default="")
+from penstock.wire.call import REQUEST_ID_OF_CALL as REQUEST_ID_OF_CALL
 
 
 def get_logger() -> Any:
@@ -25,9 +25,12 @@ def get_logger() -> Any:
 def setup(service: str, process: str, *, level: str, format: str) -> None:
     """Configures logging of the whole process, libraries included (warnings and worse)."""
     number = getattr(logging, level.upper(), logging.INFO)
-    renderer: Any = structlog.processors.JSONRenderer(sort_keys=False)
+    rendering: list[Any] = [structlog.processors.JSONRenderer(sort_keys=False)]
     if format == "console":
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # Its colours apart, nothing that a caller sent may steer the terminal or begin a line.
+        plain = structlog.dev.plain_traceback
+        console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+        rendering = [_escaped, console]
 
     def add_process(_: Any, __: str, event: Any) -> Any:
         return {"service": service, "process": process, **event}
@@ -40,16 +43,16 @@ def setup(service: str, process: str, *, level: str, format: str) -> None:
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
-        processors=[*shared, _event_first, renderer],
+        processors=[*shared, _event_first, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _event_first, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _event_first, *rendering],
         )
     )
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
@@ -68,3 +71,16 @@ def _event_first(_: Any, __: str, event: Any) -> Any:
     """time, level, event, then the rest: what a person reads first comes first."""
     head = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
     return {**head, **event}
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _escaped(_: Any, __: str, event: Any) -> Any:
+    """Control characters of every text in Python's notation, but for tracebacks, which are lines."""
+    return {
+        key: _CONTROL.sub(lambda match: repr(match[0])[1:-1], value)
+        if isinstance(value, str) and key != "exception"
+        else value
+        for key, value in event.items()
+    }

@@ -7,24 +7,27 @@ request id and leaves as INTERNAL without its text.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from penstock import errors, signals
-from penstock.channel import MAX_MESSAGE_BYTES, error_trailer, status_of
+from penstock.channel import MAX_MESSAGE_BYTES, error_trailer, status_of, text_of
 from penstock.kit import identity
+from penstock.kit.health import Health
 from penstock.kit.log import REQUEST_ID_OF_CALL, get_logger
 from penstock.kit.metrics import counter
 from penstock.wire.client import SERVICE as INFERENCE
+from penstock.wire.server import writer
 
 OPEN_METHODS = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
 """What anybody may call, so that load balancers need no token."""
@@ -44,10 +47,10 @@ OPTIONS = (
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-def build_server(authenticator: identity.Authenticator) -> tuple[grpc.aio.Server, HealthServicer]:
+def build_server(authenticator: identity.Authenticator) -> tuple[grpc.aio.Server, Health]:
     """A server without services, with its health service (NOT_SERVING until told otherwise)."""
     server = grpc.aio.server(interceptors=[_Gate(authenticator)], options=OPTIONS)
-    health = HealthServicer()
+    health = Health()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     return server, health
 
@@ -72,7 +75,7 @@ def add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
 
 
 class _Gate(grpc.aio.ServerInterceptor):
-    """The one interceptor."""
+    """The one interceptor. It stands before everything: what it refuses is neither read nor decoded."""
 
     def __init__(self, authenticator: identity.Authenticator) -> None:
         self._authenticator = authenticator
@@ -83,6 +86,13 @@ class _Gate(grpc.aio.ServerInterceptor):
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> Any:
         handler = await continuation(details)
+        metadata: Any = details.invocation_metadata or ()
+        try:
+            self._enter(details.method, {key: value for key, value in metadata if isinstance(value, str)})
+        except errors.Unauthenticated as refusal:
+            if handler is not None:
+                self._count(details.method, status_of(refusal).name)
+            return _refusal(refusal)
         if handler is None:
             return None
         known = self._wrapped.get(details.method)
@@ -91,6 +101,12 @@ class _Gate(grpc.aio.ServerInterceptor):
             self._wrapped[details.method] = known
         return known[1]
 
+    def _enter(self, method: str, headers: Mapping[str, str]) -> None:
+        """Says who calls, to the task of this call, which is the one that will serve it; raises Unauthenticated."""
+        given = headers.get("x-request-id", "")
+        REQUEST_ID_OF_CALL.set(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        identity.set_caller("" if method in OPEN_METHODS else self._authenticator.authenticate(headers))
+
     def _wrap(self, handler: Any, method: str) -> Any:
         make = _MAKERS[(handler.request_streaming, handler.response_streaming)]
         behaviour = (
@@ -98,14 +114,13 @@ class _Gate(grpc.aio.ServerInterceptor):
             if handler.request_streaming
             else (handler.unary_stream if handler.response_streaming else handler.unary_unary)
         )
-        guarded = self._streaming(behaviour, method) if handler.response_streaming else self._single(behaviour, method)
+        guarded = self._guarded(_writing(behaviour) if handler.response_streaming else behaviour, method)
         return make(guarded, handler.request_deserializer, handler.response_serializer)
 
-    def _single(self, behaviour: Any, method: str) -> Any:
+    def _guarded(self, behaviour: Any, method: str) -> Any:
         async def serve(request: Any, context: Any) -> Any:
             code = "OK"
             try:
-                self._enter(method, context)
                 return await behaviour(request, context)
             except BaseException as raised:
                 code = _code(raised, context)
@@ -114,28 +129,6 @@ class _Gate(grpc.aio.ServerInterceptor):
                 self._count(method, code)
 
         return serve
-
-    def _streaming(self, behaviour: Any, method: str) -> Any:
-        async def serve(request: Any, context: Any) -> Any:
-            code = "OK"
-            try:
-                self._enter(method, context)
-                async for message in behaviour(request, context):
-                    yield message
-            except BaseException as raised:
-                code = _code(raised, context)
-                await _abort(raised, context)
-            finally:
-                self._count(method, code)
-
-        return serve
-
-    def _enter(self, method: str, context: Any) -> None:
-        headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        given = headers.get("x-request-id", "")
-        REQUEST_ID_OF_CALL.set(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
-        if method not in OPEN_METHODS:
-            identity.set_caller(self._authenticator.authenticate(headers))
 
     def _count(self, method: str, code: str) -> None:
         # The data plane counts for itself, per model.
@@ -151,20 +144,52 @@ _MAKERS: dict[tuple[bool, bool], Any] = {
 }
 
 
+def _writing(behaviour: Any) -> Any:
+    """A streaming behaviour as a coroutine that writes: servicers are generators, or coroutines that write already.
+
+    grpcio leaves a generator at its `yield` when the caller goes; here it is closed, in the task that ran it.
+    """
+
+    async def serve(request: Any, context: Any) -> None:
+        running = behaviour(request, context)
+        if inspect.isawaitable(running):
+            await running
+            return
+        write = writer(context)
+        async with aclosing(running) as messages:
+            async for message in messages:
+                await write(message)
+
+    return serve
+
+
+def _refusal(error: errors.PenstockError) -> Any:
+    """Answers a call of any shape with an error: a streaming handler is called before a message is read."""
+
+    async def refuse(_: Any, context: Any) -> None:
+        await _abort(error, context)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
 def _code(raised: BaseException, context: Any) -> str:
     if isinstance(raised, errors.PenstockError):
         return status_of(raised).name
-    if isinstance(raised, asyncio.CancelledError | GeneratorExit):
+    if isinstance(raised, asyncio.CancelledError):
         return "CANCELLED"
-    if isinstance(raised, grpc.aio.AbortError) and isinstance(context.code(), grpc.StatusCode):
-        return str(context.code().name)
+    if isinstance(raised, grpc.aio.AbortError):
+        # grpc.aio keeps the number of the status, whatever its annotation says.
+        return _STATUS_NAMES.get(context.code(), "INTERNAL")
     return "INTERNAL"
+
+
+_STATUS_NAMES: dict[Any, str] = {key: status.name for status in grpc.StatusCode for key in (status, status.value[0])}
 
 
 async def _abort(raised: BaseException, context: Any) -> None:
     """Ends the call by the error table; passes on what is not an error of the service."""
     request_id = REQUEST_ID_OF_CALL.get()
-    if isinstance(raised, asyncio.CancelledError | GeneratorExit | grpc.aio.AbortError):
+    if isinstance(raised, asyncio.CancelledError | grpc.aio.AbortError):
         raise raised
     if isinstance(raised, errors.PenstockError):
         error = raised
@@ -175,4 +200,4 @@ async def _abort(raised: BaseException, context: Any) -> None:
         error = errors.Internal(f"internal error; the log has it under request id {request_id}")
     else:
         raise raised
-    await context.abort(status_of(error), error.message, trailing_metadata=(error_trailer(error, request_id),))
+    await context.abort(status_of(error), text_of(error), trailing_metadata=(error_trailer(error, request_id),))

@@ -3,18 +3,19 @@
 `run` starts it: logging, tracing, the gRPC server, the admin port, then `assemble`, which is the service's own app.py.
 On SIGTERM or SIGINT: not ready → drain steps in order (leave the cluster, wait for callers to move) → stop accepting,
 finish what is in flight → stop the background tasks → close steps in reverse order. A second signal ends at once.
+When something fails, what is in flight is cut off, but background tasks and close steps end the same way.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import socket
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
-
-from grpc_health.v1 import health_pb2
 
 from penstock import signals
 from penstock.kit import log, telemetry
@@ -25,6 +26,9 @@ from penstock.kit.metrics import gauge
 from penstock.kit.server import add_reflection, build_server
 
 Step = Callable[[], Awaitable[object]]
+
+CLOSE_SECONDS = 10.0
+"""What one close step may take; one that hangs must not keep the others from running."""
 
 
 class Chassis:
@@ -40,26 +44,31 @@ class Chassis:
         # Bound here, so that the address is known while assembling; it accepts once everything is in place.
         try:
             port = self.server.add_insecure_port(f"{config.host}:{config.port}")
+        except RuntimeError:
+            raise ValueError(f"cannot listen on {config.host}:{config.port}: is the port in use?") from None
+        try:
             self._admin = Admin(config.host, config.admin_port, self.not_ready)
-        except (RuntimeError, OSError) as problem:
+        except OSError as problem:
             raise ValueError(
-                f"cannot listen on {config.host}:{config.port} and admin port {config.admin_port}: {problem}"
+                f"cannot listen on {config.host}:{config.admin_port} (admin): {problem.strerror}"
             ) from None
-        self.address = f"{config.host}:{port}"
-        self.admin_address = f"{config.host}:{self._admin.port}"
+        reached_at = config.advertise or _reached_at(config.host)
+        self.address = f"{reached_at}:{port}"
+        self.admin_address = f"{reached_at}:{self._admin.port}"
         self._drain_seconds = config.drain_seconds
+        self._ready = gauge(signals.READY)
         self._phase = "starting"
         self._checks: dict[str, Callable[[], str | None]] = {}
         self._drain: list[Step] = []
         self._close: list[Step] = []
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._stop = asyncio.Event()
 
     def start(self, coroutine: Coroutine[Any, Any, object], name: str) -> None:
         """Runs a coroutine for the life of the process; if it raises, the process stops with an error."""
         assert self._group is not None
-        self._tasks.append(self._group.create_task(self._watched(coroutine, name), name=name))
+        self._tasks.add(self._group.create_task(self._watched(coroutine, name), name=name))
 
     def ready_check(self, name: str, check: Callable[[], str | None]) -> None:
         """Adds a condition of readiness: None when fulfilled, otherwise the public reason. Called from any thread."""
@@ -81,7 +90,7 @@ class Chassis:
         """Why the process is not ready, None when it is."""
         if self._phase != "serving":
             return self._phase
-        for name, check in self._checks.items():
+        for name, check in list(self._checks.items()):
             if reason := check():
                 return f"{name}: {reason}"
         return None
@@ -91,39 +100,65 @@ class Chassis:
         self._stop.set()
 
     async def serve(self, assemble: Callable[[Chassis], Awaitable[None]]) -> None:
-        """The whole life. Raises what a background task raised."""
-        logger = log.get_logger()
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            try:
-                await assemble(self)
-                await self.server.start()
+        """The whole life. Raises a group of what assembling, a background task or a step of the end raised."""
+        failures: list[Exception] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
                 self._admin.start()
                 self.start(self._report(), "report")
-                self._phase = "serving"
-                logger.info("started", address=self.address, admin=self.admin_address)
-                await self._stop.wait()
-                await self._shut_down()
-            finally:
-                for task in self._tasks:
-                    task.cancel()
-        for step in reversed(self._close):
-            await step()
-        logger.info("stopped")
+                try:
+                    if await self._assembled(group, assemble):
+                        await self._serve()
+                    failures += await self._shut_down()
+                finally:
+                    for task in self._tasks:
+                        task.cancel()
+        finally:
+            # Empty after a shutdown; after a failure, what nobody is left to serve.
+            await self.server.stop(None)
+            for step in reversed(self._close):
+                failures += await _taken(step, "close_step_failed", CLOSE_SECONDS)
+        if failures:
+            raise ExceptionGroup("steps of the end failed", failures)
+        log.get_logger().info("stopped")
 
-    async def _shut_down(self) -> None:
-        logger = log.get_logger()
-        logger.info("draining", seconds=self._drain_seconds)
+    async def _assembled(self, group: asyncio.TaskGroup, assemble: Callable[[Chassis], Awaitable[None]]) -> bool:
+        """Runs `assemble`; False when a signal came first, for it may be waiting for something that is away."""
+
+        async def assembling() -> None:
+            try:
+                await assemble(self)
+            except Exception:
+                log.get_logger().exception("start_failed")
+                raise
+
+        work, stopped = group.create_task(assembling()), group.create_task(self._stop.wait())
+        await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+        work.cancel()
+        stopped.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+        return not work.cancelled()
+
+    async def _serve(self) -> None:
+        await self.server.start()
+        self._phase = "serving"
+        self._tell_readiness()
+        log.get_logger().info("started", address=self.address, admin=self.admin_address)
+        await self._stop.wait()
+
+    async def _shut_down(self) -> list[Exception]:
+        """Every step is taken, whatever became of the ones before it; returns what they raised."""
+        log.get_logger().info("draining", seconds=self._drain_seconds)
         self._phase = "draining"
-        await self._set_health()
+        self._health.end()
+        failures: list[Exception] = []
         deadline = asyncio.get_running_loop().time() + self._drain_seconds
-        try:
-            async with asyncio.timeout_at(deadline):
-                for step in self._drain:
-                    await step()
-        except TimeoutError:
-            logger.warning("drain_unfinished", seconds=self._drain_seconds)
+        for step in self._drain:
+            failures += await _taken(step, "drain_step_failed", deadline - asyncio.get_running_loop().time())
         await self.server.stop(max(1.0, deadline - asyncio.get_running_loop().time()))
+        return failures
 
     async def close(self) -> None:
         """Frees the ports."""
@@ -132,16 +167,16 @@ class Chassis:
 
     async def _report(self) -> None:
         """Keeps health service and metric equal to readiness, and proves that the loop turns."""
-        ready = gauge(signals.READY)
         while True:
             self._admin.beat()
-            ready.set(0 if self.not_ready() else 1)
-            await self._set_health()
+            self._tell_readiness()
             await asyncio.sleep(0.5)
 
-    async def _set_health(self) -> None:
-        serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-        await self._health.set("", not_serving if self.not_ready() else serving)
+    def _tell_readiness(self) -> None:
+        serving = self.not_ready() is None
+        self._ready.set(1 if serving else 0)
+        if self._phase != "draining":
+            self._health.set(serving)
 
     async def _watched(self, coroutine: Coroutine[Any, Any, object], name: str) -> None:
         try:
@@ -149,6 +184,30 @@ class Chassis:
         except Exception:
             log.get_logger().exception("task_failed", task=name)
             raise
+        finally:
+            if task := asyncio.current_task():
+                self._tasks.discard(task)
+
+
+async def _taken(step: Step, event: str, seconds: float) -> list[Exception]:
+    """What the step raised, if anything; it is cancelled when its time is over."""
+    name = getattr(step, "__qualname__", repr(step))
+    limit = asyncio.timeout(max(0.0, seconds))
+    try:
+        async with limit:
+            await step()
+    except Exception as problem:
+        if isinstance(problem, TimeoutError) and limit.expired():
+            log.get_logger().warning("step_unfinished", step=name)
+            return []
+        log.get_logger().exception(event, step=name)
+        return [problem]
+    return []
+
+
+def _reached_at(host: str) -> str:
+    """Where others find a process that listens on `host`: a wildcard is no address, this machine's name is."""
+    return socket.gethostname() if host in ("0.0.0.0", "::", "[::]") else host
 
 
 def run(name: str, config: ServiceConfig, assemble: Callable[[Chassis], Awaitable[None]]) -> int:
@@ -160,17 +219,17 @@ async def _main(name: str, config: ServiceConfig, assemble: Callable[[Chassis], 
     log.setup(name, config.id or name, level=config.log_level, format=config.log_format)
     try:
         chassis = Chassis(name, config)
+        telemetry.setup(
+            name,
+            chassis.id,
+            otlp_endpoint=config.otlp_endpoint,
+            trace_file=config.trace_file,
+            trace_ratio=config.trace_ratio,
+        )
     except (ValueError, OSError) as problem:
         print(f"{name}: {problem}", file=sys.stderr)
         return 2
     log.setup(name, chassis.id, level=config.log_level, format=config.log_format)
-    telemetry.setup(
-        name,
-        chassis.id,
-        otlp_endpoint=config.otlp_endpoint,
-        trace_file=config.trace_file,
-        trace_ratio=config.trace_ratio,
-    )
     _install_signals(chassis)
     try:
         await chassis.serve(assemble)
@@ -185,11 +244,14 @@ async def _main(name: str, config: ServiceConfig, assemble: Callable[[Chassis], 
 
 def _install_signals(chassis: Chassis) -> None:
     loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
 
-    def stop(number: signal.Signals) -> None:
-        # The next one takes the default way out: at once.
-        loop.remove_signal_handler(number)
+    def stop() -> None:
+        # The next one, whichever of the two, takes the system's way out: at once.
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
         chassis.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
+    for number in numbers:
+        loop.add_signal_handler(number, stop)

@@ -20,10 +20,11 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 
 TRACEPARENT: Final = "traceparent"
-_PATTERN = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_PATTERN = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 
 _ratio = 0.01
 _tracer: trace.Tracer = trace.NoOpTracer()
@@ -38,7 +39,8 @@ def setup(service: str, process: str, *, otlp_endpoint: str, trace_file: str, tr
         return
     _ratio = trace_ratio
     # Sampling is decided before a span exists, so the provider keeps every span that is built.
-    _provider = TracerProvider(resource=Resource.create({"service.name": service, "service.instance.id": process}))
+    resource = Resource.create({"service.name": service, "service.instance.id": process})
+    _provider = TracerProvider(sampler=ALWAYS_ON, resource=resource)
     if trace_file:
         _provider.add_span_processor(BatchSpanProcessor(FileExporter(Path(trace_file)), schedule_delay_millis=500))
     if otlp_endpoint:
@@ -59,9 +61,10 @@ def sampled(headers: Mapping[str, str]) -> bool:
     if _provider is None:
         return False
     parent = headers.get(TRACEPARENT)
-    if parent:
+    if parent and _PATTERN.fullmatch(parent):
         # The flags are the last two hex digits (W3C Trace Context, section 3.2.2.5); bit 0 is "sampled".
-        return len(parent) == 55 and parent[-1] in "13579bdf"
+        return parent[-1] in "13579bdf"
+    # A header that cannot be read decides nothing (section 4.3).
     return random.random() < _ratio
 
 
@@ -104,7 +107,7 @@ def _context(headers: Mapping[str, str]) -> Any:
         return None
     trace_id, span_id, flags = (int(part, 16) for part in found.groups())
     parent = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags))
-    return trace.set_span_in_context(NonRecordingSpan(parent)) if parent.is_valid else None
+    return trace.set_span_in_context(NonRecordingSpan(parent))
 
 
 class FileExporter(SpanExporter):
@@ -112,12 +115,12 @@ class FileExporter(SpanExporter):
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", buffering=1 << 16)
+        self._file = path.open("ab", buffering=0)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        for each in spans:
-            self._file.write(json.dumps(json.loads(each.to_json(indent=None)), separators=(",", ":")) + "\n")
-        self._file.flush()
+        lines = [json.dumps(json.loads(each.to_json(indent=None)), separators=(",", ":")) + "\n" for each in spans]
+        # One write, so that lines of several processes do not run into each other.
+        self._file.write("".join(lines).encode())
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:

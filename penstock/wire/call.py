@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from penstock.errors import DeadlineExceeded
@@ -13,6 +14,12 @@ VERSION = "penstock-version"
 """Version number that the gateway has resolved; the worker obeys it before the message's own model_version."""
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
+
+# What the gate in front of a server has found out about the call that is being served (penstock/kit/server.py).
+REQUEST_ID_OF_CALL: ContextVar[str] = ContextVar("request_id", default="")
+"""Well-formed id, the caller's or a new one; empty outside a call."""
+CALLER_OF_CALL: ContextVar[str] = ContextVar("caller", default="")
+"""Authenticated name; empty outside a call."""
 
 # Trailers of an answer. The gateway hands them on; the REST bridge sends them as headers.
 WORKER = "penstock-worker"

@@ -7,8 +7,8 @@ client opened it with `triton_grpc_error: true`. Tensors are not decoded: a resp
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterator
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from penstock import errors
@@ -21,62 +21,70 @@ IN_FLIGHT = 64
 _FINAL = oip.ModelInferResponse(parameters={"triton_final_response": oip.InferParameter(bool_param=True)})
 _FINAL_BYTES = _FINAL.SerializeToString()
 
+_log = logging.getLogger(__name__)
 
-async def stream_answers(
-    requests: AsyncIterator[bytes], handler: Handler, template: Call, timeout: float
-) -> AsyncIterator[bytes]:
-    """Serialised ModelStreamInferResponses, one per request, in order.
 
-    template: gives headers and caller to each call; timeout: seconds granted to each request. Raises the PenstockError
-    of a request only when the client asked for that. Leaving the iterator cancels what is under way.
+async def answer_stream(
+    requests: AsyncIterator[bytes],
+    write: Callable[[bytes], Awaitable[object]],
+    handler: Handler,
+    template: Call,
+    timeout: float,
+    ends: float,
+) -> None:
+    """Writes one serialised ModelStreamInferResponse per request, in request order.
+
+    template: gives headers and caller to each call; timeout: seconds granted to each request; ends: when the stream
+    itself ends, on the loop's clock. Raises the PenstockError of a request only when the client asked for that, after
+    the answers before it. Cancelling cancels what is under way. A coroutine, not a generator: a generator that is left
+    at its `yield` would keep its tasks.
     """
     ends_on_error = template.headers.get("triton_grpc_error", "").lower() == "true"
-    answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(IN_FLIGHT)
+    answers: asyncio.Queue[asyncio.Task[bytes | errors.PenstockError] | None] = asyncio.Queue()
+    free = asyncio.Semaphore(IN_FLIGHT)
     loop = asyncio.get_running_loop()
+    failure: errors.PenstockError | None = None
 
     async def read(group: asyncio.TaskGroup) -> None:
         async for payload in requests:
-            call = replace(template, payload=payload, deadline=loop.time() + timeout)
-            await answers.put(group.create_task(_answer(handler, call, ends_on_error)))
-        await answers.put(None)
+            await free.acquire()
+            call = replace(template, payload=payload, deadline=min(loop.time() + timeout, ends))
+            answers.put_nowait(group.create_task(_answer(handler, call, ends_on_error)))
+        answers.put_nowait(None)
 
-    with _unwrapped():
-        async with asyncio.TaskGroup() as group:
-            reader = group.create_task(read(group))
-            try:
-                while (task := await answers.get()) is not None:
-                    yield await task
-            finally:
-                reader.cancel()
-                while not answers.empty():
-                    if (left := answers.get_nowait()) is not None:
-                        left.cancel()
+    async with asyncio.TaskGroup() as group:
+        reader = group.create_task(read(group))
+        while (task := await answers.get()) is not None:
+            answer = await task
+            if isinstance(answer, errors.PenstockError):
+                failure = answer
+                break
+            await write(answer)
+            free.release()
+        reader.cancel()
+        while not answers.empty():
+            if (left := answers.get_nowait()) is not None:
+                left.cancel()
+    if failure is not None:
+        raise failure
 
 
-@contextlib.contextmanager
-def _unwrapped() -> Iterator[None]:
-    """The one PenstockError of a task group, without the group around it."""
+async def _answer(handler: Handler, call: Call, ends_on_error: bool) -> bytes | errors.PenstockError:
+    """Response bytes; the error itself where it is to end the stream."""
     try:
-        yield
-    except BaseExceptionGroup as group:
-        for error in group.exceptions:
-            if isinstance(error, errors.PenstockError):
-                raise error from None
-        raise
-
-
-async def _answer(handler: Handler, call: Call, ends_on_error: bool) -> bytes:
-    try:
-        async with asyncio.timeout_at(call.deadline):
+        async with asyncio.timeout_at(call.deadline) as limit:
             answer = await handler(call)
         return _wrapped(answer.payload + _FINAL_BYTES)
-    except TimeoutError:
-        error: errors.PenstockError = errors.DeadlineExceeded("the deadline passed before an answer was ready")
     except errors.PenstockError as raised:
         error = raised
-    if ends_on_error:
-        raise error
-    return _failed(call.payload, error)
+    except Exception as raised:
+        if isinstance(raised, TimeoutError) and limit.expired():
+            error = errors.DeadlineExceeded("the deadline passed before an answer was ready")
+        else:
+            # Our fault in one request; the others of the stream have no part in it.
+            _log.exception("a request of a stream crashed")
+            error = errors.Internal("internal error; the log has it under the request id")
+    return error if ends_on_error else _failed(call.payload, error)
 
 
 def _wrapped(response: bytes) -> bytes:
@@ -85,7 +93,8 @@ def _wrapped(response: bytes) -> bytes:
 
 
 def _failed(payload: bytes, error: errors.PenstockError) -> bytes:
-    response = oip.ModelStreamInferResponse(error_message=error.message)
+    # An empty text would read as success.
+    response = oip.ModelStreamInferResponse(error_message=error.message or error.code.name)
     try:
         request = oip.ModelInferRequest.FromString(payload)
     except Exception:

@@ -115,8 +115,11 @@ def wanted_version(view: ModelView, version: str) -> int:
     if isinstance(asked, str):
         number = view.aliases.get(asked)
         if number is None or number not in view.versions:
-            raise NotFound(
-                f"model '{view.name}' has no deployed version with the alias '{asked}'", field="model_version"
+            # The protocol's code for a version that is no integer (docs/protocol.md).
+            raise InvalidArgument(
+                f"model_version: '{asked}' is neither a positive integer nor an alias of a deployed version of model "
+                f"'{view.name}'",
+                field="model_version",
             )
         return number
     if asked not in view.versions:

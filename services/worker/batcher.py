@@ -17,7 +17,6 @@ from typing import Final, Protocol
 
 from opentelemetry.trace import Span
 
-from penstock import signals
 from penstock.errors import Cancelled, Internal, PenstockError, Unavailable
 from penstock.internal.v1 import engine_pb2
 from penstock.kit import telemetry
@@ -31,6 +30,8 @@ from .statistics import Statistics
 
 ALIGNMENT: Final = 64
 """Tensors begin at multiples of it in the arena: a cache line, and what vector instructions like."""
+
+BATCH_SPAN: Final = "engine.batch"
 
 log = get_logger()
 
@@ -327,4 +328,4 @@ def _batch_span(batch: Sequence[Waiting[_Job]], size: int) -> Span | None:
     if not traced:
         return None
     parent = {telemetry.TRACEPARENT: telemetry.traceparent_of(traced[0])}
-    return telemetry.start_span(signals.ENGINE_BATCH_SPAN, parent, links=traced, batch_size=size, requests=len(batch))
+    return telemetry.start_span(BATCH_SPAN, parent, links=traced, batch_size=size, requests=len(batch))

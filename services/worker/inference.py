@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from opentelemetry.trace import Span
 
 import penstock
-from penstock import names, signals
+from penstock import names
 from penstock.errors import InvalidArgument, NotFound, PenstockError, Unavailable, Unsupported
 from penstock.kit import telemetry
 from penstock.oip import inference_pb2 as oip
@@ -27,6 +27,8 @@ from .serving import Directory, Serving, Standing
 M = TypeVar("M", bound=Message)
 
 EXTENSIONS: Final = ("schedule_policy", "model_configuration", "parameters", "statistics", "model_repository")
+
+INFER_SPAN: Final = "worker.infer"
 
 READY: Final = cluster_pb2.REPLICA_STATE_READY
 
@@ -79,7 +81,7 @@ class Inference:
         if not telemetry.sampled(call.headers):
             return await self._answered(call, message, serving, None)
         with telemetry.span(
-            signals.WORKER_INFER_SPAN, call.headers, model=serving.name, version=serving.version, worker=self._worker
+            INFER_SPAN, call.headers, model=serving.name, version=serving.version, worker=self._worker
         ) as span:
             return await self._answered(call, message, serving, span)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -25,7 +26,7 @@ VALUES: dict[str, Any] = {
     "INT32": np.array([[-(2**31), 2**31 - 1]], np.int32),
     "INT64": np.array([[-(2**63), 2**63 - 1]], np.int64),
     "FP16": np.array([[1.5, -65504.0]], np.float16),
-    "BF16": np.array([[1.5, -2.0]], np.float32),
+    "BF16": np.array([[1.5, -2.0]], ml_dtypes.bfloat16),
     "FP32": np.array([[3.4e38, -1e-38]], np.float32),
     "FP64": np.array([[1.7e308, -5e-324]], np.float64),
     "BYTES": np.array([["größe".encode(), b"two words"]], dtype=np.object_),

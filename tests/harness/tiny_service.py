@@ -55,7 +55,7 @@ class Tiny:
         raise RuntimeError("the background task was told to fail")
 
     async def behave(self, text: bytes) -> bytes:
-        """Does what the request says: `error CODE`, `crash`, `hold`, `doom`, `who`; anything else is echoed."""
+        """Does what the request says: `error CODE`, `crash`, `hold` and then what follows, `doom`, `who`; anything else is echoed."""
         word, _, rest = text.decode().partition(" ")
         if word == "error":
             raise errors.from_code(rest, "public text", field="inputs[0]", detail="for the log\nonly")
@@ -64,6 +64,8 @@ class Tiny:
         if word == "hold":
             get_logger().warning("holding")
             await self.released.wait()
+            if rest:
+                return await self.behave(rest.encode())
         if word == "doom":
             self.doomed.set()
         return caller().encode() if word == "who" else text
@@ -87,7 +89,7 @@ class Tiny:
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Its two services, in all four shapes."""
-        shapes = {
+        shapes: dict[str, Any] = {
             "Unary": grpc.unary_unary_rpc_method_handler(self.unary),
             "Down": grpc.unary_stream_rpc_method_handler(self.down),
             "Up": grpc.stream_unary_rpc_method_handler(self.up),

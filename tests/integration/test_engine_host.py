@@ -6,10 +6,8 @@ import asyncio
 import importlib.util
 import os
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,84 +15,24 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from penstock.errors import DeadlineExceeded, InvalidArgument, InvalidManifest, PenstockError, Unavailable, Unsupported
-from penstock.internal.v1 import engine_pb2
+from penstock.errors import InvalidArgument, Unavailable
 from penstock.tensors import DATATYPES, pack_bytes, unpack_bytes
-from penstock.v1 import manifest_pb2 as pb
-from services.worker.host import frames, host
 from services.worker.host.host import STOPPED, EngineHost
 from services.worker.host.samples import png
 from services.worker.processors.image import NOT_AN_IMAGE
 from tests.harness import models
+from tests.harness.engine_host import (
+    ROOT,
+    Tensor,
+    add_one,
+    floats,
+    nothing_left_behind,
+    staged,
+    started,
+)
 from tests.harness.engines import manifest_of, of_document
 
-ROOT = str(Path(__file__).resolve().parents[2])
-Tensor = tuple[str, str, tuple[int, ...], bytes]
-
-
-def descriptors() -> set[tuple[str, str]]:
-    """What this process has open, by number and target."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            found.add((name, os.readlink(f"/proc/self/fd/{name}")))
-    return found
-
-
-def children() -> list[int]:
-    """Child processes of this one, zombies too."""
-    found: list[int] = []
-    for task in os.listdir("/proc/self/task"):
-        found += map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
-    return found
-
-
-@pytest.fixture(autouse=True)
-async def nothing_left_behind() -> AsyncIterator[None]:
-    """Whatever a test does, no child and no descriptor outlives it."""
-    before, processes = descriptors(), children()
-    yield
-    leaked = {entry for entry in descriptors() - before if "memfd" in entry[1] or "socket" in entry[1]}
-    assert not leaked
-    assert children() == processes
-
-
-@asynccontextmanager
-async def started(folder: Path, **options: Any) -> AsyncIterator[EngineHost]:
-    manifest, files = manifest_of(folder)
-    made = await EngineHost.start(manifest, files, **{"threads": 1, "load_timeout": 60, **options})
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-def staged(made: EngineHost, tensors: Sequence[Tensor]) -> list[engine_pb2.TensorRef]:
-    references, total = [], 0
-    for name, datatype, shape, data in tensors:
-        references.append(
-            engine_pb2.TensorRef(name=name, datatype=datatype, shape=shape, offset=total, size_bytes=len(data))
-        )
-        total += -(-len(data) // 64) * 64
-    arena = made.staging(max(1, total))
-    for reference, (_, _, _, data) in zip(references, tensors, strict=True):
-        arena[reference.offset : reference.offset + len(data)] = data
-    return references
-
-
-def floats(values: Any) -> Tensor:
-    array = np.asarray(values, dtype="<f4")
-    return ("x", "FP32", array.shape, array.tobytes())
-
-
-async def add_one(made: EngineHost, rows: int) -> list[float]:
-    """Runs the add1 model on `rows` different rows; the first column of the answer."""
-    x = np.arange(rows * 16, dtype="<f4").reshape(rows, 16)
-    outcome = await made.run(rows, staged(made, [floats(x)]))
-    y = np.frombuffer(outcome.outputs[0].data, "<f4").reshape(outcome.outputs[0].shape)
-    np.testing.assert_array_equal(y, x + 1)
-    assert outcome.infer_ns > 0
-    return [float(value) for value in y[:, 0]]
+__all__ = ["nothing_left_behind"]
 
 
 async def test_every_datatype_makes_the_round_trip(tmp_path: Path) -> None:
@@ -307,72 +245,6 @@ async def test_bad_rows_are_reported_and_the_others_answered(threads: int, tmp_p
         await made.close()
 
 
-def unfit(folder: Path) -> tuple[pb.Manifest, dict[str, Path]]:
-    manifest, files = manifest_of(models.add_one(folder))
-    manifest.outputs[0].shape[0] = 17
-    return manifest, files
-
-
-def leaking(folder: Path) -> tuple[pb.Manifest, dict[str, Path]]:
-    manifest, files = manifest_of(models.add_one(folder))
-    import onnx
-
-    model = onnx.load(files["model"])
-    tensor = model.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[1])
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="../canary")
-    files["model"].write_bytes(model.SerializeToString())
-    return manifest, files
-
-
-def other_format(folder: Path) -> tuple[pb.Manifest, dict[str, Path]]:
-    manifest, files = manifest_of(models.add_one(folder))
-    manifest.format = "tensorrt"
-    return manifest, files
-
-
-def needy(folder: Path) -> tuple[pb.Manifest, dict[str, Path]]:
-    manifest, files = manifest_of(models.add_one(folder))
-    manifest.dependencies.append("onnxruntime>=999")
-    return manifest, files
-
-
-@pytest.mark.parametrize(
-    ("make", "kind", "says"),
-    [
-        (lambda folder: manifest_of(models.unloadable(folder)), InvalidManifest, "NoSuchOperator"),
-        (unfit, InvalidManifest, r"'y' is 17 in dimension 1 by the manifest; the model gives y FP32 \[-1, 16\]"),
-        (leaking, InvalidManifest, "keeps tensors in other files"),
-        (other_format, Unsupported, "TensorRT"),
-        (needy, Unsupported, r"this worker has onnxruntime .*; the model needs onnxruntime>=999"),
-    ],
-)
-async def test_a_model_that_cannot_be_served_says_why(
-    make: Callable[[Path], tuple[pb.Manifest, dict[str, Path]]], kind: type[PenstockError], says: str, tmp_path: Path
-) -> None:
-    manifest, files = make(tmp_path)
-    with pytest.raises(kind, match=says) as caught:
-        await EngineHost.start(manifest, files, threads=1, load_timeout=60)
-    assert str(tmp_path) not in caught.value.message
-
-
-async def test_a_load_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
-    manifest, files = manifest_of(models.add_one(tmp_path))
-    with pytest.raises(DeadlineExceeded, match=r"did not load within 0\.01 s"):
-        await EngineHost.start(manifest, files, threads=1, load_timeout=0.01)
-
-
-async def test_a_start_that_is_cancelled_at_any_moment_leaves_nothing(tmp_path: Path) -> None:
-    manifest, files = manifest_of(models.add_one(tmp_path))
-    for steps in (0, 1, 2, 3, 5, 8, 13, 50, 200):
-        start = asyncio.create_task(EngineHost.start(manifest, files, threads=1, load_timeout=60))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        start.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await start
-
-
 async def test_nothing_is_unpickled_in_a_child() -> None:
     script = (
         "import os, pickle, pathlib\n"
@@ -467,76 +339,3 @@ async def test_a_child_dies_with_its_worker(tmp_path: Path) -> None:
         with suppress(ProcessLookupError):
             worker.kill()
         await worker.wait()
-
-
-Liar = Callable[[engine_pb2.HostRequest], bytes]
-
-
-def response(request: engine_pb2.HostRequest, **result: Any) -> bytes:
-    return frames.pack(engine_pb2.HostResponse(id=request.id, **result))
-
-
-def run_result(**fields: Any) -> engine_pb2.RunResult:
-    honest = {"name": "y", "datatype": "FP32", "shape": [1, 16], "offset": 0, "size_bytes": 64}
-    return engine_pb2.RunResult(outputs=[engine_pb2.TensorRef(**{**honest, **fields})])
-
-
-LIES: dict[str, Liar] = {
-    "past the arena": lambda request: response(request, run=run_result(offset=1 << 40)),
-    "another request": lambda request: frames.pack(engine_pb2.HostResponse(id=999, run=run_result())),
-    "an endless frame": lambda request: b"\xff\xff\xff\xff",
-    "no message": lambda request: frames.HEADER.pack(3) + b"\xff\xff\xff",
-    "nothing": lambda request: response(request),
-    "two answers": lambda request: response(request, run=run_result()) * 2,
-    "no outputs": lambda request: response(request, run=engine_pb2.RunResult()),
-    "another kind": lambda request: response(request, load=engine_pb2.LoadResult()),
-    "an arena of exabytes": lambda request: response(request, need_bytes=1 << 60),
-    "an arena that it has": lambda request: response(request, need_bytes=1),
-}
-
-
-@pytest.mark.parametrize("lie", LIES)
-async def test_a_child_that_lies_is_killed(lie: str, tmp_path: Path, monkeypatch: Any) -> None:
-    """The child's end of the link is played by the test; a harmless process stands in for the child."""
-    manifest, files = manifest_of(models.add_one(tmp_path))
-    ends: list[socket.socket] = []
-
-    async def spawn(threads: int) -> tuple[asyncio.subprocess.Process, socket.socket]:
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        ends.append(theirs)
-        return await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True), ours
-
-    monkeypatch.setattr(host, "spawn", spawn)
-    start = asyncio.create_task(EngineHost.start(manifest, files, threads=1, load_timeout=60))
-    request = await asked(ends)
-    await asyncio.get_running_loop().sock_sendall(ends[0], response(request, load=engine_pb2.LoadResult()))
-    made = await start
-    try:
-        run = asyncio.create_task(made.run(1, staged(made, [floats(np.zeros((1, 16)))])))
-        await asyncio.get_running_loop().sock_sendall(ends[0], LIES[lie](await asked(ends)))
-        with pytest.raises(Unavailable, match="the engine stopped"):
-            await run
-        await asyncio.wait_for(made.died(), 10)
-    finally:
-        ends[0].close()
-        await made.close()
-
-
-async def asked(ends: list[socket.socket]) -> engine_pb2.HostRequest:
-    """The next request that is not about an arena; descriptors that come along are dropped by the kernel."""
-    while not ends:  # noqa: ASYNC110 (it is the code under test that makes it)
-        await asyncio.sleep(0)
-    loop = asyncio.get_running_loop()
-    while True:
-        (size,) = frames.HEADER.unpack(await loop.sock_recv(ends[0], frames.HEADER.size))
-        request = engine_pb2.HostRequest.FromString(await loop.sock_recv(ends[0], size))
-        if request.WhichOneof("call") != "arena":
-            return request
-
-
-async def test_a_child_that_does_not_start_is_an_error(tmp_path: Path, monkeypatch: Any) -> None:
-    manifest, files = manifest_of(models.add_one(tmp_path))
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(Unavailable, match="the engine stopped while it loaded the model"):
-        await EngineHost.start(manifest, files, threads=1, load_timeout=60)

@@ -31,6 +31,11 @@ TOKEN = "correct-horse"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+def channel_to(address: str, token: str = "") -> Any:
+    """A channel; grpcio's types know no calls of bare bytes."""
+    return dial(address, token=token)
+
+
 async def get(url: str) -> tuple[int, str]:
     """Status and body."""
 
@@ -45,7 +50,7 @@ async def get(url: str) -> tuple[int, str]:
     return await asyncio.to_thread(fetch)
 
 
-def unary(channel: grpc.aio.Channel, request: bytes, method: str = "/test.Tiny/Unary") -> Any:
+def unary(channel: Any, request: bytes, method: str = "/test.Tiny/Unary") -> Any:
     return channel.unary_unary(method)(request, timeout=20)
 
 
@@ -65,7 +70,7 @@ async def test_starts_serves_and_says_that_it_is_ready() -> None:
         assert await get(f"http://{record['admin']}/readyz") == (200, "ok\n")
         assert await get(f"http://{record['admin']}/healthz") == (200, "ok\n")
         assert (await get(f"http://{record['admin']}/nothing"))[0] == 404
-        async with dial(record["address"]) as channel:
+        async with channel_to(record["address"]) as channel:
             assert await unary(channel, b"hello") == b"hello"
             with pytest.raises(errors.NotFound), raising():
                 await unary(channel, b"error NOT_FOUND")
@@ -77,7 +82,7 @@ async def test_starts_serves_and_says_that_it_is_ready() -> None:
 async def test_sigterm_drains_in_order_and_what_is_in_flight_finishes() -> None:
     async with started(TINY) as service:
         record = await service.event("started")
-        async with dial(record["address"]) as channel, dial(record["address"]) as other:
+        async with channel_to(record["address"]) as channel, channel_to(record["address"]) as other:
             await unary(other, b"warm")
             held = unary(channel, b"hold")
             await service.event("holding")
@@ -97,7 +102,24 @@ async def test_sigterm_drains_in_order_and_what_is_in_flight_finishes() -> None:
     assert service.events()[-1] == "stopped"
 
 
-async def refused(channel: grpc.aio.Channel) -> None:
+async def test_a_request_in_flight_that_fails_does_not_hold_up_the_drain() -> None:
+    async with started(TINY, "--drain-seconds=60") as service:
+        record = await service.event("started")
+        async with channel_to(record["address"]) as channel:
+            held = [unary(channel, b"hold error NOT_FOUND") for _ in range(3)]
+            for _ in held:
+                await service.event("holding")
+            service.send(signal.SIGTERM)
+            assert (await service.event("step"))["name"] == "drain-1"
+            assert (await service.event("step"))["name"] == "drain-2"
+            service.send(signal.SIGUSR1)
+            for each in held:
+                with pytest.raises(errors.NotFound), raising():
+                    await each
+        assert await service.ended(within=20) == 0
+
+
+async def refused(channel: Any) -> None:
     """Waits until the server takes no new calls; the stop follows the last drain step at once but not atomically."""
     async with asyncio.timeout(10):
         while True:
@@ -112,7 +134,7 @@ async def refused(channel: grpc.aio.Channel) -> None:
 async def test_a_second_signal_ends_at_once(second: signal.Signals) -> None:
     async with started(TINY, "--drain-seconds=60") as service:
         record = await service.event("started")
-        async with dial(record["address"]) as channel:
+        async with channel_to(record["address"]) as channel:
             held = unary(channel, b"hold")
             await service.event("holding")
             service.send(signal.SIGTERM)
@@ -126,7 +148,7 @@ async def test_a_second_signal_ends_at_once(second: signal.Signals) -> None:
 async def test_a_drain_that_is_over_cuts_off_what_is_left() -> None:
     async with started(TINY, "--drain-seconds=0") as service:
         record = await service.event("started")
-        async with dial(record["address"]) as channel:
+        async with channel_to(record["address"]) as channel:
             held = unary(channel, b"hold")
             await service.event("holding")
             service.send(signal.SIGTERM)
@@ -138,7 +160,7 @@ async def test_a_drain_that_is_over_cuts_off_what_is_left() -> None:
 async def test_a_health_watcher_hears_of_the_end_and_does_not_hold_it_up() -> None:
     async with started(TINY, "--drain-seconds=60") as service:
         record = await service.event("started")
-        async with dial(record["address"]) as channel:
+        async with channel_to(record["address"]) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             gone, watch = stub.Watch(health_pb2.HealthCheckRequest()), stub.Watch(health_pb2.HealthCheckRequest())
             serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -154,7 +176,7 @@ async def test_a_health_watcher_hears_of_the_end_and_does_not_hold_it_up() -> No
 async def test_a_background_task_that_fails_ends_the_process_with_an_error() -> None:
     async with started(TINY) as service:
         record = await service.event("started")
-        async with dial(record["address"]) as channel:
+        async with channel_to(record["address"]) as channel:
             await unary(channel, b"doom")
             failed = await service.event("task_failed")
             assert failed["task"] == "background" and "was told to fail" in failed["exception"]
@@ -240,7 +262,7 @@ async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str
         yield (await service.event("started"))["address"]
 
 
-def call(channel: grpc.aio.Channel, method: str) -> Any:
+def call(channel: Any, method: str) -> Any:
     """Any method, whatever its shape: on the wire they do not differ."""
     body = b""
     if method.endswith("ServerReflectionInfo"):
@@ -255,7 +277,7 @@ def call(channel: grpc.aio.Channel, method: str) -> Any:
 )
 async def test_no_method_answers_without_a_credential(guarded: str, method: str, credential: str | None) -> None:
     metadata = () if credential is None else (("authorization", credential),)
-    async with dial(guarded) as channel:
+    async with channel_to(guarded) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await channel.unary_unary(method)(b"", metadata=metadata, timeout=20)
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
@@ -264,12 +286,12 @@ async def test_no_method_answers_without_a_credential(guarded: str, method: str,
 
 @pytest.mark.parametrize("method", tiny_service.METHODS)
 async def test_every_method_answers_a_known_caller(guarded: str, method: str) -> None:
-    async with dial(guarded, token=TOKEN) as channel:
+    async with channel_to(guarded, token=TOKEN) as channel:
         assert await call(channel, method).read() is not grpc.aio.EOF
 
 
 async def test_reflection_lists_what_is_registered(guarded: str) -> None:
-    async with dial(guarded, token=TOKEN) as channel:
+    async with channel_to(guarded, token=TOKEN) as channel:
         method = f"/{tiny_service.REFLECTION}/ServerReflectionInfo"
         answer = reflection_pb2.ServerReflectionResponse.FromString(await call(channel, method).read())
     listed = {service.name for service in answer.list_services_response.service}
@@ -278,7 +300,7 @@ async def test_reflection_lists_what_is_registered(guarded: str) -> None:
 
 
 async def test_health_needs_no_credential(guarded: str) -> None:
-    async with dial(guarded) as channel:
+    async with channel_to(guarded) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -290,7 +312,7 @@ async def test_health_needs_no_credential(guarded: str) -> None:
 
 
 async def test_servicers_know_the_caller(guarded: str) -> None:
-    async with dial(guarded, token=TOKEN) as channel:
+    async with channel_to(guarded, token=TOKEN) as channel:
         assert await unary(channel, b"who") == b"alice"
         assert await unary(channel, b"who", "/inference.GRPCInferenceService/ModelInfer") == b"alice"
 
@@ -303,7 +325,7 @@ async def test_a_refused_call_is_not_read(guarded: str) -> None:
         await asked.wait()
         yield b"never sent"
 
-    async with dial(guarded) as channel:
+    async with channel_to(guarded) as channel:
         refused = channel.stream_unary("/test.Tiny/Unary")(endless(), timeout=20)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await refused
@@ -322,7 +344,7 @@ async def tiny() -> AsyncIterator[tuple[Service, str]]:
 
 @pytest.mark.parametrize("shape", tiny_service.SHAPES)
 async def test_errors_keep_their_class_in_every_shape(tiny: tuple[Service, str], shape: str) -> None:
-    async with dial(tiny[1]) as channel:
+    async with channel_to(tiny[1]) as channel:
         for kind in errors.ALL:
             with pytest.raises(errors.PenstockError) as caught, raising():
                 await read_all(channel, f"/test.Tiny/{shape}", f"error {kind.code.name}".encode())
@@ -334,7 +356,7 @@ async def test_errors_keep_their_class_in_every_shape(tiny: tuple[Service, str],
 @pytest.mark.parametrize("shape", tiny_service.SHAPES)
 async def test_a_crash_shows_nothing_but_an_id_that_the_log_has(tiny: tuple[Service, str], shape: str) -> None:
     service, address = tiny
-    async with dial(address) as channel:
+    async with channel_to(address) as channel:
         with pytest.raises(errors.Internal) as caught, raising():
             await read_all(channel, f"/test.Tiny/{shape}", b"crash")
     record = await service.event("call_crashed")
@@ -344,7 +366,7 @@ async def test_a_crash_shows_nothing_but_an_id_that_the_log_has(tiny: tuple[Serv
 
 async def test_a_request_id_that_is_not_one_is_replaced(tiny: tuple[Service, str]) -> None:
     service, address = tiny
-    async with dial(address) as channel:
+    async with channel_to(address) as channel:
         for given, kept in (("abc-1", True), ("a b", False), ("x" * 129, False)):
             metadata = (("x-request-id", given),)
             with pytest.raises(grpc.aio.AioRpcError):
@@ -354,7 +376,7 @@ async def test_a_request_id_that_is_not_one_is_replaced(tiny: tuple[Service, str
             assert record["detail"] == "for the log\nonly"
 
 
-async def read_all(channel: grpc.aio.Channel, method: str, request: bytes) -> list[bytes]:
+async def read_all(channel: Any, method: str, request: bytes) -> list[bytes]:
     async def one() -> AsyncIterator[bytes]:
         yield request
 
@@ -363,7 +385,7 @@ async def read_all(channel: grpc.aio.Channel, method: str, request: bytes) -> li
 
 async def test_the_data_plane_logs_the_detail_too(tiny: tuple[Service, str]) -> None:
     service, address = tiny
-    async with dial(address) as channel:
+    async with channel_to(address) as channel:
         with pytest.raises(errors.Unavailable), raising():
             await unary(channel, b"error UNAVAILABLE", "/inference.GRPCInferenceService/ModelInfer")
     async with asyncio.timeout(10):
@@ -373,7 +395,7 @@ async def test_the_data_plane_logs_the_detail_too(tiny: tuple[Service, str]) -> 
 
 
 async def test_a_stream_survives_a_crash_of_one_request(tiny: tuple[Service, str]) -> None:
-    async with dial(tiny[1]) as channel:
+    async with channel_to(tiny[1]) as channel:
         stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(timeout=20)
         request = oip.ModelInferRequest(id="7").SerializeToString()
         await stream.write(b"crash")
@@ -389,7 +411,7 @@ async def test_a_stream_survives_a_crash_of_one_request(tiny: tuple[Service, str
 async def test_a_message_that_unpacks_beyond_the_limit_is_refused(tiny: tuple[Service, str]) -> None:
     unlimited = (("grpc.max_send_message_length", -1),)
     async with grpc.aio.insecure_channel(tiny[1], options=unlimited) as channel:
-        call = channel.unary_unary("/test.Tiny/Unary")
+        call: Any = channel.unary_unary("/test.Tiny/Unary")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(bytes(200 << 20), timeout=60, compression=grpc.Compression.Gzip)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -8,82 +8,26 @@ import json
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
 from services.gateway.rest import protocol, serve_rest
-from tests.integration.rest_fakes import TOKEN, EchoInference, FakeControl, authenticate
+from tests.integration.rest_fakes import TOKEN, authenticate
+from tests.integration.rest_served import LIMIT, Served, served
 
-LIMIT = 64 << 20
+__all__ = ["served"]
+
 X: dict[str, Any] = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, -1]}
 BODY = json.dumps({"inputs": [X]}).encode()
 CREDENTIAL = f"authorization: {TOKEN['authorization']}\r\n".encode()
 
 
-@dataclass
-class Served:
-    port: int
-    inference: EchoInference
-    control: FakeControl
-    task: asyncio.Task[None]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    async def exchange(self, *pieces: bytes) -> bytes:
-        """Sends the pieces and reads until the server closes."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            with suppress(ConnectionError):
-                for piece in pieces:
-                    writer.write(piece)
-                    await writer.drain()
-            answer = b""
-            async with asyncio.timeout(10):
-                with suppress(ConnectionError):
-                    while piece := await reader.read(1 << 16):
-                        answer += piece
-            return answer
-        finally:
-            writer.close()
-
-
 def post(path: str, *headers: bytes, length: int | None = None) -> bytes:
     size = b"" if length is None else b"content-length: %d\r\n" % length
     return b"".join([b"POST %s HTTP/1.1\r\nhost: h\r\n" % path.encode(), CREDENTIAL, size, *headers, b"\r\n"])
-
-
-@pytest.fixture
-async def served() -> AsyncIterator[Served]:
-    inference, control = EchoInference(), FakeControl()
-    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    task = asyncio.ensure_future(
-        serve_rest(
-            host="127.0.0.1",
-            port=0,
-            inference=inference,
-            control=control,
-            ready=lambda: None,
-            max_body_bytes=LIMIT,
-            default_timeout=30.0,
-            authenticate=authenticate,
-            drain_seconds=5.0,
-            listening=port.set_result,
-        )
-    )
-    yield Served(await port, inference, control, task)
-    inference.release.set()
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 async def curl(*arguments: str) -> tuple[int, str]:
@@ -227,6 +171,23 @@ async def test_a_connection_serves_many_requests_also_after_errors(served: Serve
     assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"400", b"200", b"404", b"200"]
 
 
+async def test_an_answer_is_not_held_back_by_the_kernel(served: Served) -> None:
+    """With Nagle's algorithm the second segment of an answer waits 40 ms for the client's delayed acknowledgement."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    request = post("/v2/models/echo/infer", length=len(BODY)) + BODY
+    times = []
+    for _ in range(20):
+        started = time.perf_counter()
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        assert length is not None
+        await reader.readexactly(int(length[1]))
+        times.append(time.perf_counter() - started)
+    writer.close()
+    assert sorted(times)[10] < 0.03
+
+
 HEADS: dict[str, tuple[list[bytes], bytes]] = {
     "long header": ([b"GET /v2 HTTP/1.1\r\nx: " + b"a" * 70_000 + b"\r\n\r\n"], b"431"),
     "many headers": ([b"GET /v2 HTTP/1.1\r\n" + b"x: y\r\n" * 10_000 + b"\r\n"], b"431"),
@@ -279,115 +240,3 @@ async def test_no_secret_is_needed_to_learn_of_health(served: Served) -> None:
         assert (await http.get(f"{served.url}/v2/health/ready")).json() == {"ready": True}
         assert (await http.head(f"{served.url}/v2/health/ready")).status_code == 200
         assert (await http.get(f"{served.url}/v2")).status_code == 401
-
-
-async def in_thread(port: int, work: Callable[[Any, Any], Any]) -> Any:
-    """Runs `work(client, tritonclient.http)` off the loop, since that client blocks."""
-
-    def run() -> Any:
-        import tritonclient.http as triton
-
-        client = triton.InferenceServerClient(f"127.0.0.1:{port}", network_timeout=20)
-        try:
-            return work(client, triton)
-        finally:
-            client.close()
-
-    return await asyncio.to_thread(run)
-
-
-ARRAYS: dict[str, np.ndarray[Any, Any]] = {
-    "BOOL": np.array([[True, False, True]]),
-    "UINT8": np.array([[0, 255]], np.uint8),
-    "UINT16": np.array([[0, 2**16 - 1]], np.uint16),
-    "UINT32": np.array([[0, 2**32 - 1]], np.uint32),
-    "UINT64": np.array([[0, 2**64 - 1]], np.uint64),
-    "INT8": np.array([[-128, 127]], np.int8),
-    "INT16": np.array([[-(2**15), 2**15 - 1]], np.int16),
-    "INT32": np.array([[-(2**31), 2**31 - 1]], np.int32),
-    "INT64": np.array([[-(2**63), 2**63 - 1]], np.int64),
-    "FP16": np.array([[0.5, -65504]], np.float16),
-    "FP32": np.array([[0.1, -3.4e38]], np.float32),
-    "FP64": np.array([[0.1, -1.7e308]], np.float64),
-    "BYTES": np.array([["hällo".encode(), b""]], np.object_),
-}
-
-
-@pytest.mark.parametrize("datatype", ARRAYS)
-async def test_tritonclient_with_its_defaults_and_with_json(served: Served, datatype: str) -> None:
-    array = ARRAYS[datatype]
-
-    def work(client: Any, triton: Any) -> None:
-        for binary_in, outputs in (
-            (True, None),
-            (True, [triton.InferRequestedOutput("x", binary_data=True)]),
-            (True, [triton.InferRequestedOutput("x", binary_data=False)]),
-            (False, [triton.InferRequestedOutput("x", binary_data=True)]),
-            (False, [triton.InferRequestedOutput("x", binary_data=False)]),
-            (False, None),
-        ):
-            tensor = triton.InferInput("x", list(array.shape), datatype)
-            tensor.set_data_from_numpy(array, binary_data=binary_in)
-            in_json = not binary_in or (
-                outputs is not None and not outputs[0]._get_tensor()["parameters"]["binary_data"]
-            )
-            if datatype == "FP16" and in_json:
-                with pytest.raises(triton.InferenceServerException, match="FP16") as caught:
-                    client.infer("echo", [tensor], outputs=outputs, headers=dict(TOKEN))
-                assert caught.value.status() == "400"
-                continue
-            result = client.infer("echo", [tensor], outputs=outputs, request_id="r", headers=dict(TOKEN))
-            assert result.get_response()["id"] == "r"
-            back = result.as_numpy("x")
-            if datatype == "BYTES":
-                back = np.vectorize(lambda item: item if isinstance(item, bytes) else item.encode(), otypes="O")(back)
-            assert back.shape == array.shape
-            assert np.array_equal(back, array)
-
-    await in_thread(served.port, work)
-
-
-@pytest.mark.parametrize("request_coding", [None, "gzip", "deflate"])
-@pytest.mark.parametrize("response_coding", [None, "gzip", "deflate"])
-async def test_tritonclient_compresses(served: Served, request_coding: str | None, response_coding: str | None) -> None:
-    array = np.arange(20_000, dtype=np.float32).reshape(1, -1)
-
-    def work(client: Any, triton: Any) -> None:
-        tensor = triton.InferInput("x", list(array.shape), "FP32")
-        tensor.set_data_from_numpy(array)
-        result = client.infer(
-            "echo",
-            [tensor],
-            headers=dict(TOKEN),
-            request_compression_algorithm=request_coding,
-            response_compression_algorithm=response_coding,
-        )
-        assert np.array_equal(result.as_numpy("x"), array)
-
-    await in_thread(served.port, work)
-
-
-async def test_tritonclient_sees_the_rest_of_the_protocol(served: Served) -> None:
-    def work(client: Any, triton: Any) -> None:
-        assert client.is_server_live()
-        assert client.is_server_ready()
-        assert client.is_model_ready("echo", headers=dict(TOKEN))
-        assert not client.is_model_ready("other", headers=dict(TOKEN))
-        assert client.get_server_metadata(headers=dict(TOKEN))["name"] == "penstock"
-        assert client.get_model_metadata("echo", "1", headers=dict(TOKEN))["inputs"][0]["name"] == "x"
-        assert client.get_model_config("echo", headers=dict(TOKEN))["max_batch_size"] == 8
-        assert client.get_inference_statistics("echo", headers=dict(TOKEN))["model_stats"][0]["name"] == "echo"
-        assert client.get_model_repository_index(headers=dict(TOKEN))[0]["state"] == "READY"
-        client.load_model("echo", headers=dict(TOKEN))
-        client.unload_model("echo", headers=dict(TOKEN))
-        failing: list[tuple[Callable[[], Any], str]] = [
-            (lambda: client.get_model_metadata("other", headers=dict(TOKEN)), "404"),
-            (lambda: client.get_server_metadata(), "401"),
-            (lambda: client.get_log_settings(headers=dict(TOKEN)), "501"),
-        ]
-        for call, status in failing:
-            with pytest.raises(triton.InferenceServerException) as caught:
-                call()
-            assert caught.value.status() == status
-
-    await in_thread(served.port, work)

@@ -1,4 +1,4 @@
-"""The data plane's transport over real sockets: what a handler sees, what a caller gets, and what happens on the way."""
+"""The data plane over real sockets: what a handler sees, what a caller gets, and what happens on the way."""
 
 from __future__ import annotations
 
@@ -6,38 +6,20 @@ import asyncio
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import grpc
 import pytest
 
 from penstock import errors
-from penstock.channel import MAX_TEXT_BYTES, OPTIONS, dial, error_of
-from penstock.oip import inference_pb2 as oip
+from penstock.channel import MAX_TEXT_BYTES, error_of
 from penstock.wire import Answer, Call
 from penstock.wire.client import SERVICE, ConnectionLost, Peer
-from penstock.wire.server import service_handler
-from penstock.wire.stream import IN_FLIGHT
 from tests.harness.etcd import free_port
-
-STREAM = f"/{SERVICE}/ModelStreamInfer"
-Behaviour = Callable[[Call], Awaitable[Answer]]
-
-
-@asynccontextmanager
-async def serving(behaviour: Behaviour, *, default_timeout: float = 60.0, port: int = 0) -> AsyncIterator[str]:
-    """A server whose every method does `behaviour`; the address."""
-    server = grpc.aio.server(options=OPTIONS)
-    handler = service_handler({"ModelInfer": behaviour}, stream_infer=behaviour, default_timeout=default_timeout)
-    server.add_generic_rpc_handlers((handler,))
-    number = server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{number}"
-    finally:
-        await server.stop(None)
+from tests.harness.wire import Behaviour, Held, channel_to, serving
 
 
 @asynccontextmanager
@@ -48,29 +30,15 @@ async def peer_of(behaviour: Behaviour, *, token: str = "") -> AsyncIterator[Pee
         await peer.close()
 
 
-async def ask(peer: Peer, payload: bytes = b"", seconds: float = 20.0, **headers: str) -> Answer:
+async def ask(
+    peer: Peer, payload: bytes = b"", seconds: float = 20.0, headers: Mapping[str, str] = MappingProxyType({})
+) -> Answer:
     deadline = asyncio.get_running_loop().time() + seconds
     return await peer.unary("ModelInfer", payload, deadline=deadline, headers=headers)
 
 
 async def echo(call: Call) -> Answer:
     return Answer(call.payload, {"penstock-worker": "w-1"})
-
-
-class Held:
-    """A handler that says when it began and how it ended, and waits in between."""
-
-    def __init__(self) -> None:
-        self.begun, self.release, self.cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def __call__(self, call: Call) -> Answer:
-        self.begun.set()
-        try:
-            await self.release.wait()
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
-        return Answer(b"late")
 
 
 # Unary.
@@ -84,7 +52,7 @@ async def test_bytes_headers_deadline_and_trailers_pass() -> None:
         return await echo(call)
 
     async with peer_of(behaviour, token="t0ken") as peer:
-        answer = await ask(peer, b"\x00\xff", seconds=7, **{"penstock-version": "3", "x-request-id": "r-1"})
+        answer = await ask(peer, b"\x00\xff", seconds=7, headers={"penstock-version": "3", "x-request-id": "r-1"})
     assert answer.payload == b"\x00\xff"
     assert answer.trailers["penstock-worker"] == "w-1"
     call, remaining = seen[0]
@@ -101,7 +69,7 @@ async def test_a_call_without_a_deadline_gets_the_default() -> None:
         left.append(call.remaining())
         return Answer(b"")
 
-    async with serving(behaviour, default_timeout=33) as address, dial(address) as channel:
+    async with serving(behaviour, default_timeout=33) as address, channel_to(address) as channel:
         await channel.unary_unary(f"/{SERVICE}/ModelInfer")(b"")
     assert 30 < left[0] <= 33
 
@@ -111,8 +79,8 @@ async def test_a_header_that_grpc_refuses_costs_only_itself() -> None:
         return Answer(",".join(sorted(key for key in call.headers if key.startswith("x-"))).encode())
 
     async with peer_of(behaviour) as peer:
-        bad = {"x-one": "caf\xe9", "x-two": "a\nb", "x-three": "\x1b[2J"}
-        assert (await ask(peer, **bad, **{"x-good": "yes"})).payload == b"x-good"
+        headers = {"x-one": "caf\xe9", "x-two": "a\nb", "x-three": "\x1b[2J", "x-good": "yes"}
+        assert (await ask(peer, headers=headers)).payload == b"x-good"
 
 
 @pytest.mark.parametrize("kind", errors.ALL, ids=lambda kind: kind.code.name)
@@ -165,7 +133,7 @@ async def test_the_deadline_ends_caller_and_handler() -> None:
 
 async def test_a_handler_without_a_deadline_from_the_caller_is_ended_too() -> None:
     held = Held()
-    async with serving(held, default_timeout=0.1) as address, dial(address) as channel:
+    async with serving(held, default_timeout=0.1) as address, channel_to(address) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await channel.unary_unary(f"/{SERVICE}/ModelInfer")(b"")
     assert isinstance(error_of(caught.value), errors.DeadlineExceeded)
@@ -260,7 +228,7 @@ async def test_an_error_from_something_else_is_understood() -> None:
         raise AssertionError
 
     server = grpc.aio.server()
-    methods = {"ModelInfer": grpc.unary_unary_rpc_method_handler(behaviour)}
+    methods: dict[str, Any] = {"ModelInfer": grpc.unary_unary_rpc_method_handler(behaviour)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -269,184 +237,6 @@ async def test_an_error_from_something_else_is_understood() -> None:
         await ask(peer)
     await peer.close()
     await server.stop(None)
-
-
-# ModelStreamInfer.
-
-
-def request(number: int, name: str = "digits") -> bytes:
-    return oip.ModelInferRequest(model_name=name, id=str(number)).SerializeToString()
-
-
-async def infer(call: Call) -> Answer:
-    """Answers with the id; fails, slowly or crashing, for the models of those names."""
-    message = oip.ModelInferRequest.FromString(call.payload)
-    if message.model_name == "absent":
-        raise errors.NotFound("model 'absent' is not deployed")
-    if message.model_name == "broken":
-        raise RuntimeError("secret path /etc")
-    return Answer(oip.ModelInferResponse(model_name=message.model_name, id=message.id).SerializeToString())
-
-
-async def responses(call: Any) -> list[oip.ModelStreamInferResponse]:
-    return [oip.ModelStreamInferResponse.FromString(message) async for message in call]
-
-
-async def test_one_response_per_request_in_order_with_errors_in_band() -> None:
-    names = ["digits", "absent", "digits", "broken", "digits"]
-    async with serving(infer) as address, dial(address) as channel:
-        sent = [request(number, name) for number, name in enumerate(names)] + [b"\xff\xff"]
-        answers = await responses(channel.stream_stream(STREAM)(iter(sent), timeout=20))
-    assert [answer.infer_response.id for answer in answers] == ["0", "1", "2", "3", "4", ""]
-    assert [bool(answer.error_message) for answer in answers] == [False, True, False, True, False, True]
-    assert answers[1].error_message == "model 'absent' is not deployed"
-    assert answers[1].infer_response.model_name == "absent"
-    assert "secret" not in answers[3].error_message
-    finals = [answer.infer_response.parameters["triton_final_response"].bool_param for answer in answers[:5]]
-    assert finals == [True] * 5
-
-
-async def test_answers_keep_the_order_of_requests_though_the_first_is_slowest() -> None:
-    first = asyncio.Event()
-    others = 0
-
-    async def behaviour(call: Call) -> Answer:
-        nonlocal others
-        answer = await infer(call)
-        if answer.payload == (await infer(Call("", request(0), 0))).payload:
-            await first.wait()
-        else:
-            others += 1
-            if others == 9:
-                first.set()
-        return answer
-
-    async with serving(behaviour) as address, dial(address) as channel:
-        sent = [request(number) for number in range(10)]
-        answers = await responses(channel.stream_stream(STREAM)(iter(sent), timeout=20))
-    assert [answer.infer_response.id for answer in answers] == [str(number) for number in range(10)]
-
-
-async def test_on_request_an_error_ends_the_stream_after_the_answers_before_it() -> None:
-    release = asyncio.Event()
-
-    async def behaviour(call: Call) -> Answer:
-        try:
-            answer = await infer(call)
-        except errors.NotFound:
-            release.set()
-            raise
-        await release.wait()
-        return answer
-
-    async with serving(behaviour) as address, dial(address) as channel:
-        call = channel.stream_stream(STREAM)(timeout=20, metadata=(("triton_grpc_error", "true"),))
-        for message in (request(0), request(1, "absent"), request(2)):
-            await call.write(message)
-        assert oip.ModelStreamInferResponse.FromString(await call.read()).infer_response.id == "0"
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call.read()
-    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    assert isinstance(error_of(caught.value), errors.NotFound)
-
-
-async def test_leaving_a_stream_cancels_all_that_is_under_way() -> None:
-    begun, ended = asyncio.Semaphore(0), asyncio.Semaphore(0)
-
-    async def behaviour(call: Call) -> Answer:
-        begun.release()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.release()
-        raise AssertionError
-
-    async with serving(behaviour) as address, dial(address) as channel:
-        call = channel.stream_stream(STREAM)(timeout=20)
-        async with asyncio.timeout(10):
-            for number in range(5):
-                await call.write(request(number))
-                await begun.acquire()
-            call.cancel()
-            for _ in range(5):
-                await ended.acquire()
-
-
-async def test_leaving_while_answers_wait_to_be_written_leaves_no_task(caplog: pytest.LogCaptureFixture) -> None:
-    """The caller reads nothing, so the server stands in a write when the caller goes."""
-    begun = asyncio.Semaphore(0)
-
-    async def behaviour(call: Call) -> Answer:
-        begun.release()
-        return Answer(bytes(4 << 20))
-
-    async with serving(behaviour) as address:
-        before = asyncio.all_tasks()
-        channel = dial(address)
-        call = channel.stream_stream(STREAM)(timeout=20)
-        async with asyncio.timeout(20):
-            for number in range(8):
-                await call.write(request(number))
-                await begun.acquire()
-            call.cancel()
-            await channel.close()
-            # All but the one in which the server waits for the next call.
-            tasks = {task for task in asyncio.all_tasks() - before if "_request_call" not in repr(task)}
-            if tasks:
-                await asyncio.wait(tasks)
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-async def test_a_stream_has_a_limit_of_requests_under_way() -> None:
-    under_way, most = 0, 0
-    begun, release = asyncio.Semaphore(0), asyncio.Event()
-
-    async def behaviour(call: Call) -> Answer:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        begun.release()
-        await release.wait()
-        under_way -= 1
-        return await infer(call)
-
-    async with serving(behaviour) as address, dial(address) as channel:
-        call = channel.stream_stream(STREAM)(timeout=60)
-        async with asyncio.timeout(60):
-            for number in range(IN_FLIGHT * 2):
-                await call.write(request(number))
-            await call.done_writing()
-            for _ in range(IN_FLIGHT):
-                await begun.acquire()
-            release.set()
-            answers = [oip.ModelStreamInferResponse.FromString(message) async for message in call]
-    assert [answer.infer_response.id for answer in answers] == [str(number) for number in range(IN_FLIGHT * 2)]
-    assert most == IN_FLIGHT
-
-
-async def test_each_request_of_a_stream_has_a_deadline_of_its_own() -> None:
-    held = Held()
-    async with serving(held, default_timeout=0.1) as address, dial(address) as channel:
-        answers = await responses(channel.stream_stream(STREAM)(iter([request(0), request(1)])))
-    assert [answer.infer_response.id for answer in answers] == ["0", "1"]
-    assert all("deadline" in answer.error_message for answer in answers)
-
-
-async def test_no_request_of_a_stream_outlives_its_deadline() -> None:
-    deadlines: list[float] = []
-
-    async def behaviour(call: Call) -> Answer:
-        deadlines.append(call.deadline)
-        return await infer(call)
-
-    async with serving(behaviour, default_timeout=1) as address, dial(address) as channel:
-        call = channel.stream_stream(STREAM)(timeout=20)
-        ends = asyncio.get_running_loop().time() + 20
-        for number in range(2):
-            await call.write(request(number))
-            await call.read()
-        await call.done_writing()
-    assert len(set(deadlines)) == 1 and ends - 5 < deadlines[0] <= ends + 1
 
 
 # Beside others.

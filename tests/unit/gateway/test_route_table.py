@@ -84,7 +84,7 @@ def test_an_unknown_version_names_those_that_exist() -> None:
 
 @pytest.mark.parametrize("aliases", [{}, {"best": 7}])
 def test_an_alias_of_nothing_deployed(aliases: dict[str, int]) -> None:
-    with pytest.raises(NotFound, match="no deployed version with the alias 'best'"):
+    with pytest.raises(InvalidArgument, match="'best' is neither a positive integer nor an alias"):
         table(replica("w1"), aliases=aliases).resolve("digits", "best")
 
 

@@ -1,0 +1,207 @@
+"""A worker process from its assignment to its end: real engines, real etcd, real artifacts over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from penstock.cluster.etcd import Etcd
+from penstock.errors import InvalidArgument, NotFound, PenstockError, Unavailable, Unsupported
+from penstock.oip import inference_pb2 as oip
+from tests.harness import models
+from tests.harness.etcd import EtcdProcess
+from tests.integration.worker_harness import FAILED, READY, Bench, bench, engine_processes, kill
+
+NUMBERS = [float(number) for number in range(16)]
+PLUS_ONE = [number + 1 for number in NUMBERS]
+
+
+@pytest.fixture
+async def worker(store: Etcd, clean_etcd: str, tmp_path: Path) -> AsyncIterator[Bench]:
+    async with bench(store, clean_etcd, tmp_path) as made:
+        yield made
+
+
+async def test_an_assignment_is_pulled_loaded_served_and_given_up(worker: Bench, tmp_path: Path) -> None:
+    assigned = worker.publish(models.add_one(tmp_path / "m"))
+    await worker.assign(assigned)
+    record = await worker.reaches("add1", READY)
+    assert record.address == worker.peer.address
+    answer, trailers = await worker.add_one(NUMBERS)
+    assert answer == PLUS_ONE
+    assert trailers.trailers["penstock-worker"] == "worker-1"
+    assert trailers.trailers["penstock-batch-size"] == "1"
+    metadata = oip.ModelMetadataResponse.FromString(
+        (await worker.call("ModelMetadata", oip.ModelMetadataRequest(name="add1"))).payload
+    )
+    assert list(metadata.versions) == ["1"]
+    assert list(metadata.inputs[0].shape) == [-1, 16]
+    assert len(engine_processes(worker.pid)) == 1
+    with pytest.raises(InvalidArgument, match=r"takes shape \[-1, 16\]"):
+        tensor = oip.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, 2])
+        request = oip.ModelInferRequest(model_name="add1", inputs=[tensor], raw_input_contents=[bytes(8)])
+        await worker.call("ModelInfer", request)
+    with pytest.raises(Unsupported, match="gateway"):
+        await worker.call("RepositoryModelLoad", oip.RepositoryModelLoadRequest(model_name="add1"))
+
+    await worker.assign()
+    await worker.gone("add1")
+    with pytest.raises(NotFound):
+        await worker.add_one(NUMBERS)
+    with pytest.raises(Unavailable, match="no longer"):
+        await worker.add_one(NUMBERS, version="1")
+    assert engine_processes(worker.pid) == []
+
+
+async def test_requests_that_come_together_share_batches_and_keep_their_answers(worker: Bench, tmp_path: Path) -> None:
+    await worker.assign(worker.publish(models.add_one(tmp_path / "m")))
+    await worker.reaches("add1", READY)
+    rows = [[float(number)] * 16 for number in range(200)]
+    answers = await asyncio.gather(*(worker.add_one(row) for row in rows))
+    assert [answer for answer, _ in answers] == [[row[0] + 1] * 16 for row in rows]
+    assert max(int(answer.trailers["penstock-batch-size"]) for _, answer in answers) > 1
+    assert await worker.inferences("add1") == 200
+
+
+async def test_two_versions_serve_side_by_side_and_the_header_chooses(worker: Bench, tmp_path: Path) -> None:
+    first = worker.publish(models.add_one(tmp_path / "one", add=1.0), version=1)
+    second = worker.publish(models.add_one(tmp_path / "two", add=2.0), version=2)
+    await worker.assign(first, second)
+    await worker.reaches("add1", READY, 1)
+    await worker.reaches("add1", READY, 2)
+    answers = [(await worker.add_one(NUMBERS, version=version))[0][0] for version in ("1", "2", "")]
+    assert answers == [1.0, 2.0, 2.0]
+
+
+async def test_content_with_another_hash_is_refused_until_it_is_right(worker: Bench, tmp_path: Path) -> None:
+    assigned = worker.publish(models.add_one(tmp_path / "m"))
+    healthy = worker.publish(models.any_size(tmp_path / "n"))
+    good = dict(worker.shelf.contents)
+    for digest in {*good} - {assigned.manifest_digest, healthy.manifest_digest}:
+        content = good[digest]
+        if b"add1" in content:
+            worker.shelf.contents[digest] = content[:-1] + bytes([content[-1] ^ 1])
+    await worker.assign(assigned, healthy)
+    failed = await worker.reaches("add1", FAILED)
+    assert failed.reason == "the content of an artifact did not match its digest; it was discarded"
+    assert failed.retry_seconds >= 1
+    await worker.reaches("anysize", READY)
+    worker.shelf.contents = good
+    await worker.reaches("add1", READY)
+    assert (await worker.add_one(NUMBERS))[0] == PLUS_ONE
+
+
+async def test_a_model_that_does_not_load_says_why_without_paths(worker: Bench, tmp_path: Path) -> None:
+    await worker.assign(worker.publish(models.unloadable(tmp_path / "m")))
+    failed = await worker.reaches("unloadable", FAILED)
+    assert "NoSuchOperator" in failed.reason
+    assert str(tmp_path) not in failed.reason
+    with pytest.raises(Unavailable, match="could not be loaded"):
+        await worker.add_one(NUMBERS, name="unloadable")
+
+
+async def test_a_killed_engine_comes_back_and_leaves_the_others_alone(worker: Bench, tmp_path: Path) -> None:
+    await worker.assign(worker.publish(models.add_one(tmp_path / "m")))
+    await worker.reaches("add1", READY)
+    (victim,) = engine_processes(worker.pid)
+    steady = worker.publish(models.add_one(tmp_path / "n", name="steady"))
+    await worker.assign(worker.publish(models.add_one(tmp_path / "m")), steady)
+    await worker.reaches("steady", READY)
+    failed = asyncio.ensure_future(worker.reaches("add1", FAILED))
+    kill(victim)
+    ends = await asyncio.gather(
+        *(worker.add_one(NUMBERS, name=name) for name in ("add1", "steady") for _ in range(20)), return_exceptions=True
+    )
+    assert all(isinstance(end, tuple) or type(end) is Unavailable for end in ends[:20])
+    assert all(isinstance(end, tuple) for end in ends[20:])
+    assert (await failed).reason == "the model's engine ended unexpectedly; it is being restarted"
+    await worker.reaches("add1", READY)
+    assert (await worker.add_one(NUMBERS))[0] == PLUS_ONE
+    assert await worker.inferences("steady") == 20
+
+
+async def test_the_cache_serves_while_the_registry_is_away(worker: Bench, tmp_path: Path) -> None:
+    assigned = worker.publish(models.add_one(tmp_path / "m"))
+    await worker.assign(assigned)
+    await worker.reaches("add1", READY)
+    await worker.assign()
+    await worker.gone("add1")
+    await worker.close_registry()
+    await worker.assign(assigned)
+    await worker.reaches("add1", READY)
+    assert (await worker.add_one(NUMBERS))[0] == PLUS_ONE
+    assert len(worker.shelf.downloads) == 2
+    uncached = worker.publish(models.any_size(tmp_path / "n"))
+    await worker.assign(assigned, uncached)
+    await worker.reaches("anysize", FAILED)
+    await worker.open_registry()
+    await worker.reaches("anysize", READY)
+
+
+async def test_orders_of_an_older_term_are_refused(worker: Bench, tmp_path: Path) -> None:
+    assigned = worker.publish(models.add_one(tmp_path / "m"))
+    later = worker.publish(models.any_size(tmp_path / "n"))
+    await worker.assign(assigned, term=10)
+    await worker.reaches("add1", READY)
+    await worker.add_one(NUMBERS)
+    await worker.assign(term=9)
+    await worker.process.event("stale_assignment_refused")
+    await worker.assign(assigned, later, term=11)
+    await worker.reaches("anysize", READY)
+    # Never unloaded: a replica that starts anew counts from zero.
+    assert await worker.inferences("add1") == 1
+
+
+async def test_sigterm_finishes_what_was_asked_and_leaves_the_cluster(worker: Bench, tmp_path: Path) -> None:
+    await worker.assign(worker.publish(models.slow(tmp_path / "m")))
+    await worker.reaches("slow", READY)
+
+    async def ask(times: int) -> int:
+        tensor = oip.ModelInferRequest.InferInputTensor(
+            name="times", datatype="INT64", shape=[1], contents=oip.InferTensorContents(int64_contents=[times])
+        )
+        answer = await worker.call("ModelInfer", oip.ModelInferRequest(model_name="slow", inputs=[tensor]))
+        (raw,) = oip.ModelInferResponse.FromString(answer.payload).raw_output_contents
+        return int.from_bytes(raw, "little")
+
+    requests = [asyncio.ensure_future(ask(500)) for _ in range(5)]
+    while not (await _waiting(worker)) >= 1:
+        pass
+    worker.process.send(signal.SIGTERM)
+    assert await asyncio.gather(*requests) == [501] * 5
+    assert await worker.process.ended() == 0
+    await worker.gone("slow")
+    await worker.changed.until(lambda: not worker.workers.records)
+
+
+async def _waiting(worker: Bench) -> int:
+    """Batches that have been run since the replica was assigned."""
+    answer = await worker.call("ModelStatistics", oip.ModelStatisticsRequest(name="slow"))
+    (statistics,) = oip.ModelStatisticsResponse.FromString(answer.payload).model_stats
+    return statistics.execution_count
+
+
+async def test_serving_goes_on_without_etcd_and_the_records_come_back(etcd: EtcdProcess, tmp_path: Path) -> None:
+    store = Etcd([etcd.endpoint])
+    async with bench(store, etcd.endpoint, tmp_path) as worker:
+        await worker.assign(worker.publish(models.add_one(tmp_path / "m")))
+        await worker.reaches("add1", READY)
+        await asyncio.to_thread(etcd.kill)
+        for _ in range(20):
+            assert (await worker.add_one(NUMBERS))[0] == PLUS_ONE
+        # Back without any memory: nobody has assigned anything, and nothing that runs is taken down for that.
+        await asyncio.to_thread(etcd.start)
+        await asyncio.to_thread(etcd.wipe)
+        await worker.changed.until(lambda: worker.replicas.connected and worker.record("add1") is not None, 30)
+        assert await worker.inferences("add1") == 20
+    await store.close()
+
+
+async def test_a_second_worker_on_the_same_cache_is_refused(worker: Bench, clean_etcd: str, tmp_path: Path) -> None:
+    with pytest.raises((AssertionError, PenstockError), match="each worker its own"):
+        async with bench(worker.store, clean_etcd, tmp_path):
+            pass

@@ -1,0 +1,139 @@
+"""Sampling to the byte, parents and children, and the file of spans."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from penstock.kit import telemetry
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@pytest.fixture
+def spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Tracing into a file, at a ratio of 0: only what a caller asks for."""
+    for name in ("_ratio", "_tracer", "_provider"):
+        monkeypatch.setattr(telemetry, name, getattr(telemetry, name))
+    path = tmp_path / "sub" / "traces.jsonl"
+    telemetry.setup("tiny", "tiny-1", otlp_endpoint="", trace_file=str(path), trace_ratio=0.0)
+    yield path
+    telemetry.shutdown()
+
+
+def written(path: Path) -> list[dict[str, object]]:
+    telemetry.shutdown()
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_without_a_destination_nothing_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_provider", None)
+    monkeypatch.setattr(telemetry, "_ratio", 1.0)
+    telemetry.setup("tiny", "tiny-1", otlp_endpoint="", trace_file="", trace_ratio=1.0)
+    assert not telemetry.sampled({"traceparent": f"00-{TRACE}-{SPAN}-01"})
+    assert not telemetry.sampled({})
+
+
+@pytest.mark.parametrize("flags", range(256))
+def test_the_callers_decision_is_the_lowest_bit(spans: Path, flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ratio in (0.0, 1.0):
+        monkeypatch.setattr(telemetry, "_ratio", ratio)
+        assert telemetry.sampled({"traceparent": f"00-{TRACE}-{SPAN}-{flags:02x}"}) is bool(flags & 1)
+
+
+UNREADABLE = [
+    "", "1", "x" * 54 + "1", f"00-{TRACE}-{SPAN}", f"00-{TRACE}-{SPAN}-1", f"00-{TRACE}-{SPAN}-001",
+    f"00-{TRACE.upper()}-{SPAN}-01", f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{'0' * 16}-01", f"ff-{TRACE}-{SPAN}-01",
+    f"00-{TRACE}-{SPAN}-0g", f"00_{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-01\n", f" 00-{TRACE}-{SPAN}-01",
+    f"00-{TRACE[:-1]}g-{SPAN}-01", f"00-{TRACE}-{SPAN}-01-extra",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("header", [None, *UNREADABLE])
+def test_who_has_not_decided_is_sampled_by_chance(
+    spans: Path, header: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {} if header is None else {"traceparent": header}
+    for draw, wanted in ((0.2499, True), (0.25, False)):
+        monkeypatch.setattr(telemetry, "_ratio", 0.25)
+        monkeypatch.setattr("random.random", lambda draw=draw: draw)
+        assert telemetry.sampled(headers) is wanted
+
+
+def test_the_ends_of_the_ratio(spans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ratio, draws in ((0.0, (0.0, 0.999)), (1.0, (0.0, 0.9999999999))):
+        monkeypatch.setattr(telemetry, "_ratio", ratio)
+        for draw in draws:
+            monkeypatch.setattr("random.random", lambda draw=draw: draw)
+            assert telemetry.sampled({}) is bool(ratio)
+
+
+def test_what_is_not_sampled_says_so_to_the_next_hop(spans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_ratio", 1.0)
+    for draw in (None, 0):
+        if draw is not None:
+            monkeypatch.setattr("random.getrandbits", lambda bits: 0)
+        header = telemetry.unsampled_traceparent()
+        assert len(header) == 55 and header.endswith("-00")
+        assert not telemetry.sampled({"traceparent": header})
+
+
+def test_a_span_is_the_callers_child_and_the_next_hops_parent(spans: Path) -> None:
+    with telemetry.span("tiny.work", {"traceparent": f"00-{TRACE}-{SPAN}-01"}, model="digits") as outer:
+        onward = telemetry.traceparent_of(outer)
+        assert telemetry.sampled({"traceparent": onward})
+        telemetry.start_span("tiny.inner", {"traceparent": onward}, links=[outer]).end()
+    inner, whole = sorted(written(spans), key=lambda each: str(each["name"]))
+    assert whole["parent_id"] == f"0x{SPAN}"
+    assert whole["attributes"] == {"model": "digits"}
+    assert onward == f"00-{TRACE}-{whole['context']['span_id'][2:]}-01"  # type: ignore[index]
+    assert inner["parent_id"] == whole["context"]["span_id"]  # type: ignore[index]
+    assert len(inner["links"]) == 1  # type: ignore[arg-type]
+    assert whole["resource"]["attributes"]["service.instance.id"] == "tiny-1"  # type: ignore[index]
+
+
+def test_an_unreadable_parent_is_no_parent(spans: Path) -> None:
+    for header in UNREADABLE:
+        with telemetry.span("tiny.work", {"traceparent": header}):
+            pass
+    assert {each["parent_id"] for each in written(spans)} == {None}
+
+
+def test_the_environment_cannot_unsample_what_was_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    for name in ("_ratio", "_tracer", "_provider"):
+        monkeypatch.setattr(telemetry, name, getattr(telemetry, name))
+    path = tmp_path / "traces.jsonl"
+    telemetry.setup("tiny", "tiny-1", otlp_endpoint="", trace_file=str(path), trace_ratio=1.0)
+    with telemetry.span("tiny.work", {}):
+        pass
+    assert len(written(path)) == 1
+
+
+def test_two_writers_of_one_file_do_not_mix_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "traces.jsonl"
+    exporters = [telemetry.FileExporter(path) for _ in range(2)]
+
+    class Long:
+        """Longer than a buffer."""
+
+        def to_json(self, indent: object = None) -> str:
+            return json.dumps({"name": "x" * 100_000})
+
+    def write(exporter: telemetry.FileExporter) -> None:
+        for _ in range(10):
+            exporter.export([Long()] * 3)  # type: ignore[list-item]
+
+    threads = [threading.Thread(target=write, args=(exporter,)) for exporter in exporters]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for exporter in exporters:
+        exporter.shutdown()
+    lines = path.read_text().splitlines()
+    assert len(lines) == 60 and {len(json.loads(line)["name"]) for line in lines} == {100_000}

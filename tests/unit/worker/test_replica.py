@@ -1,0 +1,261 @@
+"""A replica's life with an engine of this process: its states, its failures, and what it gives back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from penstock.errors import InvalidManifest, Unavailable
+from penstock.internal.v1.records_pb2 import AssignedReplica, PublishedFile, PublishedVersion
+from penstock.v1 import cluster_pb2
+from penstock.v1 import manifest_pb2 as pb
+from services.worker.artifacts import Artifacts
+from services.worker.memory import Ledger
+from services.worker.replica import Replica, Surroundings
+from services.worker.serving import Serving, Standing
+from tests.harness.waiting import Changed
+from tests.unit.worker.doubles import EchoEngine, request
+from tests.unit.worker.test_artifacts import Shelf, digest_of
+
+MANIFEST = pb.Manifest(
+    name="m",
+    format="onnx",
+    inputs=[pb.TensorSpec(name="x", datatype="UINT8", shape=[-1])],
+    outputs=[pb.TensorSpec(name="y", datatype="UINT8", shape=[-1])],
+    batching=pb.Batching(max_batch_size=4),
+)
+MODEL = b"weights" * 10
+
+
+def published(version: int = 1) -> bytes:
+    file = PublishedFile(digest=digest_of(MODEL), size_bytes=len(MODEL))
+    message = PublishedVersion(name="m", version=version, manifest=MANIFEST.SerializeToString(), files={"model": file})
+    return message.SerializeToString(deterministic=True)
+
+
+class Stage:
+    """Everything around a replica. problems: what the next starts raise, in turn."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shelf = Shelf(MODEL, published())
+        self.artifacts = Artifacts(str(folder), self.shelf, capacity_bytes=1 << 20)
+        self.ledger = Ledger(100)
+        self.engines: list[EchoEngine] = []
+        self.gate: asyncio.Semaphore | None = None
+        self.loading: asyncio.Event | None = None
+        self.problems: list[Exception] = []
+        self.states: list[str] = []
+        self.told: list[tuple[Standing, float]] = []
+        self.changed = Changed()
+
+    async def start(self, manifest: pb.Manifest, files: Mapping[str, Path]) -> EchoEngine:
+        assert manifest == MANIFEST
+        assert await asyncio.to_thread(files["model"].read_bytes) == MODEL
+        if self.loading is not None:
+            await self.loading.wait()
+        if self.problems:
+            raise self.problems.pop(0)
+        self.engines.append(EchoEngine(self.gate))
+        return self.engines[-1]
+
+    async def announce(self, standing: Standing, retry_seconds: float) -> None:
+        self.told.append((standing, retry_seconds))
+        self.states.append(cluster_pb2.ReplicaState.Name(standing.state).removeprefix("REPLICA_STATE_"))
+        self.changed()
+
+    async def heard(self) -> None:
+        return None
+
+    def replica(self, memory_bytes: int = 60, version: int = 1) -> Replica:
+        around = Surroundings(
+            artifacts=self.artifacts,
+            ledger=self.ledger,
+            start=self.start,
+            announce=self.announce,
+            told=self.heard,
+            run_timeout=30.0,
+            grace_seconds=0.0,
+            drain_seconds=30.0,
+            first_pause=0.001,
+        )
+        assigned = AssignedReplica(
+            name="m", version=version, manifest_digest=digest_of(published()), memory_bytes=memory_bytes
+        )
+        return Replica(assigned, around)
+
+    def count(self, state: str) -> Callable[[], int]:
+        return lambda: self.states.count(state)
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    made = Stage(tmp_path)
+    made.artifacts.open()
+    yield made
+    made.artifacts.close()
+
+
+def serving(replica: Replica) -> Serving:
+    found = replica.standing.serving
+    assert found is not None
+    return found
+
+
+def later() -> float:
+    return asyncio.get_running_loop().time() + 30
+
+
+async def cancelled(task: asyncio.Future[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_from_assignment_to_ready_to_retired(stage: Stage) -> None:
+    replica = stage.replica()
+    task = asyncio.ensure_future(replica.run())
+    await stage.changed.until(stage.count("READY"))
+    assert stage.ledger.reserved_bytes == 60
+    result = await serving(replica).batcher.submit(request(b"ab"), later())
+    assert bytes(result.outputs[0].data) == b"ab"
+    replica.retire()
+    await task
+    assert stage.states == ["PULLING", "LOADING", "READY", "DRAINING"]
+    assert stage.engines[0].closed
+    assert stage.ledger.reserved_bytes == 0
+
+
+async def test_draining_finishes_what_runs_and_waits_and_takes_stragglers(stage: Stage) -> None:
+    stage.gate = asyncio.Semaphore(0)
+    replica = stage.replica()
+    task = asyncio.ensure_future(replica.run())
+    await stage.changed.until(stage.count("READY"))
+    batcher = serving(replica).batcher
+    runs, waits = (asyncio.ensure_future(batcher.submit(request(data), later())) for data in (b"a", b"b"))
+    await stage.engines[0].started.acquire()
+    replica.retire()
+    await stage.changed.until(stage.count("DRAINING"))
+    straggler = asyncio.ensure_future(serving(replica).batcher.submit(request(b"c"), later()))
+    await asyncio.sleep(0)
+    assert not task.done()
+    for _ in range(3):
+        stage.gate.release()
+    assert [bytes((await each).outputs[0].data) for each in (runs, waits, straggler)] == [b"a", b"b", b"c"]
+    await task
+    assert replica.standing.serving is None
+    assert stage.engines[0].closed
+
+
+async def test_a_failed_load_is_told_with_its_reason_and_tried_again(stage: Stage) -> None:
+    stage.problems = [InvalidManifest("the model takes no 'x'"), RuntimeError("secret")]
+    replica = stage.replica()
+    task = asyncio.ensure_future(replica.run())
+    await stage.changed.until(stage.count("READY"))
+    assert stage.states == [
+        "PULLING",
+        "LOADING",
+        "FAILED",
+        "PULLING",
+        "LOADING",
+        "FAILED",
+        "PULLING",
+        "LOADING",
+        "READY",
+    ]
+    reasons = [(standing.reason, retry > 0) for standing, retry in stage.told if standing.reason]
+    assert reasons == [
+        ("the model takes no 'x'", True),
+        ("the replica failed unexpectedly; the worker's log says why", True),
+    ]
+    assert stage.ledger.reserved_bytes == 60
+    await cancelled(task)
+    assert stage.ledger.reserved_bytes == 0
+
+
+async def test_pauses_grow(stage: Stage) -> None:
+    stage.problems = [Unavailable("no")] * 6
+    task = asyncio.ensure_future(stage.replica().run())
+    await stage.changed.until(stage.count("READY"))
+    pauses = [retry for standing, retry in stage.told if standing.state == cluster_pb2.REPLICA_STATE_FAILED]
+    assert all(0.0005 * 2**tries <= pause <= 0.001 * 2**tries for tries, pause in enumerate(pauses))
+    assert len(pauses) == 6
+    await cancelled(task)
+
+
+async def test_a_lost_engine_ends_its_requests_at_once_and_is_started_again(stage: Stage) -> None:
+    stage.gate = asyncio.Semaphore(0)
+    replica = stage.replica()
+    task = asyncio.ensure_future(replica.run())
+    await stage.changed.until(stage.count("READY"))
+    batcher = serving(replica).batcher
+    requests = [asyncio.ensure_future(batcher.submit(request(data), later())) for data in (b"a", b"b")]
+    await stage.engines[0].started.acquire()
+    stage.engines[0].gone.set()
+    for each in requests:
+        with pytest.raises(Unavailable):
+            await each
+    await stage.changed.until(lambda: stage.states.count("READY") == 2)
+    assert stage.states[3] == "FAILED"
+    assert stage.told[3][0].reason == "the model's engine ended unexpectedly; it is being restarted"
+    assert stage.engines[0].closed
+    stage.gate.release()
+    result = await serving(replica).batcher.submit(request(b"c"), later())
+    assert bytes(result.outputs[0].data) == b"c"
+    await cancelled(task)
+
+
+async def test_retiring_breaks_off_a_load(stage: Stage) -> None:
+    stage.loading = asyncio.Event()
+    replica = stage.replica()
+    task = asyncio.ensure_future(replica.run())
+    await stage.changed.until(stage.count("LOADING"))
+    replica.retire()
+    await task
+    assert stage.engines == []
+    assert stage.ledger.reserved_bytes == 0
+
+
+async def test_retiring_breaks_off_a_pull(stage: Stage) -> None:
+    stage.shelf.gate = asyncio.Event()
+    replica = stage.replica()
+    task = asyncio.ensure_future(replica.run())
+    await stage.shelf.started.wait()
+    replica.retire()
+    await task
+    assert stage.states == ["PULLING"]
+
+
+async def test_a_load_waits_for_memory_that_is_given_back_and_says_so(stage: Stage) -> None:
+    async with stage.ledger.reserved(50):
+        task = asyncio.ensure_future(stage.replica().run())
+        await stage.changed.until(stage.count("LOADING"))
+        assert stage.told[-1][0].reason == "waits until 60 bytes of memory are given back"
+    await stage.changed.until(stage.count("READY"))
+    await cancelled(task)
+
+
+async def test_what_never_fits_fails_with_both_numbers(stage: Stage) -> None:
+    task = asyncio.ensure_future(stage.replica(memory_bytes=101).run())
+    await stage.changed.until(stage.count("FAILED"))
+    assert stage.told[-1][0].reason == "needs 101 bytes of memory, the worker offers 100"
+    await cancelled(task)
+
+
+async def test_a_manifest_of_another_version_is_not_loaded(stage: Stage) -> None:
+    task = asyncio.ensure_future(stage.replica(version=2).run())
+    await stage.changed.until(stage.count("FAILED"))
+    assert stage.told[-1][0].reason == "the version's manifest describes another version"
+    await cancelled(task)
+
+
+async def test_a_file_with_another_hash_is_not_loaded(stage: Stage) -> None:
+    stage.shelf.contents[digest_of(MODEL)] = MODEL[:-1] + b"!"
+    task = asyncio.ensure_future(stage.replica().run())
+    await stage.changed.until(stage.count("FAILED"))
+    assert stage.told[-1][0].reason == "the content of an artifact did not match its digest; it was discarded"
+    assert stage.engines == []
+    await cancelled(task)
