@@ -43,6 +43,12 @@ class CatalogueCalls:
             if not token:
                 return
 
+    async def model(self, name: str, *, timeout: float | None = None) -> pb.Model:
+        """One model with its aliases; raises NotFound."""
+        request = pb.GetModelRequest(name=names.model(name))
+        answer = await self._connection.read_only(self._connection.stubs.models.GetModel, request, timeout)
+        return answer.model
+
     async def versions(
         self, name: str, *, page_size: int = 0, timeout: float | None = None
     ) -> AsyncGenerator[pb.ModelVersion]:

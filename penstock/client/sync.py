@@ -169,6 +169,10 @@ class Client:
         """Models by name, page after page."""
         return self._iterate(self._aio.models(query, tags, page_size=page_size, timeout=timeout))
 
+    def model(self, name: str, *, timeout: float | None = None) -> pb.Model:
+        """One model with its aliases."""
+        return self._loop.run(self._aio.model(name, timeout=timeout))
+
     def versions(self, name: str, *, page_size: int = 0, timeout: float | None = None) -> Iterator[pb.ModelVersion]:
         """Versions of a model, newest first."""
         return self._iterate(self._aio.versions(name, page_size=page_size, timeout=timeout))

@@ -14,6 +14,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from penstock.errors import Unauthenticated
+from penstock.kit.identity import Authenticator
 from penstock.kit.metrics import REGISTRY
 
 STALL_SECONDS = 5.0
@@ -23,11 +25,13 @@ STALL_SECONDS = 5.0
 class Admin:
     """Serves the admin port from `start` to `stop`.
 
-    not_ready: the public reason why the process is not ready, None when it is.
+    not_ready: the public reason why the process is not ready, None when it is. authenticator: who may read metrics;
+    health is for everybody, so that probes need no token.
     """
 
-    def __init__(self, host: str, port: int, not_ready: Callable[[], str | None]) -> None:
+    def __init__(self, host: str, port: int, not_ready: Callable[[], str | None], authenticator: Authenticator) -> None:
         self._not_ready = not_ready
+        self._authenticator = authenticator
         self._beat = time.monotonic()
         self._server = make_server(host, port, self._answer, server_class=_Threading, handler_class=_Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, name="admin", daemon=True)
@@ -55,6 +59,11 @@ class Admin:
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
+            try:
+                self._authenticator.authenticate({"authorization": environ.get("HTTP_AUTHORIZATION", "")})
+            except Unauthenticated as refusal:
+                start_response("401 Unauthorized", [("Content-Type", "text/plain"), ("WWW-Authenticate", "Bearer")])
+                return [f"{refusal.message}\n".encode()]
             start_response("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
             return [generate_latest(REGISTRY)]
         if path == "/healthz":

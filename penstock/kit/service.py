@@ -47,7 +47,7 @@ class Chassis:
         except RuntimeError:
             raise ValueError(f"cannot listen on {config.host}:{config.port}: is the port in use?") from None
         try:
-            self._admin = Admin(config.host, config.admin_port, self.not_ready)
+            self._admin = Admin(config.host, config.admin_port, self.not_ready, self.authenticator)
         except OSError as problem:
             raise ValueError(
                 f"cannot listen on {config.host}:{config.admin_port} (admin): {problem.strerror}"

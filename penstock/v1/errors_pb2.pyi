@@ -30,7 +30,7 @@ class ErrorInfo(_message.Message):
     RETRYABLE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """Stable, upper-snake-case code from docs/errors.md, such as MODEL_NOT_FOUND."""
+    """Stable, upper-snake-case code from docs/errors.md, such as NOT_FOUND."""
     message: _builtins.str
     """The public text, safe to show to the caller. Equal to the gRPC status message."""
     field: _builtins.str

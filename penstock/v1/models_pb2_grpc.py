@@ -40,6 +40,11 @@ class ModelServiceStub(object):
                 request_serializer=penstock_dot_v1_dot_models__pb2.PublishVersionRequest.SerializeToString,
                 response_deserializer=penstock_dot_v1_dot_models__pb2.PublishVersionResponse.FromString,
                 _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/penstock.v1.ModelService/GetModel',
+                request_serializer=penstock_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=penstock_dot_v1_dot_models__pb2.GetModelResponse.FromString,
+                _registered_method=True)
         self.GetVersion = channel.unary_unary(
                 '/penstock.v1.ModelService/GetVersion',
                 request_serializer=penstock_dot_v1_dot_models__pb2.GetVersionRequest.SerializeToString,
@@ -79,6 +84,13 @@ class ModelServiceServicer(object):
     def PublishVersion(self, request, context):
         """Checks the manifest and publishes the next version. Every artifact must be uploaded before.
         Safe to retry with the same request_key: the first answer is given again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """One model with its aliases. Read only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,6 +146,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.PublishVersion,
                     request_deserializer=penstock_dot_v1_dot_models__pb2.PublishVersionRequest.FromString,
                     response_serializer=penstock_dot_v1_dot_models__pb2.PublishVersionResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=penstock_dot_v1_dot_models__pb2.GetModelRequest.FromString,
+                    response_serializer=penstock_dot_v1_dot_models__pb2.GetModelResponse.SerializeToString,
             ),
             'GetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetVersion,
@@ -194,6 +211,33 @@ class ModelService(object):
             '/penstock.v1.ModelService/PublishVersion',
             penstock_dot_v1_dot_models__pb2.PublishVersionRequest.SerializeToString,
             penstock_dot_v1_dot_models__pb2.PublishVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.ModelService/GetModel',
+            penstock_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
+            penstock_dot_v1_dot_models__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

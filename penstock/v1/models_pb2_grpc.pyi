@@ -37,6 +37,8 @@ class ModelServiceStub:
     """Checks the manifest and publishes the next version. Every artifact must be uploaded before.
     Safe to retry with the same request_key: the first answer is given again.
     """
+    GetModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]
+    """One model with its aliases. Read only."""
     GetVersion: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetVersionRequest, _models_pb2.GetVersionResponse]
     """One version, by number or alias. Read only."""
     ListVersions: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListVersionsRequest, _models_pb2.ListVersionsResponse]
@@ -61,6 +63,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Checks the manifest and publishes the next version. Every artifact must be uploaded before.
     Safe to retry with the same request_key: the first answer is given again.
     """
+    GetModel: _aio.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]  # type: ignore[assignment]
+    """One model with its aliases. Read only."""
     GetVersion: _aio.UnaryUnaryMultiCallable[_models_pb2.GetVersionRequest, _models_pb2.GetVersionResponse]  # type: ignore[assignment]
     """One version, by number or alias. Read only."""
     ListVersions: _aio.UnaryUnaryMultiCallable[_models_pb2.ListVersionsRequest, _models_pb2.ListVersionsResponse]  # type: ignore[assignment]
@@ -88,6 +92,14 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Checks the manifest and publishes the next version. Every artifact must be uploaded before.
         Safe to retry with the same request_key: the first answer is given again.
         """
+
+    @_abc_1.abstractmethod
+    def GetModel(
+        self,
+        request: _models_pb2.GetModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.GetModelResponse, _abc.Awaitable[_models_pb2.GetModelResponse]]:
+        """One model with its aliases. Read only."""
 
     @_abc_1.abstractmethod
     def GetVersion(

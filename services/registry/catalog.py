@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 
 from penstock import names
-from penstock.errors import InvalidArgument, NotFound
+from penstock.errors import InvalidArgument, InvalidManifest, NotFound
 from penstock.internal.v1 import records_pb2
 from penstock.v1 import manifest_pb2, models_pb2
 
@@ -52,6 +52,9 @@ class Catalog:
 
     async def list_versions(self, name: str, size: int, token: str) -> tuple[list[models_pb2.ModelVersion], str]:
         return await self._threads.run(self._store.list_versions, name, size, token)
+
+    async def get_model(self, name: str) -> models_pb2.Model:
+        return await self._threads.run(self._store.get_model, name)
 
     async def list_models(
         self, query: str, tags: Mapping[str, str], size: int, token: str
@@ -96,6 +99,10 @@ class Catalog:
 
     def _publish(self, request: models_pb2.PublishVersionRequest, publisher: str) -> models_pb2.ModelVersion:
         described = manifest.parse(request.manifest)
+        if request.name and request.name != described.name:
+            raise InvalidManifest(
+                f"name: the manifest says {described.name!r}, the request {request.name[:64]!a}", field="name"
+            )
         files = self._files(described, request.digests)
         model = files["model"]
         formats.check(

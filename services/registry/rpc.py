@@ -46,6 +46,9 @@ class Models(rpc.ModelServiceServicer):
         _at_least(request.version, 0, "version")
         return pb.PublishVersionResponse(version=await self._catalog.publish(request, publisher=caller()))
 
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        return pb.GetModelResponse(model=await self._catalog.get_model(names.model(request.name)))
+
     async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.GetVersionResponse:
         name, version = names.model(request.name), _version(request.version)
         return pb.GetVersionResponse(version=await self._catalog.get(name, version))

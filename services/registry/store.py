@@ -82,6 +82,15 @@ class Store:
         with self._database.read() as connection:
             return version_of(connection, name, find_number(connection, name, version))
 
+    def get_model(self, name: str) -> models_pb2.Model:
+        """A model with its aliases; raises NotFound when it has no version."""
+        with self._database.read() as connection:
+            statement = sa.select(models).where(models.c.name == name, models.c.version_count > 0)
+            row = connection.execute(statement).one_or_none()
+            if row is None:
+                raise _no_model(name)
+            return models_of(connection, [row])[0]
+
     def list_versions(self, name: str, page_size: int, page_token: str) -> tuple[list[models_pb2.ModelVersion], str]:
         """Versions, newest first, and the token of the next page; raises NotFound, InvalidArgument."""
         size, asked = pages.size(page_size), pages.question("versions", name)

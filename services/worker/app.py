@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -16,15 +12,14 @@ from penstock.cluster.membership import Membership
 from penstock.cluster.watch import Mirror
 from penstock.internal.v1.records_pb2 import AssignmentRecord, ServiceRecord, WorkerRecord
 from penstock.kit.service import Chassis
-from penstock.v1 import manifest_pb2 as pb
 
 from . import memory, rpc
 from .artifacts import Artifacts
 from .config import WorkerConfig
 from .departure import Departure
 from .engines.catalogue import probe_all
-from .host.host import EngineHost
 from .inference import Inference
+from .loading import Loader
 from .registry import Registries
 from .replica import Surroundings
 from .replicas import Replicas
@@ -66,12 +61,16 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
     surroundings = Surroundings(
         artifacts=artifacts,
         ledger=ledger,
-        start=partial(_start_host, config),
+        start=Loader(threads=config.threads, load_timeout=config.load_timeout).start,
         announce=replicas.announce,
         told=membership.settled,
         run_timeout=config.run_timeout,
         grace_seconds=config.grace_seconds,
         drain_seconds=config.drain_seconds,
+    )
+    # Once the store has answered, the worker stays ready without it: what is loaded serves on.
+    chassis.ready_check(
+        "cluster", lambda: None if assignments.revision else "the coordination store has not answered yet"
     )
     chassis.start(membership.run(), "membership")
     chassis.start(registry_records.run(), "mirror of registries")
@@ -82,11 +81,6 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
     chassis.on_drain(membership.leave)
     # Once more, for a drain that ran out of time.
     chassis.on_close(membership.leave)
-
-
-async def _start_host(config: WorkerConfig, manifest: pb.Manifest, files: Mapping[str, Path]) -> EngineHost:
-    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // 2)
-    return await EngineHost.start(manifest, files, threads=threads, load_timeout=config.load_timeout)
 
 
 async def _record(chassis: Chassis, memory_bytes: int) -> WorkerRecord:

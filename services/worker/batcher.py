@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from opentelemetry.trace import Span
 
-from penstock.errors import Cancelled, Internal, PenstockError, Unavailable
+from penstock.errors import Cancelled, DeadlineExceeded, Internal, PenstockError, Unavailable
 from penstock.internal.v1 import engine_pb2
 from penstock.kit import telemetry
 from penstock.kit.log import get_logger
@@ -141,7 +141,9 @@ class Batcher:
         try:
             result = await self._ended(_Job(request, loop.create_future(), span), arrived, deadline)
         except asyncio.CancelledError:
-            self._count_failure(Cancelled.code.name, loop.time() - arrived)
+            # penstock.wire.server cancels at the deadline.
+            left = DeadlineExceeded if loop.time() >= deadline else Cancelled
+            self._count_failure(left.code.name, loop.time() - arrived)
             raise
         except PenstockError as error:
             self._count_failure(error.code.name, loop.time() - arrived)

@@ -163,6 +163,10 @@ class Replica:
         try:
             await self._enter(READY, serving=serving)
             await first(batcher.run(), self._watch(host, batcher), self._drain(batcher, serving))
+        except PenstockError as error:
+            # At once, though closing what is left of the engine may take seconds: no more requests should come.
+            await self._enter(FAILED, error.message)
+            raise
         finally:
             # Before the host is closed: nobody may find a batcher without an engine.
             self.standing = Standing(name, version, self.standing.state, "", None)

@@ -25,7 +25,9 @@ from penstock.v1 import models_pb2_grpc as rpc
 from tests.e2e.conftest import grpc_address, rest_address, serve
 from tests.harness import models
 
-LEAK = re.compile(r"Traceback|File \"|/tmp/|/work/|/home/|\.py\b|site-packages|0x[0-9a-f]{6,}|sqlite|etcd|asyncio", re.I)
+LEAK = re.compile(
+    r"Traceback|File \"|/tmp/|/work/|/home/|\.py\b|site-packages|0x[0-9a-f]{6,}|sqlite|etcd|asyncio", re.IGNORECASE
+)
 ROW = np.ones((1, 16), np.float32).tobytes()
 
 
@@ -101,7 +103,7 @@ def test_a_model_that_is_not_there_or_cannot_be(stub: Any, add1: str, name: str)
 
 
 def test_bytes_that_are_no_message(channel: grpc.Channel) -> None:
-    raw = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    raw: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
     code, _ = failure(lambda: raw(b"\xff\xff\xff\xff", timeout=10))
     assert code is INVALID
 

@@ -194,6 +194,11 @@ class Catalogue(
         self.published[name, number] = self.by_key[request.request_key] = version
         return pb.PublishVersionResponse(version=version)
 
+    async def GetModel(self, request: Any, context: Any) -> pb.GetModelResponse:
+        if not any(name == request.name for name, _ in self.published):
+            await fail(context, errors.NotFound(f"no model is called {request.name!r}"))
+        return pb.GetModelResponse(model=self._model(request.name))
+
     async def GetVersion(self, request: Any, context: Any) -> pb.GetVersionResponse:
         number = await self._resolve(request.name, request.version, context)
         version = pb.ModelVersion()

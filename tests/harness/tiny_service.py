@@ -55,7 +55,7 @@ class Tiny:
         raise RuntimeError("the background task was told to fail")
 
     async def behave(self, text: bytes) -> bytes:
-        """Does what the request says: `error CODE`, `crash`, `hold` and then what follows, `doom`, `who`; anything else is echoed."""
+        """Does what the request says: `error CODE`, `crash`, `hold`, `doom`, `who`; else it is echoed."""
         word, _, rest = text.decode().partition(" ")
         if word == "error":
             raise errors.from_code(rest, "public text", field="inputs[0]", detail="for the log\nonly")

@@ -49,6 +49,9 @@ class Registry(rpc.ModelServiceServicer, rpc.ArtifactServiceServicer, rpc.Deploy
     async def PublishVersion(self, request: pb.PublishVersionRequest, context: Any) -> pb.PublishVersionResponse:
         raise InvalidManifest("inputs[0].shape: -7 is not a size", field="inputs[0].shape")
 
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        return pb.GetModelResponse(model=pb.Model(name=request.name))
+
     async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
         raise Conflict("the alias points at version 2")
 

@@ -258,6 +258,15 @@ async def test_memory_is_estimated_when_the_manifest_does_not_say(registry: Regi
     assert version.memory_bytes == version.manifest.resources.memory_bytes == 2 * size + (64 << 20)
 
 
+async def test_one_model_with_its_aliases(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(errors.NotFound), raising():
+        await registry.models.GetModel(pb.GetModelRequest(name="add1"))
+    await publish(registry, models.add_one(tmp_path / "m"))
+    await registry.models.SetAlias(pb.SetAliasRequest(name="add1", alias="prod", version=1))
+    model = (await registry.models.GetModel(pb.GetModelRequest(name="add1"))).model
+    assert (model.name, model.latest_version, dict(model.aliases)) == ("add1", 1, {"prod": 1})
+
+
 async def test_equal_publishes_seal_equal_bytes_but_for_the_number(registry: Registry, tmp_path: Path) -> None:
     folder = models.identity(tmp_path / "m")
     first, second = await publish(registry, folder), await publish(registry, folder)
@@ -283,6 +292,7 @@ async def test_wrong_publishes(registry: Registry, tmp_path: Path) -> None:
     await upload(registry, data)
     await refused(errors.InvalidManifest, "inputs[0].datatype", manifest=text.replace("FP32", "FLOAT", 1))
     await refused(errors.InvalidManifest, "name", manifest=text.replace("name: add1", "name: ../etc", 1))
+    await refused(errors.InvalidManifest, "name", name="another")
     await refused(errors.InvalidManifest, "", manifest="x" * (2 << 20))
     await refused(errors.InvalidArgument, "digests.model", digests={})
     await refused(errors.InvalidArgument, "digests.model", digests={"model": "sha256:no"})

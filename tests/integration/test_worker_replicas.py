@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from penstock.cluster import keys, records
 from penstock.cluster.etcd import Etcd
 from penstock.errors import InvalidArgument, NotFound, PenstockError, Unavailable, Unsupported
+from penstock.internal.v1.records_pb2 import WorkerRecord
 from penstock.oip import inference_pb2 as oip
 from tests.harness import models
 from tests.harness.etcd import EtcdProcess
@@ -183,6 +186,41 @@ async def _waiting(worker: Bench) -> int:
     answer = await worker.call("ModelStatistics", oip.ModelStatisticsRequest(name="slow"))
     (statistics,) = oip.ModelStatisticsResponse.FromString(answer.payload).model_stats
     return statistics.execution_count
+
+
+async def test_a_leaving_worker_serves_until_others_have_taken_over(worker: Bench, tmp_path: Path) -> None:
+    await worker.assign(worker.publish(models.add_one(tmp_path / "m")))
+    await worker.reaches("add1", READY)
+    other = WorkerRecord(id="worker-2", address="127.0.0.1:1")
+    await worker.store.put(keys.worker("worker-2"), records.to_json(other))
+    worker.process.send(signal.SIGTERM)
+    await worker.changed.until(lambda: worker.workers.records[keys.worker("worker-1")].draining)
+    assert (await worker.add_one(NUMBERS))[0] == PLUS_ONE
+    record = worker.record("add1")
+    assert record is not None
+    assert record.state == READY
+    await worker.assign()
+    await worker.gone("add1")
+    assert await worker.process.ended() == 0
+
+
+async def test_a_traced_request_shows_its_wait_and_its_batch(store: Etcd, clean_etcd: str, tmp_path: Path) -> None:
+    trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    file = tmp_path / "spans.jsonl"
+    async with bench(store, clean_etcd, tmp_path, f"--trace-file={file}", "--trace-ratio=0") as worker:
+        await worker.assign(worker.publish(models.add_one(tmp_path / "m")))
+        await worker.reaches("add1", READY)
+        await worker.add_one(NUMBERS)
+        await worker.add_one(NUMBERS, traceparent=f"00-{trace}-{parent}-01")
+        worker.process.send(signal.SIGTERM)
+        assert await worker.process.ended() == 0
+    spans = {span["name"]: span for span in map(json.loads, file.read_text().splitlines())}
+    infer, batch = spans["worker.infer"], spans["engine.batch"]
+    assert (infer["context"]["trace_id"], infer["parent_id"]) == (f"0x{trace}", f"0x{parent}")
+    assert infer["attributes"]["batch_size"] == 1
+    assert infer["attributes"]["queue_us"] >= 0
+    assert batch["parent_id"] == infer["context"]["span_id"]
+    assert [link["context"]["span_id"] for link in batch["links"]] == [infer["context"]["span_id"]]
 
 
 async def test_serving_goes_on_without_etcd_and_the_records_come_back(etcd: EtcdProcess, tmp_path: Path) -> None:

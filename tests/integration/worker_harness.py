@@ -128,19 +128,20 @@ class Bench:
         await self.changed.until(lambda: self.record(name, version) is None, within)
 
     async def add_one(
-        self, values: Sequence[float], *, name: str = "add1", version: str = "", timeout: float = 20.0
+        self, values: Sequence[float], *, name: str = "add1", version: str = "", traceparent: str = ""
     ) -> tuple[list[float], Answer]:
         """Sends one row of 16 numbers to an `add_one` model."""
         tensor = oip.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, 16])
         request = oip.ModelInferRequest(model_name=name, inputs=[tensor])
         request.raw_input_contents.append(struct.pack("<16f", *values))
-        answer = await self.call("ModelInfer", request, version=version, timeout=timeout)
+        answer = await self.call("ModelInfer", request, version=version, traceparent=traceparent)
         response = oip.ModelInferResponse.FromString(answer.payload)
         return list(struct.unpack("<16f", response.raw_output_contents[0])), answer
 
-    async def call(self, method: str, message: Any, *, version: str = "", timeout: float = 20.0) -> Answer:
-        deadline = asyncio.get_running_loop().time() + timeout
-        headers = {"penstock-version": version} if version else {}
+    async def call(self, method: str, message: Any, *, version: str = "", traceparent: str = "") -> Answer:
+        deadline = asyncio.get_running_loop().time() + 20
+        named = {"penstock-version": version, "traceparent": traceparent}
+        headers = {name: value for name, value in named.items() if value}
         return await self.peer.unary(method, message.SerializeToString(), deadline=deadline, headers=headers)
 
     async def inferences(self, name: str) -> int:

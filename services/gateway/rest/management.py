@@ -11,13 +11,12 @@ from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from penstock.errors import InvalidArgument, NotFound
+from penstock.errors import InvalidArgument
 from penstock.v1 import cluster_pb2, models_pb2
 
 from . import json_text
 from .exchange import Exchange
 from .fields import FLAG, INTEGER, TEXT, TEXTS, VERSION, Field, integer, read_body, read_query
-from .manifest_name import check_name
 from .messages import to_plain
 from .replies import Reply, json_reply
 
@@ -58,8 +57,6 @@ DEPLOY: Final = (
     Field("keep_others", FLAG, "True to leave other versions as they are and the default where it is."),
 )
 STATUS: Final = (Field("name", TEXT, "Only this model."),)
-
-_PAGES_OF_A_SEARCH: Final = 20
 
 
 class Control(Protocol):
@@ -102,18 +99,9 @@ class ManagementRoutes:
         return _plain(await self._call(exchange, MODELS, "ListModels", request, models_pb2.ListModelsResponse))
 
     async def get_model(self, exchange: Exchange) -> Reply:
-        """The contract has no GetModel: the search is for the name, answers come by name, so it ends early."""
-        name = exchange.path["model"]
-        request = models_pb2.ListModelsRequest(query=name, page_size=1000)
-        for _ in range(_PAGES_OF_A_SEARCH):
-            page = await self._call(exchange, MODELS, "ListModels", request, models_pb2.ListModelsResponse)
-            for model in page.models:
-                if model.name == name:
-                    return _plain(model)
-            if not page.next_page_token or (page.models and page.models[-1].name > name):
-                break
-            request.page_token = page.next_page_token
-        raise NotFound(f"there is no model {name[:64]!r}", field="name")
+        request = models_pb2.GetModelRequest(name=exchange.path["model"])
+        answer = await self._call(exchange, MODELS, "GetModel", request, models_pb2.GetModelResponse)
+        return _plain(answer.model)
 
     async def list_versions(self, exchange: Exchange) -> Reply:
         request = models_pb2.ListVersionsRequest(name=exchange.path["model"], **read_query(exchange.query, PAGE))
@@ -126,8 +114,7 @@ class ManagementRoutes:
 
     async def publish(self, exchange: Exchange) -> Reply:
         values = await _read(exchange, PUBLISH)
-        check_name(values["manifest"], exchange.path["model"])
-        request = models_pb2.PublishVersionRequest(**values)
+        request = models_pb2.PublishVersionRequest(name=exchange.path["model"], **values)
         answer = await self._call(exchange, MODELS, "PublishVersion", request, models_pb2.PublishVersionResponse)
         return _plain(answer.version, status=201)
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from penstock.kit import admin
 from penstock.kit.admin import Admin
+from penstock.kit.identity import Authenticator
 
 
 class Process:
     """A process with an admin port."""
 
-    def __init__(self) -> None:
+    def __init__(self, auth_file: str = "") -> None:
         self.reason: str | None = None
-        self.admin = Admin("127.0.0.1", 0, lambda: self.reason)
+        self.admin = Admin("127.0.0.1", 0, lambda: self.reason, Authenticator(auth_file))
         self.admin.start()
 
-    def get(self, path: str) -> tuple[int, str]:
+    def get(self, path: str, **headers: str) -> tuple[int, str]:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.admin.port}{path}", headers=headers)
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin.port}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as answer:
             with answer:
@@ -59,6 +63,17 @@ def test_metrics_and_nothing_else(process: Process) -> None:
         assert process.get(path)[0] == 404
 
 
+def test_metrics_need_a_token_where_callers_are_configured(tmp_path: Path) -> None:
+    callers = tmp_path / "callers"
+    callers.write_text(f"prometheus {hashlib.sha256(b'scrape').hexdigest()}\n")
+    process = Process(str(callers))
+    assert process.get("/metrics")[0] == 401
+    assert process.get("/metrics", Authorization="Bearer wrong")[0] == 401
+    assert process.get("/metrics", Authorization="Bearer scrape")[0] == 200
+    assert process.get("/healthz")[0] == process.get("/readyz")[0] == 200
+    process.admin.stop()
+
+
 def test_a_silent_connection_is_let_go_without_a_word(
     process: Process, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,8 +87,8 @@ def test_a_silent_connection_is_let_go_without_a_word(
 def test_the_port_is_free_afterwards_and_taken_before() -> None:
     process = Process()
     with pytest.raises(OSError):
-        Admin("127.0.0.1", process.admin.port, lambda: None)
+        Admin("127.0.0.1", process.admin.port, lambda: None, Authenticator(""))
     port = process.admin.port
     process.admin.stop()
-    again = Admin("127.0.0.1", port, lambda: None)
+    again = Admin("127.0.0.1", port, lambda: None, Authenticator(""))
     again.stop()

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from penstock.errors import InvalidArgument, InvalidManifest
+from penstock.errors import InvalidArgument
 from penstock.oip import inference_pb2 as oip
 from penstock.v1 import cluster_pb2, models_pb2
 from services.gateway.rest.fields import FLAG, INTEGER, TEXT, TEXTS, VERSION, Field, integer, read_body, read_query
-from services.gateway.rest.manifest_name import check_name
 from services.gateway.rest.messages import to_plain
 from services.gateway.rest.uploads import Part, find_part
 
@@ -94,37 +93,6 @@ def test_enums_are_written_by_name_and_unknown_ones_by_number() -> None:
     assert to_plain(replica)["state"] == "REPLICA_STATE_READY"
     unknown = cluster_pb2.ReplicaStatus.FromString(b"\x10\x63")
     assert to_plain(unknown)["state"] == "99"
-
-
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        "name: digits\nformat: onnx\n",
-        'schema: penstock/v1\n"name": "digits"  # the name\n',
-        "name:   'digits'",
-        '{"name": "digits", "format": "onnx"}',
-        "description: |\n  name: other\nname: digits\n",
-    ],
-)
-def test_a_manifest_that_names_the_path(manifest: str) -> None:
-    check_name(manifest, "digits")
-
-
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        "",
-        "name: other\n",
-        "name: digits\nname: other\n",
-        '{"name": "other"}',
-        '{"name": 1}',
-        "{name: digits}",
-        "? name\n: digits",
-    ],
-)
-def test_a_manifest_that_does_not(manifest: str) -> None:
-    with pytest.raises(InvalidManifest):
-        check_name(manifest, "digits")
 
 
 @pytest.mark.parametrize(
