@@ -32,7 +32,9 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
     membership = Membership(etcd, config.lease_seconds)
     registry_records = Mirror(etcd, keys.services_of("registry"), ServiceRecord)
     registries = Registries(
-        lambda: [record.address for record in registry_records.records.values()], token=chassis.token
+        registry_records.synced,
+        lambda: [record.address for record in registry_records.records.values()],
+        token=chassis.token,
     )
     chassis.on_close(registries.close)
     artifacts = Artifacts(config.cache_dir, registries, capacity_bytes=config.cache_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -22,10 +22,14 @@ STALL_SECONDS: Final = 30.0
 class Registries:
     """The registries of the cluster.
 
+    known: waits until `addresses` says something, which a starting worker may not know yet;
     addresses: those that are there now, asked before each download; token: what this worker presents.
     """
 
-    def __init__(self, addresses: Callable[[], Sequence[str]], *, token: str = "") -> None:
+    def __init__(
+        self, known: Callable[[], Awaitable[None]], addresses: Callable[[], Sequence[str]], *, token: str = ""
+    ) -> None:
+        self._known = known
         self._addresses = addresses
         self._token = token
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -33,6 +37,7 @@ class Registries:
     async def download(self, digest: str, offset: int) -> AsyncGenerator[bytes, None]:
         """The artifact's bytes from an offset. Raises NotFound, or Unavailable when no registry answers or one breaks
         off; what was yielded before stays good."""
+        await self._known()
         addresses = list(self._addresses())
         random.shuffle(addresses)
         if not addresses:

@@ -65,6 +65,11 @@ class Load:
         for thread in self._threads:
             thread.join()
 
+    def wait_for(self, more: int) -> None:
+        """Waits for so many more right answers."""
+        goal = self.right + more
+        wait_until(lambda: self.right > goal)
+
     def _call(self) -> None:
         while not self._stop.is_set():
             begun = time.monotonic()
@@ -82,10 +87,9 @@ class Load:
 def test_a_killed_worker_costs_no_answer(troubled: Suite, caller: Client) -> None:
     """Every request in flight is answered elsewhere; the lost replicas come back when the worker does."""
     with Load(caller) as load:
-        wait_until(lambda: load.right > 50)
+        load.wait_for(50)
         troubled.kill("worker-1")
-        before = load.right
-        wait_until(lambda: load.right > before + 200)
+        load.wait_for(200)
         troubled.start("worker-1")
         troubled.wait_ready("worker-1")
         caller.wait_ready(timeout=60)
@@ -141,10 +145,9 @@ def test_an_engine_that_dies_takes_nobody_with_it(troubled: Suite, caller: Clien
     children = engine_processes(troubled, "worker-1")
     assert len(children) >= 2
     with Load(caller, callers=2) as load:
-        wait_until(lambda: load.right > 20)
+        load.wait_for(20)
         os.kill(children[0], signal.SIGKILL)
-        before = load.right
-        wait_until(lambda: load.right > before + 100)
+        load.wait_for(100)
     assert load.wrong == 0
     assert load.failures == []
     wait_until(lambda: len(engine_processes(troubled, "worker-1")) >= 2, 30)
@@ -153,19 +156,17 @@ def test_an_engine_that_dies_takes_nobody_with_it(troubled: Suite, caller: Clien
 
 def test_serving_goes_on_while_etcd_is_gone_for_30_seconds(troubled: Suite, caller: Client) -> None:
     with Load(caller, callers=2) as load:
-        wait_until(lambda: load.right > 20)
+        load.wait_for(20)
         troubled.kill("etcd")
         gone = time.monotonic()
         while time.monotonic() - gone < 30:
-            before = load.right
-            wait_until(lambda count=before: load.right > count + 20)
+            load.wait_for(20)
         troubled.start("etcd")
         troubled.wait_ready("etcd")
         begun = time.monotonic()
         caller.wait_ready(timeout=60)
         back = time.monotonic() - begun
-        before = load.right
-        wait_until(lambda: load.right > before + 50)
+        load.wait_for(50)
     assert load.wrong == 0
     assert load.failures == []
     assert back < 15
@@ -206,11 +207,10 @@ def test_the_other_scheduler_leads_when_one_dies(troubled: Suite, caller: Client
 
 def test_a_worker_told_to_stop_finishes_and_hands_over(troubled: Suite, caller: Client) -> None:
     with Load(caller) as load:
-        wait_until(lambda: load.right > 20)
+        load.wait_for(20)
         troubled.kill("worker-1", signal.SIGTERM)
         wait_until(lambda: "worker-1" not in troubled.running(), 40)
-        before = load.right
-        wait_until(lambda: load.right > before + 50)
+        load.wait_for(50)
         troubled.start("worker-1")
         troubled.wait_ready("worker-1")
     assert load.wrong == 0

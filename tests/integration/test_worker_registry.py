@@ -43,6 +43,10 @@ async def served(shelf: ArtifactShelf) -> tuple[grpc.aio.Server, str]:
     return server, f"127.0.0.1:{port}"
 
 
+async def known() -> None:
+    """The addresses are known from the start."""
+
+
 async def pulled(registries: Registries, digest: str, offset: int = 0) -> bytes:
     return b"".join([data async for data in registries.download(digest, offset)])
 
@@ -51,7 +55,7 @@ async def test_a_registry_that_is_gone_is_passed_over() -> None:
     shelf = ArtifactShelf()
     digest = shelf.put(CONTENT)
     server, address = await served(shelf)
-    registries = Registries(lambda: [address, f"127.0.0.1:{free_port()}"])
+    registries = Registries(known, lambda: [address, f"127.0.0.1:{free_port()}"])
     assert await pulled(registries, digest) == CONTENT
     assert await pulled(registries, digest, 1000) == CONTENT[1000:]
     await registries.close()
@@ -59,12 +63,12 @@ async def test_a_registry_that_is_gone_is_passed_over() -> None:
 
 
 async def test_when_no_registry_answers_it_says_so() -> None:
-    registries = Registries(lambda: [f"127.0.0.1:{free_port()}"])
+    registries = Registries(known, lambda: [f"127.0.0.1:{free_port()}"])
     with pytest.raises(Unavailable):
         await pulled(registries, "sha256:" + "0" * 64)
     await registries.close()
     with pytest.raises(Unavailable, match="no registry"):
-        await pulled(Registries(list), "sha256:" + "0" * 64)
+        await pulled(Registries(known, list), "sha256:" + "0" * 64)
 
 
 async def test_a_stream_that_breaks_off_is_not_mixed_with_another_ones() -> None:
@@ -72,7 +76,7 @@ async def test_a_stream_that_breaks_off_is_not_mixed_with_another_ones() -> None
     good, bad = ArtifactShelf(), Breaking()
     digest = good.put(CONTENT)
     servers = [await served(good), await served(bad)]
-    registries = Registries(lambda: [address for _, address in servers])
+    registries = Registries(known, lambda: [address for _, address in servers])
     received = b""
     with pytest.raises(Unavailable):
         async for data in registries.download(digest, 0):
@@ -86,7 +90,7 @@ async def test_a_stream_that_breaks_off_is_not_mixed_with_another_ones() -> None
 
 async def test_an_artifact_that_nobody_has_is_not_found() -> None:
     server, address = await served(ArtifactShelf())
-    registries = Registries(lambda: [address])
+    registries = Registries(known, lambda: [address])
     with pytest.raises(NotFound):
         await pulled(registries, "sha256:" + "0" * 64)
     await registries.close()

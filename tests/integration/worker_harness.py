@@ -79,7 +79,9 @@ class ArtifactShelf(rpc.ArtifactServiceServicer):
 class Bench:
     """One worker and what it sees of the world."""
 
-    def __init__(self, store: Etcd, process: Service, address: str, shelf: ArtifactShelf) -> None:
+    def __init__(
+        self, store: Etcd, process: Service, address: str, shelf: ArtifactShelf, registry: grpc.aio.Server
+    ) -> None:
         self.store = store
         self.process = process
         self.pid = process._process.pid
@@ -88,7 +90,7 @@ class Bench:
         self.changed = Changed()
         self.replicas = Mirror(store, keys.REPLICAS, ReplicaRecord, self.changed)
         self.workers = Mirror(store, keys.WORKERS, WorkerRecord, self.changed)
-        self.registry: grpc.aio.Server | None = None
+        self.registry: grpc.aio.Server | None = registry
 
     def publish(self, folder: Path, version: int = 1) -> AssignedReplica:
         """Puts a model's files and description on the shelf; answers how a scheduler would assign it."""
@@ -151,19 +153,25 @@ class Bench:
         return statistics.inference_count
 
     async def open_registry(self) -> None:
-        server = grpc.aio.server()
-        rpc.add_ArtifactServiceServicer_to_server(self.shelf, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        self.registry = server
-        record = ServiceRecord(service="registry", id="registry-1", address=f"127.0.0.1:{port}")
-        await self.store.put(keys.service("registry", "registry-1"), records.to_json(record))
+        """A registry is there again, elsewhere."""
+        self.registry = await open_registry(self.store, self.shelf)
 
     async def close_registry(self) -> None:
         """The registry's process is gone; its record may outlive it."""
         if self.registry is not None:
             await self.registry.stop(None)
             self.registry = None
+
+
+async def open_registry(store: Etcd, shelf: ArtifactShelf) -> grpc.aio.Server:
+    """A registry of artifacts alone, announced."""
+    server = grpc.aio.server()
+    rpc.add_ArtifactServiceServicer_to_server(shelf, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    record = ServiceRecord(service="registry", id="registry-1", address=f"127.0.0.1:{port}")
+    await store.put(keys.service("registry", "registry-1"), records.to_json(record))
+    return server
 
 
 def engine_processes(process_id: int) -> list[int]:
@@ -191,12 +199,13 @@ async def bench(store: Etcd, endpoint: str, folder: Path, *flags: str) -> AsyncI
         "--drain-seconds=20",
         "--lease-seconds=2",
     )
+    shelf = ArtifactShelf()
+    registry = await open_registry(store, shelf)
     async with started("services.worker", *standard, *flags) as process:
         address = (await process.event("started"))["address"]
-        made = Bench(store, process, address, ArtifactShelf())
+        made = Bench(store, process, address, shelf, registry)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(made.replicas.run()), group.create_task(made.workers.run())]
-            await made.open_registry()
             await made.changed.until(lambda: keys.worker(WORKER) in made.workers.records)
             try:
                 yield made
