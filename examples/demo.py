@@ -89,11 +89,13 @@ def main() -> int:
 def build_models() -> None:
     """Trains digits and exports minilm unless they are built; prints the accuracy measured then."""
     heading("Building two real models (no torch)")
+    say("digits: training on scikit-learn's handwritten digits (seconds; nothing to do the second time)")
     build_digits(MODELS / "digits")
     accuracy = json.loads((MODELS / "digits" / "metrics.json").read_text())["test_accuracy"]
     say(f"digits: test accuracy {accuracy:.4f} on held-out handwritten digits (required: 0.95)")
     if accuracy < 0.95:
         raise CheckFailed("digits is below 0.95")
+    say("minilm: building its ONNX graph from the published weights (seconds; nothing to do the second time)")
     export_minilm(find_weights(), MODELS / "minilm")
     say(f"minilm: {(MODELS / 'minilm' / 'model.onnx').stat().st_size / 1e6:.0f} MB of ONNX, checked against numpy")
 

@@ -56,8 +56,6 @@ GATEWAY_MODELS: Final = Metric("penstock_gateway_models", "gauge", "gateway", "D
 GATEWAY_HELD: Final = Metric(
     "penstock_gateway_held_replicas", "gauge", "gateway", "Replicas served from though the store no longer has them"
 )
-GATEWAY_INFER: Final = "gateway.infer"
-"""Span: one request at the gateway, from its bytes to the answer's."""
 
 # Worker. `code` is OK or a code of docs/errors.md.
 WORKER_REQUESTS: Final = Metric(
@@ -131,13 +129,6 @@ REGISTRY_FREE_BYTES: Final = Metric(
     "penstock_registry_free_bytes", "gauge", "registry", "Free bytes on the disk of the artifacts"
 )
 
-SPANS: Final[dict[str, str]] = {
-    "gateway.infer": "A request at the gateway: resolving, choosing, forwarding, the retry",
-    "worker.infer": "A request at a worker: waiting in the queue and in the batch",
-    "engine.batch": "One run of an engine; linked to the spans of all requests in it",
-}
-"""Every span's name and what it covers."""
-
 # Scheduler.
 SCHEDULER_LEADING: Final = Metric("penstock_scheduler_leading", "gauge", "scheduler", "1 while this scheduler leads")
 SCHEDULER_TERM: Final = Metric("penstock_scheduler_term", "gauge", "scheduler", "Term of this leader, 0 for another")
@@ -154,3 +145,15 @@ SCHEDULER_WORKERS: Final = Metric("penstock_scheduler_workers", "gauge", "schedu
 SCHEDULER_HELD_WORKERS: Final = Metric(
     "penstock_scheduler_held_workers", "gauge", "scheduler", "Workers gone whose assignments stay for now"
 )
+
+# Spans.
+GATEWAY_INFER_SPAN: Final = "gateway.infer"
+WORKER_INFER_SPAN: Final = "worker.infer"
+ENGINE_BATCH_SPAN: Final = "engine.batch"
+
+SPANS: Final[dict[str, str]] = {
+    GATEWAY_INFER_SPAN: "A request at the gateway: resolving, choosing, forwarding, the retry",
+    WORKER_INFER_SPAN: "A request at a worker: waiting in the queue and in the batch; child of the gateway's span",
+    ENGINE_BATCH_SPAN: "One run of an engine; linked to the spans of all requests in it",
+}
+"""Every span's name and what it covers."""

@@ -102,7 +102,7 @@ class Inference:
             target = header.of_infer(call.payload)
             model = target.model if target.model in self._routes.table.models else ""
             if telemetry.sampled(call.headers):
-                with telemetry.span(signals.GATEWAY_INFER, call.headers, model=model) as span:
+                with telemetry.span(signals.GATEWAY_INFER_SPAN, call.headers, model=model) as span:
                     return await self.forward(call, target, telemetry.traceparent_of(span))
             return await self.forward(call, target)
         except PenstockError as error:

@@ -30,7 +30,7 @@ from .codec import Schema
 from .lifecycle import Identity
 from .memory import Ledger
 from .metrics import ReplicaMetrics
-from .serving import Serving, Standing
+from .serving import Serving, Standing, word_of
 from .statistics import Statistics
 from .tasks import first
 
@@ -218,7 +218,7 @@ class Replica:
     ) -> None:
         name, version = self.identity
         self.standing = Standing(name, version, state, reason, serving)
-        log.info("replica_state", model=name, version=version, state=cluster_pb2.ReplicaState.Name(state))
+        log.info("replica_state", model=name, version=version, state=word_of(state))
         await self._around.announce(self.standing, retry_seconds)
 
     async def _published(self, held: AsyncExitStack) -> records_pb2.PublishedVersion:

@@ -21,7 +21,7 @@ from penstock.v1 import cluster_pb2
 
 from .lifecycle import Identity, Orders, Present, plan
 from .replica import Replica, Surroundings
-from .serving import Standing
+from .serving import Standing, word_of
 
 log = get_logger()
 
@@ -140,5 +140,4 @@ class Replicas:
         states = Counter(replica.standing.state for replica in self._replicas.values())
         for state in cluster_pb2.ReplicaState.values():
             if state != cluster_pb2.REPLICA_STATE_UNSPECIFIED:
-                word = cluster_pb2.ReplicaState.Name(state).removeprefix("REPLICA_STATE_").lower()
-                self._states.labels(word).set(states[state])
+                self._states.labels(word_of(state)).set(states[state])

@@ -40,6 +40,11 @@ class Standing:
     serving: Serving | None
 
 
+def word_of(state: cluster_pb2.ReplicaState.ValueType) -> str:
+    """A state in logs and metrics, such as `ready`."""
+    return cluster_pb2.ReplicaState.Name(state).removeprefix("REPLICA_STATE_").lower()
+
+
 class Directory(Protocol):
     """What runs on this worker."""
 

@@ -188,20 +188,24 @@ async def _waiting(worker: Bench) -> int:
     return statistics.execution_count
 
 
-async def test_a_leaving_worker_serves_until_others_have_taken_over(worker: Bench, tmp_path: Path) -> None:
-    await worker.assign(worker.publish(models.add_one(tmp_path / "m")))
-    await worker.reaches("add1", READY)
+async def test_a_leaving_worker_serves_until_others_have_taken_over(
+    store: Etcd, clean_etcd: str, tmp_path: Path
+) -> None:
+    # There before the worker starts, so that its first read of the live workers shows it.
     other = WorkerRecord(id="worker-2", address="127.0.0.1:1")
-    await worker.store.put(keys.worker("worker-2"), records.to_json(other))
-    worker.process.send(signal.SIGTERM)
-    await worker.changed.until(lambda: worker.workers.records[keys.worker("worker-1")].draining)
-    assert (await worker.add_one(NUMBERS))[0] == PLUS_ONE
-    record = worker.record("add1")
-    assert record is not None
-    assert record.state == READY
-    await worker.assign()
-    await worker.gone("add1")
-    assert await worker.process.ended() == 0
+    await store.put(keys.worker("worker-2"), records.to_json(other))
+    async with bench(store, clean_etcd, tmp_path) as worker:
+        await worker.assign(worker.publish(models.add_one(tmp_path / "m")))
+        await worker.reaches("add1", READY)
+        worker.process.send(signal.SIGTERM)
+        await worker.changed.until(lambda: worker.workers.records[keys.worker("worker-1")].draining)
+        assert (await worker.add_one(NUMBERS))[0] == PLUS_ONE
+        record = worker.record("add1")
+        assert record is not None
+        assert record.state == READY
+        await worker.assign()
+        await worker.gone("add1")
+        assert await worker.process.ended() == 0
 
 
 async def test_a_traced_request_shows_its_wait_and_its_batch(store: Etcd, clean_etcd: str, tmp_path: Path) -> None:

@@ -201,16 +201,19 @@ async def bench(store: Etcd, endpoint: str, folder: Path, *flags: str) -> AsyncI
     )
     shelf = ArtifactShelf()
     registry = await open_registry(store, shelf)
-    async with started("services.worker", *standard, *flags) as process:
-        address = (await process.event("started"))["address"]
-        made = Bench(store, process, address, shelf, registry)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(made.replicas.run()), group.create_task(made.workers.run())]
-            await made.changed.until(lambda: keys.worker(WORKER) in made.workers.records)
-            try:
-                yield made
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await made.peer.close()
-                await made.close_registry()
+    try:
+        async with started("services.worker", *standard, *flags) as process:
+            address = (await process.event("started"))["address"]
+            made = Bench(store, process, address, shelf, registry)
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(made.replicas.run()), group.create_task(made.workers.run())]
+                await made.changed.until(lambda: keys.worker(WORKER) in made.workers.records)
+                try:
+                    yield made
+                finally:
+                    for task in tasks:
+                        task.cancel()
+                    await made.peer.close()
+                    await made.close_registry()
+    finally:
+        await registry.stop(None)
