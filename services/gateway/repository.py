@@ -92,7 +92,7 @@ class Repository:
             await _until(news, call, f"version {wanted} of model '{name}' {reason}; it goes on loading")
 
     async def unload(self, call: Call) -> Answer:
-        """Undeploys every version of the model and waits until no route leads to it. Unloading what is not there is
+        """Undeploys every version of the model and waits until no worker has it. Unloading what is not there is
         fine. `unload_dependents` is accepted: there are no ensembles, so nothing depends on a model."""
         request = parsed(oip.RepositoryModelUnloadRequest, call.payload)
         name = model_of(request)
@@ -102,7 +102,7 @@ class Repository:
         await self._ask(call, "Undeploy", pb.UndeployRequest(name=name), pb.UndeployResponse)
         while True:
             news = self._routes.news
-            if name not in self._routes.table.models:
+            if not self._routes.lingers(name):
                 return Answer(oip.RepositoryModelUnloadResponse().SerializeToString())
             await _until(news, call, f"model '{name}' is still being unloaded")
 

@@ -63,6 +63,10 @@ class RoutingTable:
         """See RouteTable.resolve."""
         return self.table.resolve(model, version)
 
+    def lingers(self, model: str) -> bool:
+        """Whether the model is deployed, or a worker still has a replica of it."""
+        return model in self.table.models or any(record.name == model for record in self._replicas.values())
+
     def ready(self) -> str | None:
         """None once the table has been read as a whole; a store that goes away later does not change that."""
         return None if self.synced else "the routing table has not been read yet"

@@ -32,7 +32,8 @@ def children() -> list[int]:
     """Child processes of this one, zombies too."""
     found: list[int] = []
     for task in os.listdir("/proc/self/task"):
-        found += map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
+        with suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found += map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
     return found
 
 

@@ -121,10 +121,19 @@ class Bench:
             found = self.record(name, version)
             return found is not None and found.state == state
 
-        await self.changed.until(there, within)
+        try:
+            await self.changed.until(there, within)
+        except TimeoutError:
+            raise AssertionError(await self._story(name, version)) from None
         found = self.record(name, version)
         assert found is not None
         return found
+
+    async def _story(self, name: str, version: int) -> str:
+        """What the worker has logged, for a test that failed; ends the worker."""
+        self.process.send(signal.SIGABRT)
+        await self.process.ended()
+        return "\n".join([f"the record is {self.record(name, version)}", *self.process.lines])
 
     async def gone(self, name: str, version: int = 1, within: float = 30.0) -> None:
         await self.changed.until(lambda: self.record(name, version) is None, within)

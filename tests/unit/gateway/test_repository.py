@@ -194,7 +194,7 @@ async def test_errors_of_the_registry_pass() -> None:
         await ask(it, "RepositoryModelUnload", oip.RepositoryModelUnloadRequest(model_name="digits"))
 
 
-async def test_unload_waits_until_no_route_is_left() -> None:
+async def test_unload_waits_until_no_worker_has_it() -> None:
     it, registry = gateway([deployment("digits", 1)], [replica("w1")], Undeploy=lambda _: pb.UndeployResponse())
     request = oip.RepositoryModelUnloadRequest(model_name="digits")
     request.parameters["unload_dependents"].bool_param = False
@@ -203,6 +203,13 @@ async def test_unload_waits_until_no_route_is_left() -> None:
     await asyncio.sleep(0)
     assert not unloading.done()
     it.deployments.records = {}
+    it.rebuild()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not unloading.done(), "a worker still has it: loading it again now would find the old replica"
+    it.replicas.records = keyed(replica("w1", DRAINING))
+    it.rebuild()
+    it.replicas.records = {}
     it.rebuild()
     await asyncio.wait_for(unloading, 5)
     assert registry.asked == [pb.UndeployRequest(name="digits")]
