@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 import urllib.request
 import venv
 from pathlib import Path
@@ -73,13 +74,18 @@ def create() -> None:
 
 
 def download_pip(folder: Path) -> Path:
-    """The newest pip wheel from PyPI, its hash checked; a wheel can be run without being installed."""
-    with urllib.request.urlopen("https://pypi.org/pypi/pip/json", timeout=60) as answer:
-        files = json.load(answer)["urls"]
-    wheel = next(file for file in files if file["packagetype"] == "bdist_wheel")
-    with urllib.request.urlopen(wheel["url"], timeout=60) as answer:
+    """The newest pip wheel from PyPI, its hash checked; a wheel can be run without being installed.
+
+    Source of the answer's form: https://packaging.python.org/en/latest/specifications/simple-repository-api/ (JSON).
+    """
+    index = "https://pypi.org/simple/pip/"
+    request = urllib.request.Request(index, headers={"Accept": "application/vnd.pypi.simple.v1+json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        files = json.load(answer)["files"]
+    wheel = [file for file in files if file["filename"].endswith(".whl") and not file.get("yanked")][-1]
+    with urllib.request.urlopen(urllib.parse.urljoin(index, wheel["url"]), timeout=60) as answer:
         content = answer.read()
-    if hashlib.sha256(content).hexdigest() != wheel["digests"]["sha256"]:
+    if hashlib.sha256(content).hexdigest() != wheel["hashes"]["sha256"]:
         raise SystemExit("the pip wheel from PyPI does not match its hash")
     path = folder / str(wheel["filename"])
     path.write_bytes(content)
