@@ -6,7 +6,7 @@ CONTRACT_BASE ?= $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null
 ENVIRONMENT = $(PYTHON) deploy/local/environment.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status logs test check format protos check-protos env dev torch constraints clean distclean
+.PHONY: help demo up down status logs test bench check format protos check-protos env dev torch constraints clean distclean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -28,6 +28,9 @@ logs: env ## Follow the logs of every process (one: make logs SERVICE=gateway)
 
 test: dev ## Environment if missing, then every test
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: dev ## Measure the data plane against its targets (needs h2load and wrk; about 4 minutes)
+	@$(BIN)/python -m tests.bench.data_plane
 
 check: dev check-protos ## Lint, types, import floors, contracts (under a minute)
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -27,7 +27,6 @@ from penstock.kit.health import Health
 from penstock.kit.log import REQUEST_ID_OF_CALL, get_logger
 from penstock.kit.metrics import counter
 from penstock.wire.client import SERVICE as INFERENCE
-from penstock.wire.server import writer
 
 OPEN_METHODS = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
 """What anybody may call, so that load balancers need no token."""
@@ -201,3 +200,15 @@ async def _abort(raised: BaseException, context: Any) -> None:
     else:
         raise raised
     await context.abort(status_of(error), text_of(error), trailing_metadata=(error_trailer(error, request_id),))
+
+
+def writer(context: Any) -> Callable[[Any], Awaitable[None]]:
+    """`context.write`, where a caller who left during a write is a cancellation, as everywhere else."""
+
+    async def write(message: Any) -> None:
+        try:
+            await context.write(message)
+        except grpc.aio.InternalError:
+            raise asyncio.CancelledError from None
+
+    return write

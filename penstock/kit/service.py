@@ -14,16 +14,18 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from penstock import signals
 from penstock.kit import log, telemetry
 from penstock.kit.admin import Admin
 from penstock.kit.config import ServiceConfig
+from penstock.kit.front import Front
 from penstock.kit.identity import Authenticator
 from penstock.kit.metrics import gauge
 from penstock.kit.server import add_reflection, build_server
+from penstock.wire.server import Limits, Method
 
 Step = Callable[[], Awaitable[object]]
 
@@ -34,17 +36,23 @@ CLOSE_SECONDS = 10.0
 class Chassis:
     """What `assemble` gets: the process's name and addresses, its server, and where to hang what it runs."""
 
-    def __init__(self, name: str, config: ServiceConfig) -> None:
+    def __init__(self, name: str, config: ServiceConfig, data_plane: Limits | None = None) -> None:
         self.name = name
         self.id = config.id or f"{name}-{uuid.uuid4().hex[:8]}"
         self.token = config.token
         self.authenticator = Authenticator(config.auth_file)
         self.authenticator.require_loopback(config.host)
         self.server, self._health = build_server(self.authenticator)
+        self._front: Front | None = None
         # Bound here, so that the address is known while assembling; it accepts once everything is in place.
         try:
-            port = self.server.add_insecure_port(f"{config.host}:{config.port}")
-        except RuntimeError:
+            if data_plane is None:
+                port = self.server.add_insecure_port(f"{config.host}:{config.port}")
+            else:
+                self._front = Front(config.host, config.port, self.authenticator, data_plane)
+                self.server.add_insecure_port(self._front.inner)
+                port = self._front.port
+        except (RuntimeError, OSError):
             raise ValueError(f"cannot listen on {config.host}:{config.port}: is the port in use?") from None
         try:
             self._admin = Admin(config.host, config.admin_port, self.not_ready, self.authenticator)
@@ -82,6 +90,11 @@ class Chassis:
         """Adds a step after the server has stopped."""
         self._close.append(step)
 
+    def serve_inference(self, methods: Mapping[str, Method]) -> None:
+        """Puts methods on the data plane's port; for processes that were run with `data_plane`."""
+        assert self._front is not None
+        self._front.add(methods)
+
     def reflect(self, services: Sequence[str]) -> None:
         """Lets gRPC tools list these services."""
         add_reflection(self.server, services)
@@ -116,6 +129,8 @@ class Chassis:
                         task.cancel()
         finally:
             # Empty after a shutdown; after a failure, what nobody is left to serve.
+            if self._front is not None:
+                await self._front.close()
             await self.server.stop(None)
             for step in reversed(self._close):
                 failures += await _taken(step, "close_step_failed", CLOSE_SECONDS)
@@ -143,6 +158,8 @@ class Chassis:
 
     async def _serve(self) -> None:
         await self.server.start()
+        if self._front is not None:
+            await self._front.start()
         self._phase = "serving"
         self._tell_readiness()
         log.get_logger().info("started", address=self.address, admin=self.admin_address)
@@ -157,12 +174,16 @@ class Chassis:
         deadline = asyncio.get_running_loop().time() + self._drain_seconds
         for step in self._drain:
             failures += await _taken(step, "drain_step_failed", deadline - asyncio.get_running_loop().time())
+        if self._front is not None:
+            await self._front.drain(max(1.0, deadline - asyncio.get_running_loop().time()))
         await self.server.stop(max(1.0, deadline - asyncio.get_running_loop().time()))
         return failures
 
     async def close(self) -> None:
         """Frees the ports."""
         await asyncio.to_thread(self._admin.stop)
+        if self._front is not None:
+            await self._front.close()
         await self.server.stop(0)
 
     async def _report(self) -> None:
@@ -210,15 +231,27 @@ def _reached_at(host: str) -> str:
     return socket.gethostname() if host in ("0.0.0.0", "::", "[::]") else host
 
 
-def run(name: str, config: ServiceConfig, assemble: Callable[[Chassis], Awaitable[None]]) -> int:
-    """Runs a service process to its end and returns its exit status: 0 clean, 1 failed, 2 cannot start."""
-    return asyncio.run(_main(name, config, assemble))
+def run(
+    name: str,
+    config: ServiceConfig,
+    assemble: Callable[[Chassis], Awaitable[None]],
+    *,
+    data_plane: Limits | None = None,
+) -> int:
+    """Runs a service process to its end and returns its exit status: 0 clean, 1 failed, 2 cannot start.
+
+    data_plane: what a connection may cost on a port that serves inference too (kit/front.py); None for a process of the
+    control plane.
+    """
+    return asyncio.run(_main(name, config, assemble, data_plane))
 
 
-async def _main(name: str, config: ServiceConfig, assemble: Callable[[Chassis], Awaitable[None]]) -> int:
+async def _main(
+    name: str, config: ServiceConfig, assemble: Callable[[Chassis], Awaitable[None]], data_plane: Limits | None
+) -> int:
     log.setup(name, config.id or name, level=config.log_level, format=config.log_format)
     try:
-        chassis = Chassis(name, config)
+        chassis = Chassis(name, config, data_plane)
         telemetry.setup(
             name,
             chassis.id,

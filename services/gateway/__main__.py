@@ -9,6 +9,7 @@ from penstock.kit.service import Chassis, run
 
 from .app import assemble
 from .config import GatewayConfig
+from .rpc import LIMITS
 
 
 def main() -> int:
@@ -18,7 +19,7 @@ def main() -> int:
     async def assembled(chassis: Chassis) -> None:
         await assemble(chassis, config)
 
-    return run("gateway", config, assembled)
+    return run("gateway", config, assembled, data_plane=LIMITS)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
         not_ready=chassis.not_ready,
     )
     metrics.expose(routes, upstreams)
-    chassis.reflect(rpc.register(chassis.server, inference, control, default_timeout=config.default_timeout))
+    rpc.register(chassis, inference, control, default_timeout=config.default_timeout)
     rest = serve_rest(
         host=config.host,
         port=config.http_port,

@@ -6,21 +6,24 @@ path answers INVALID_ARGUMENT in its own words, and above the server's limit gRP
 
 from __future__ import annotations
 
-import grpc
+from typing import Final
 
+from penstock.kit.service import Chassis
 from penstock.wire.client import SERVICE
-from penstock.wire.server import service_handler
+from penstock.wire.server import Limits, inference_methods
 
 from .control import Control
 from .inference import Inference
 
+LIMITS: Final = Limits(max_streams=1024)
+"""What one connection of a client may cost."""
 
-def register(
-    server: grpc.aio.Server, inference: Inference, control: Control, *, default_timeout: float
-) -> tuple[str, ...]:
-    """Adds every service to the server and returns their names; default_timeout: seconds for a call without a
+
+def register(chassis: Chassis, inference: Inference, control: Control, *, default_timeout: float) -> None:
+    """Puts inference on the data plane and management behind it; default_timeout: seconds for a call without a
     deadline."""
-    handlers = inference.handlers()
-    serving = service_handler(handlers, stream_infer=inference.infer, default_timeout=default_timeout)
-    server.add_generic_rpc_handlers((serving, *control.generic_handlers()))
-    return (SERVICE, *control.service_names())
+    chassis.serve_inference(
+        inference_methods(inference.handlers(), stream_infer=inference.infer, default_timeout=default_timeout)
+    )
+    chassis.server.add_generic_rpc_handlers(tuple(control.generic_handlers()))
+    chassis.reflect((SERVICE, *control.service_names()))

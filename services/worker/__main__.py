@@ -9,6 +9,7 @@ from penstock.kit.service import Chassis, run
 
 from .app import assemble
 from .config import WorkerConfig
+from .rpc import LIMITS
 
 
 def main() -> int:
@@ -18,7 +19,7 @@ def main() -> int:
     async def assembled(chassis: Chassis) -> None:
         await assemble(chassis, config)
 
-    return run("worker", config, assembled)
+    return run("worker", config, assembled, data_plane=LIMITS)
 
 
 if __name__ == "__main__":

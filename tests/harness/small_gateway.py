@@ -24,7 +24,7 @@ from penstock.v1 import cluster_pb2 as cluster
 from penstock.v1 import cluster_pb2_grpc, models_pb2_grpc
 from penstock.v1 import models_pb2 as pb
 from penstock.wire import Answer, Call
-from penstock.wire.server import service_handler
+from tests.harness.grpcio_service import service_handler
 
 SPECS = {"x": ("FP32", [-1, 3]), "text": ("BYTES", [-1, 1]), "n": ("INT64", [-1, 2]), "whole": ("INT32", [4])}
 

@@ -21,7 +21,7 @@ from penstock.kit.log import get_logger
 from penstock.kit.service import Chassis, run
 from penstock.wire.call import Answer, Call
 from penstock.wire.client import SERVICE as INFERENCE
-from penstock.wire.server import service_handler
+from penstock.wire.server import Limits, Method, inference_methods
 
 SERVICE = "test.Tiny"
 SHAPES = ("Unary", "Down", "Up", "Both")
@@ -95,9 +95,12 @@ class Tiny:
             "Up": grpc.stream_unary_rpc_method_handler(self.up),
             "Both": grpc.stream_stream_rpc_method_handler(self.both),
         }
+        return (grpc.method_handlers_generic_handler(SERVICE, shapes),)
+
+    def methods(self) -> dict[str, Method]:
+        """Its part of the inference protocol."""
         unary = dict.fromkeys(INFERENCE_METHODS, self.infer)
-        inference = service_handler(unary, stream_infer=self.infer, default_timeout=60)
-        return grpc.method_handlers_generic_handler(SERVICE, shapes), inference
+        return inference_methods(unary, stream_infer=self.infer, default_timeout=60)
 
 
 async def assemble(chassis: Chassis, config: TinyConfig) -> None:
@@ -105,6 +108,7 @@ async def assemble(chassis: Chassis, config: TinyConfig) -> None:
     tiny = Tiny()
     log = get_logger()
     chassis.server.add_generic_rpc_handlers(tiny.handlers())
+    chassis.serve_inference(tiny.methods())
     chassis.reflect([SERVICE, INFERENCE])
     chassis.start(tiny.background(), "background")
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, tiny.released.set)
@@ -135,7 +139,7 @@ def main() -> int:
     async def assembled(chassis: Chassis) -> None:
         await assemble(chassis, config)
 
-    return run("tiny", config, assembled)
+    return run("tiny", config, assembled, data_plane=Limits())
 
 
 if __name__ == "__main__":

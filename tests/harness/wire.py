@@ -12,7 +12,7 @@ import grpc
 from penstock.channel import OPTIONS, dial
 from penstock.wire import Answer, Call
 from penstock.wire.client import SERVICE
-from penstock.wire.server import service_handler
+from tests.harness.grpcio_service import service_handler
 
 STREAM = f"/{SERVICE}/ModelStreamInfer"
 Behaviour = Callable[[Call], Awaitable[Answer]]

@@ -4,21 +4,23 @@ the test says, records written by the test."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import grpc
 
 from penstock.cluster import Etcd, Mirror, keys, records
 from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, ServiceRecord, WantedVersion
+from penstock.kit.front import Front
 from penstock.kit.identity import Authenticator
 from penstock.kit.server import build_server
+from penstock.kit.service import Chassis
 from penstock.oip import inference_pb2 as oip
 from penstock.v1 import cluster_pb2 as pb
 from penstock.wire.call import VERSION, WORKER, Answer, Call
 from penstock.wire.client import Peer
-from penstock.wire.server import service_handler
 from services.gateway import rpc
 from services.gateway.app import follow_routes
 from services.gateway.backend import Backend
@@ -28,6 +30,7 @@ from services.gateway.probe import probe_held
 from services.gateway.repository import Repository
 from services.gateway.routes import RoutingTable
 from services.gateway.upstream import Upstreams
+from tests.harness.grpcio_service import service_handler
 
 Behaviour = Callable[[Call], Awaitable[Answer]]
 
@@ -163,9 +166,9 @@ async def gateway(endpoint: str) -> AsyncIterator[Running]:
             stack.push_async_callback(backend.close)
         control = Control(backends["registry"], backends["scheduler"], token="of-the-gateway")
         inference = Inference(routes, upstreams, Repository(routes, control), max_body_bytes=1 << 20)
-        server, _ = build_server(Authenticator(""))
-        rpc.register(server, inference, control, default_timeout=30)
-        port = server.add_insecure_port("127.0.0.1:0")
+        served = Served()
+        rpc.register(cast(Chassis, served), inference, control, default_timeout=30)
+        port = served.front.port
         group = await stack.enter_async_context(asyncio.TaskGroup())
         runs = [deployments.run(), replicas.run(), *(mirror.run() for mirror in services.values())]
         tasks = [group.create_task(run) for run in runs]
@@ -180,13 +183,29 @@ async def gateway(endpoint: str) -> AsyncIterator[Running]:
         await deployments.synced()
         if deployments.records:
             await news.wait()
-        await server.start()
-        stack.push_async_callback(server.stop, None)
+        await served.server.start()
+        stack.push_async_callback(served.server.stop, None)
+        await served.front.start()
+        stack.push_async_callback(served.front.close)
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         stack.push_async_callback(channel.close)
         running = Running(f"127.0.0.1:{port}", channel, routes, upstreams, store, control, services, told)
         stack.push_async_callback(running.peer.close)
         yield running
+
+
+class Served:
+    """The part of a chassis that the gateway's face needs, without a process around it."""
+
+    def __init__(self) -> None:
+        everybody = Authenticator("")
+        self.server, _ = build_server(everybody)
+        self.front = Front("127.0.0.1", 0, everybody, rpc.LIMITS)
+        self.server.add_insecure_port(self.front.inner)
+        self.serve_inference = self.front.add
+
+    def reflect(self, services: Sequence[str]) -> None:
+        """Not asked for here."""
 
 
 @asynccontextmanager

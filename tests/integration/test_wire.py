@@ -243,7 +243,7 @@ async def test_an_error_from_something_else_is_understood() -> None:
 
 
 @pytest.mark.parametrize(
-    "order", [("tritonclient.grpc", "penstock.wire.server"), ("penstock.wire.server", "tritonclient.grpc")]
+    "order", [("tritonclient.grpc", "penstock.wire.client"), ("penstock.wire.client", "tritonclient.grpc")]
 )
 def test_tritonclient_lives_in_the_same_process(order: tuple[str, str]) -> None:
     script = (

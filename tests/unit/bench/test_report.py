@@ -12,8 +12,8 @@ CELLS = {
     "bare grpc.aio add1 8x8": {"both_us": 200.0, "server_us": 200.0, "rate": 4000.0, "p50_ms": 3.0, "p99_ms": 6.0,
                                "requests": 9600.0},
     "rest add1 8x8": {"both_us": 81.0, "gateway_us": 60.0, "worker_us": 21.0, "rate": 9000.0, "requests": 20000.0},
-    "greedy 70 %": {"p50_ms": 10.0, "p99_ms": 12.5, "rule_p50_ms": 9.0, "rule_p99_ms": 10.0, "requests": 900.0,
-                    "failed": 0.0, "late_p99_ms": 0.5},
+    "greedy 70 %": {"p50_ms": 10.0, "p99_ms": 12.5, "rule_p50_ms": 9.0, "rule_p99_ms": 10.0, "jitter_p50_ms": 9.1,
+                    "jitter_p99_ms": 11.0, "requests": 900.0, "failed": 0.0, "mean_batch": 2.5, "late_p99_ms": 0.5},
     "memory": {"gateway_mb": 95.0, "worker_mb": 68.0},
 }  # fmt: skip
 
@@ -33,6 +33,14 @@ def test_ratios_and_percentages() -> None:
     assert row("gRPC add1 8x8: ratio").value == pytest.approx(0.18)
     assert row("greedy rule at 70 %").value == pytest.approx(25.0)
     assert row("greedy rule at 70 %").mark == "reached"
+
+
+def test_refusals_are_not_within_the_limit() -> None:
+    cells = {"greedy 70 %": {**CELLS["greedy 70 %"], "failed": 1.0}}
+    found = next(row for row in targets.rows(cells) if row.what.startswith("greedy rule at 70 %"))
+    assert found.mark == "NOT reached"
+    assert found.document()["value"] is None
+    assert "∞ %" in report.target_table(cells)
 
 
 def test_a_lower_limit() -> None:

@@ -1,0 +1,311 @@
+"""The answering half of a server's connection: from a call's result to frames, and every way in which a call can end.
+
+Ends of calls, whoever causes them (answer, error, deadline, the caller's reset, a lost connection), come through
+`_over`, which gives back what the call was charged for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from itertools import count
+from secrets import token_hex
+from typing import Any, Final
+
+from penstock import errors
+from penstock.wire.call import CALLER_OF_CALL, REQUEST_ID, REQUEST_ID_OF_CALL, Answer, Call
+
+from . import eager, replies
+from . import frames as f
+from .connection import Connection
+from .deadlines import Deadlines
+from .head import Head, Method
+from .limits import Limits
+from .messages import Assembler
+from .outbound import Stream
+
+_LATE: Final = "the deadline passed before an answer was ready"
+_log = logging.getLogger(__name__)
+_run = token_hex(8)
+_numbers = count(1)
+
+
+class Common:
+    """What the connections of a server share. held: request bytes kept by all of them; tasks: their handlers."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_held: int) -> None:
+        self.loop, self.max_held = loop, max_held
+        self.held = 0
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.deadlines = Deadlines(loop)
+
+
+class Exchange(Stream):
+    """A request and its answer. held: request bytes it is charged for; begun: response headers are out."""
+
+    __slots__ = (
+        "assembler",
+        "begun",
+        "caller",
+        "connection",
+        "deadline",
+        "head",
+        "held",
+        "inbox",
+        "request_id",
+        "room",
+        "task",
+        "tick",
+    )
+
+    def __init__(self, connection: Answering, number: int, head: Head, caller: str, deadline: float) -> None:
+        self.id, self.credit, self.window = number, connection.limits.stream_window, connection.peer_window
+        self.remote_ended = False
+        self.unsent = None
+        self.unsent_bytes = 0
+        self.last = None
+        self.connection, self.head, self.caller, self.deadline = connection, head, caller, deadline
+        self.assembler: Assembler | None = None
+        self.inbox: Any = None
+        self.task: asyncio.Task[None] | None = None
+        self.room: asyncio.Future[None] | None = None
+        self.held = self.tick = 0
+        self.begun = False
+        self.request_id = head.request_id
+
+    def expire(self) -> None:
+        """The deadline has passed: the handler is stopped and the caller told."""
+        self.connection.fail(self, errors.DeadlineExceeded(_LATE))
+        if self.id in self.connection.streams:
+            # What was to be said does not get through.
+            self.connection.abandon(self, f.CANCEL)
+        self.connection.flush_soon()
+
+
+class Answering(Connection):
+    """common: shared with the other connections; flush_soon: asks the owner of the socket to send `out` before the
+    turn of the loop is over."""
+
+    def __init__(self, common: Common, limits: Limits, flush_soon: Callable[[], None]) -> None:
+        super().__init__(limits, common.loop.time, client=False)
+        self.common, self.flush_soon = common, flush_soon
+        self.held = 0
+        self.leaving = False
+        self._table_note = b""
+
+    def charge(self, exchange: Exchange, size: int) -> None:
+        """Counts request bytes that are kept; raises ResourceExhausted."""
+        exchange.held += size
+        self.held += size
+        self.common.held += size
+        if self.held > self.limits.max_buffered or self.common.held > self.common.max_held:
+            raise errors.ResourceExhausted("too many unanswered requests are held already")
+
+    def discharge(self, exchange: Exchange, size: int) -> None:
+        """They are no longer kept."""
+        exchange.held -= size
+        self.held -= size
+        self.common.held -= size
+
+    def call_of(self, exchange: Exchange, method: Method, payload: bytes) -> Call:
+        """What a handler gets."""
+        head = exchange.head
+        headers = head.headers.copy()
+        if not exchange.request_id:
+            exchange.request_id = f"{_run}{next(_numbers):016x}"
+        headers[REQUEST_ID] = exchange.request_id
+        return Call(method.name, payload, exchange.deadline, headers, exchange.caller)
+
+    def start(self, exchange: Exchange, coroutine: Any, call: Call, then: Callable[[Any, Any], None]) -> None:
+        """Runs a handler until it waits, and from there as a task."""
+        context = copy_context()
+        context.run(CALLER_OF_CALL.set, call.caller)
+        context.run(REQUEST_ID_OF_CALL.set, call.headers[REQUEST_ID])
+        task = eager.start(self.common.loop, coroutine, context, then)
+        if task is not None:
+            self.common.tasks.add(task)
+            task.add_done_callback(self.common.tasks.discard)
+            if self.streams.get(exchange.id) is exchange:
+                exchange.task = task
+                if not exchange.tick:
+                    self.common.deadlines.add(exchange)
+            else:
+                task.cancel()
+
+    # Answers.
+
+    def answered(self, exchange: Exchange, answer: Answer | None, problem: BaseException | None) -> None:
+        exchange.task = None
+        number = exchange.id
+        if self.streams.get(number) is not exchange:
+            return
+        if problem is not None or answer is None:
+            self.fail(exchange, self.public(problem, exchange))
+            return
+        payload = answer.payload
+        size = len(payload)
+        last = replies.success(number, answer.trailers)
+        if self._table_note:
+            self._put_opening(exchange)
+        if self.fits(exchange, size + 5) and not exchange.begun:
+            self.window -= size + 5
+            out = self.out
+            out.append(replies.before_payload(number, size))
+            out.append(payload)
+            out.append(last)
+            self.out_bytes += size + 64
+            self._over(exchange)
+            del self.streams[number]
+            self.resets.give()
+        else:
+            if not exchange.begun:
+                self._put_opening(exchange)
+            self.send(exchange, replies.PREFIX.pack(0, size), payload, last=last)
+            if number in self.streams:
+                self.common.deadlines.add(exchange)
+        self.flush_soon()
+
+    def _put_opening(self, exchange: Exchange) -> None:
+        exchange.begun = True
+        note, self._table_note = self._table_note, b""
+        if note:
+            self.put(f.headers(exchange.id, note + replies.RESPONSE, 0, f.DEFAULT_FRAME))
+        else:
+            self.put(replies.opening(exchange.id))
+
+    def open_answer(self, exchange: Exchange) -> None:
+        """Response headers, once."""
+        if not exchange.begun:
+            self._put_opening(exchange)
+
+    def finish(self, exchange: Exchange, trailers: Mapping[str, str]) -> None:
+        """Ends a streaming call well."""
+        self.open_answer(exchange)
+        self.send(exchange, last=replies.success(exchange.id, trailers) + self._stop(exchange))
+        self.flush_soon()
+
+    def fail(self, exchange: Exchange, error: errors.PenstockError) -> None:
+        """Ends a call by the error table and stops its handler."""
+        if self.streams.get(exchange.id) is not exchange or exchange.last is not None:
+            return
+        if error.detail:
+            said = f"answered {error.code.name}: {error.message} ({error.detail})"
+            _tell(exchange, logging.WARNING, f"{exchange.head.path} {said}")
+        if self._table_note:
+            self._put_opening(exchange)
+        last = replies.failure(exchange.id, error, exchange.request_id, begun=exchange.begun)
+        exchange.begun = True
+        self._cut(exchange)
+        self.send(exchange, last=last + self._stop(exchange))
+        self.flush_soon()
+
+    def _cut(self, exchange: Exchange) -> None:
+        """The handler has no more to say."""
+        self._over(exchange)
+        if exchange.task is not None:
+            task, exchange.task = exchange.task, None
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    def _stop(self, exchange: Exchange) -> bytes:
+        """After an answer that came before the end of the request: the rest of it is not wanted (9113, 8.1)."""
+        return b"" if exchange.remote_ended else f.reset(exchange.id, f.NO_ERROR)
+
+    def local_end(self, stream: Stream) -> None:
+        """The answer is out, all of it."""
+        if not stream.remote_ended:
+            self.remember(stream.id)
+        assert isinstance(stream, Exchange)
+        self.forget(stream.id)
+        self._cut(stream)
+        self.resets.give()
+
+    def refuse(self, number: int, ends: bool, error: errors.PenstockError, request_id: str) -> None:
+        self.say_last(number, ends, replies.failure(number, error, request_id, begun=False))
+
+    def say_last(self, number: int, ends: bool, said: bytes) -> None:
+        """Answers a request that never becomes a call."""
+        note, self._table_note = self._table_note, b""
+        if note:
+            said = replies.with_note(said, note)
+        self.put(said)
+        if not ends:
+            self.put(f.reset(number, f.NO_ERROR))
+            self.remember(number)
+
+    def public(self, problem: BaseException | None, exchange: Exchange) -> errors.PenstockError:
+        if isinstance(problem, errors.PenstockError):
+            return problem
+        if isinstance(problem, asyncio.CancelledError):
+            return errors.Cancelled("the call was cancelled")
+        if problem is not None:
+            _tell(exchange, logging.ERROR, f"{exchange.head.path} crashed", problem)
+        return errors.Internal(f"internal error; the log has it under request id {exchange.request_id}")
+
+    # Ends.
+
+    def _over(self, exchange: Exchange) -> None:
+        held = exchange.held
+        if held:
+            self.discharge(exchange, held)
+        exchange.assembler = None
+        if exchange.tick:
+            self.common.deadlines.discard(exchange)
+        if exchange.inbox is not None:
+            exchange.inbox.close()
+        if exchange.room is not None:
+            make_room(exchange)
+
+    def abandon(self, exchange: Exchange, code: int) -> None:
+        """Resets a stream from our side."""
+        self.give_up(exchange.id, code)
+        self._cut(exchange)
+
+    def forget(self, number: int) -> Stream | None:
+        """The stream is over."""
+        stream = super().forget(number)
+        if stream is not None:
+            assert isinstance(stream, Exchange)
+            self._cut(stream)
+        return stream
+
+    def data_sent(self, stream: Stream) -> None:
+        """A writer that waits may go on."""
+        assert isinstance(stream, Exchange)
+        if stream.room is not None:
+            make_room(stream)
+
+    def writable_again(self) -> None:
+        """The socket takes more."""
+        self.writable = True
+        for stream in self.streams.values():
+            if isinstance(stream, Exchange) and stream.room is not None:
+                make_room(stream)
+        self.pump()
+
+    def connection_ended(self, code: int, text: str) -> None:
+        """Every call is cancelled."""
+        if code:
+            _log.info("connection ended with code %d: %s", code, text)
+        for number in list(self.streams):
+            self.forget(number)
+
+    def table_allowed(self, size: int) -> None:
+        """Our blocks never use the dynamic table; a peer that makes it smaller must be told once (RFC 7541, 4.2)."""
+        self._table_note = b"\x20" if size < 4096 else b""
+
+
+def make_room(exchange: Exchange) -> None:
+    """Wakes the writer, which looks for itself."""
+    room, exchange.room = exchange.room, None
+    if room is not None and not room.done():
+        room.set_result(None)
+
+
+def _tell(exchange: Exchange, level: int, text: str, problem: BaseException | None = None) -> None:
+    """Logs about a call under its request id, which is known to the call's own context alone."""
+    context = copy_context()
+    context.run(REQUEST_ID_OF_CALL.set, exchange.request_id)
+    context.run(_log.log, level, "%s", text, exc_info=problem)

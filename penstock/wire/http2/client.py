@@ -1,0 +1,285 @@
+"""A client of one server: a connection that is kept, opened again when it breaks, and shared by all calls.
+
+Calls fail at once while the server cannot be reached; between attempts to reach it there is a growing pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections import deque
+from collections.abc import Mapping
+from typing import Final
+
+from penstock.errors import DeadlineExceeded
+from penstock.wire.call import Answer
+
+from . import frames as f
+from .client_side import ClientConnection, NotTaken, Sent
+from .client_side import ConnectionLost as ConnectionLost
+from .client_stream import ClientStream
+from .deadlines import deadlines_of
+from .hpack import Field
+from .limits import Limits
+from .link import Link
+from .messages import sendable, write_timeout
+
+SERVICE: Final = "inference.GRPCInferenceService"
+CLIENT_LIMITS: Final = Limits(keepalive_seconds=10.0, keepalive_timeout=3.0, crumbs=1 << 40)
+"""Servers are trusted to send small messages."""
+_CONNECT_SECONDS: Final = 5.0
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 2.0
+_ATTEMPTS: Final = 3
+_PING: Final = f.frame(f.PING, 0, 0, b"are you?")
+_AGENT: Final = ("user-agent", "penstock")
+
+
+class Peer:
+    """One server at `host:port` or `unix:/path`.
+
+    Args:
+        token: sent with every call as `authorization: Bearer <token>`.
+        tls: for TLS; its ALPN is set to h2. server_name: whom the certificate must name, when not the host.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str = "",
+        tls: ssl.SSLContext | None = None,
+        server_name: str | None = None,
+        limits: Limits = CLIENT_LIMITS,
+    ) -> None:
+        self.address = address
+        self._tls, self._server_name, self._limits = tls, server_name, limits
+        if tls is not None:
+            tls.set_alpn_protocols(["h2"])
+        authority = "localhost" if address.startswith("unix:") else address
+        self._common: tuple[Field, ...] = (
+            (":scheme", "https" if tls else "http"),
+            (":authority", authority),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            _AGENT,
+            *((("authorization", f"Bearer {token}"),) if token else ()),
+        )
+        self._heads: dict[str, tuple[Field, ...]] = {}
+        self._link: PeerLink | None = None
+        self._connecting: asyncio.Task[PeerLink] | None = None
+        self._pause, self._not_before = _FIRST_PAUSE, 0.0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._links: set[PeerLink] = set()
+        self._closed = False
+
+    async def unary(self, method: str, payload: bytes, *, deadline: float, headers: Mapping[str, str]) -> Answer:
+        """Calls `method` (bare name of the inference service, or a full path) with serialised bytes.
+
+        deadline: absolute on the loop's clock; headers: those that gRPC could not send are left out. Raises the peer's
+        PenstockError, ConnectionLost when the transport failed, DeadlineExceeded when time ran out. Cancelling the task
+        cancels the call at the peer.
+        """
+        attempt = 1
+        while True:
+            sent = await self._open(method, deadline, headers)
+            future = sent.connection.ask(sent, payload)
+            try:
+                return await future
+            except NotTaken:
+                if attempt == _ATTEMPTS:
+                    raise
+                attempt += 1
+            except asyncio.CancelledError:
+                sent.connection.abandon(sent, None)
+                raise
+
+    async def stream(self, method: str, *, deadline: float, headers: Mapping[str, str]) -> ClientStream:
+        """Begins a call with any number of messages in both directions. deadline: infinity for none."""
+        return ClientStream(await self._open(method, deadline, headers))
+
+    async def close(self) -> None:
+        """Closes the connection; calls in flight fail with ConnectionLost."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        links = list(self._links)
+        for link in links:
+            link.connection.end(f.NO_ERROR)
+            link.flush()
+        self._wake()
+        if links:
+            await asyncio.wait([link.over for link in links], timeout=1.0)
+        for link in links:
+            link.abort()
+
+    async def _open(self, method: str, deadline: float, headers: Mapping[str, str]) -> Sent:
+        link = self._link
+        if link is None or not link.connection.usable or not link.connection.room:
+            link = await self._ready(deadline)
+        varying = [(name.lower(), value) for name, value in headers.items() if sendable(value)]
+        if deadline != float("inf"):
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                raise DeadlineExceeded("the deadline passed before the request was sent")
+            varying.append(("grpc-timeout", write_timeout(left)))
+        connection: ClientConnection = link.connection
+        return connection.open(self._heads.get(method) or self._head(method), varying, deadline)
+
+    def _head(self, method: str) -> tuple[Field, ...]:
+        path = method if method.startswith("/") else f"/{SERVICE}/{method}"
+        head = self._heads[method] = ((":method", "POST"), (":path", path), *self._common)
+        return head
+
+    # The connection.
+
+    async def _ready(self, deadline: float) -> PeerLink:
+        """A connection with room for a call; raises ConnectionLost, DeadlineExceeded."""
+        try:
+            async with asyncio.timeout_at(None if deadline == float("inf") else deadline) as limit:
+                while True:
+                    if self._closed:
+                        raise ConnectionLost("the connection to the peer was closed")
+                    link = self._link
+                    if link is None or not link.connection.usable:
+                        link = self._link = await self._connected()
+                    if link.connection.room:
+                        return link
+                    waiter = asyncio.get_running_loop().create_future()
+                    self._waiting.append(waiter)
+                    try:
+                        await waiter
+                    except asyncio.CancelledError:
+                        # The room may have been given to us: the next one has it.
+                        self._wake()
+                        raise
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded("the deadline passed before the request was sent") from None
+
+    async def _connected(self) -> PeerLink:
+        """All callers wait for one attempt, which none of them can cancel."""
+        if self._connecting is None:
+            loop = asyncio.get_running_loop()
+            if loop.time() < self._not_before:
+                raise ConnectionLost("the peer cannot be reached", detail=f"{self.address}: waiting to try again")
+            self._connecting = loop.create_task(self._connect())
+            self._connecting.add_done_callback(self._attempted)
+        try:
+            return await asyncio.shield(self._connecting)
+        except OSError as problem:
+            raise ConnectionLost("the peer cannot be reached", detail=f"{self.address}: {problem}") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise ConnectionLost("the connection to the peer was closed") from None
+            raise
+
+    async def _connect(self) -> PeerLink:
+        loop = asyncio.get_running_loop()
+
+        def make() -> PeerLink:
+            link = PeerLink(loop, self)
+            link.connection = ClientConnection(loop, self._limits, deadlines_of(loop), link.flush_soon, self._wake)
+            return link
+
+        # TimeoutError is an OSError.
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            if self.address.startswith("unix:"):
+                _, link = await loop.create_unix_connection(make, self.address.removeprefix("unix:"))
+            else:
+                host, _, port = self.address.rpartition(":")
+                _, link = await loop.create_connection(
+                    make,
+                    host.strip("[]"),
+                    int(port),
+                    ssl=self._tls,
+                    server_hostname=self._server_name if self._tls else None,
+                )
+        return link
+
+    def _attempted(self, task: asyncio.Task[PeerLink]) -> None:
+        self._connecting = None
+        if task.cancelled():
+            return
+        if task.exception() is not None:
+            self._not_before = asyncio.get_running_loop().time() + self._pause * random.uniform(0.5, 1.0)
+            self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+        else:
+            self._pause, self._not_before = _FIRST_PAUSE, 0.0
+
+    def _wake(self) -> None:
+        """There may be room."""
+        waiting = self._waiting
+        if not waiting:
+            return
+        link = self._link
+        room = len(waiting)
+        if link is not None and link.connection.usable:
+            room = link.connection.peer_streams - len(link.connection.streams)
+        while waiting and room > 0:
+            waiter = waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                room -= 1
+
+    def joined(self, link: PeerLink) -> None:
+        """A connection is there."""
+        self._links.add(link)
+
+    def left(self, link: PeerLink) -> None:
+        """A connection is gone."""
+        self._links.discard(link)
+        if self._link is link:
+            self._link = None
+
+
+class PeerLink(Link):
+    """A connection that we made. over: done when it is gone."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, peer: Peer) -> None:
+        super().__init__(loop)
+        self._peer = peer
+        self._pinged = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.over: asyncio.Future[None] = loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is there."""
+        self._peer.joined(self)
+        super().connection_made(transport)
+        self._timer = self._loop.call_later(1.0, self._inspect)
+
+    def flush(self) -> None:
+        """Sends; a connection that the peer leaves is closed with its last call."""
+        connection = self.connection
+        if connection.leaving and not connection.streams:
+            connection.end(f.NO_ERROR)
+        super().flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whoever waits for an answer gets ConnectionLost."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._peer.left(self)
+        if not self.over.done():
+            self.over.set_result(None)
+        super().connection_lost(exc)
+
+    def _inspect(self) -> None:
+        now = self._loop.time()
+        self._timer = self._loop.call_later(1.0, self._inspect)
+        limits = self.connection.limits
+        if self.overdue(now, handshake=limits.handshake_seconds, stall=limits.stall_seconds):
+            self.abort()
+        elif self.closing:
+            return
+        elif self._pinged > self.heard:
+            if now - self._pinged > limits.keepalive_timeout:
+                self.abort()
+        elif now - self.heard > limits.keepalive_seconds:
+            self._pinged = now
+            self.connection.put(_PING)
+            self.flush()

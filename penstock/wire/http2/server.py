@@ -1,0 +1,231 @@
+"""A gRPC server over HTTP/2 of our own: TCP and unix sockets, TLS by `ssl`, with everything that a public port needs.
+
+What it serves is a mapping from full path to Method. It knows nothing of inference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from . import frames as f
+from .answering import Common
+from .head import Method
+from .limits import Limits
+from .link import Link
+from .server_side import Authenticate, ServerConnection
+
+_SWEEP: Final = 1.0
+_HEARD_SECONDS: Final = 1.0
+"""How long a peer may take to notice that we leave, before requests of its are refused."""
+_PING: Final = f.frame(f.PING, 0, 0, b"are you?")
+
+
+class Server:
+    """One server on any number of sockets.
+
+    Args:
+        methods: by full path, such as `/inference.GRPCInferenceService/ModelInfer`.
+        authenticate: name of the caller by headers; raises PenstockError. None: every caller is "".
+        max_held: request bytes of all connections together, beyond which requests are refused.
+        max_connections: beyond it, new ones are closed at once.
+    """
+
+    def __init__(
+        self,
+        methods: Mapping[str, Method],
+        *,
+        authenticate: Authenticate | None = None,
+        limits: Limits | None = None,
+        max_held: int = 1 << 30,
+        max_connections: int = 10_000,
+    ) -> None:
+        self._methods = methods
+        self._authenticate = authenticate or _anybody
+        self._limits = limits or Limits()
+        self._max_held, self._max_connections = max_held, max_connections
+        self._common: Common | None = None
+        self._listeners: list[asyncio.Server] = []
+        self._links: set[ServerLink] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def start(
+        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, reuse_port: bool = False, backlog: int = 1024
+    ) -> int:
+        """Listens on host:port and returns the port. tls: its ALPN is set to h2. Raises OSError."""
+        listener = await asyncio.get_running_loop().create_server(
+            self._factory(),
+            host,
+            port,
+            ssl=_with_alpn(tls),
+            ssl_handshake_timeout=self._limits.handshake_seconds if tls is not None else None,
+            reuse_port=reuse_port or None,
+            backlog=backlog,
+        )
+        self._listeners.append(listener)
+        number: int = listener.sockets[0].getsockname()[1]
+        return number
+
+    async def start_on(self, bound: socket.socket, *, backlog: int = 1024) -> None:
+        """Listens on a socket that is bound already."""
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_server(self._factory(), sock=bound, backlog=backlog))
+
+    async def start_unix(self, path: str, *, backlog: int = 1024) -> None:
+        """Listens on a unix socket. Who may connect is a matter of the folder's permissions."""
+        listener = await asyncio.get_running_loop().create_unix_server(self._factory(), path, backlog=backlog)
+        self._listeners.append(listener)
+
+    async def drain(self, seconds: float) -> None:
+        """Stops accepting, lets every peer know, and waits for what is in flight; what is left after `seconds` is
+        cancelled, and its callers get UNAVAILABLE."""
+        for listener in self._listeners:
+            listener.close()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        for link in list(self._links):
+            link.leave()
+        while self._links and loop.time() < end:
+            waiting = [link.over for link in self._links]
+            await asyncio.wait(waiting, timeout=max(0.0, end - loop.time()), return_when=asyncio.ALL_COMPLETED)
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends everything now. May be called more than once."""
+        self._closed = True
+        for listener in self._listeners:
+            listener.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for link in list(self._links):
+            link.connection.end(f.NO_ERROR)
+            link.flush()
+        if self._links:
+            await asyncio.wait([link.over for link in self._links], timeout=1.0)
+        for link in list(self._links):
+            link.abort()
+        if self._common is not None:
+            tasks = self._common.tasks - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=5.0)
+            self._common.deadlines.close()
+        await asyncio.sleep(0)
+
+    @property
+    def connections(self) -> int:
+        """How many there are now."""
+        return len(self._links)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are not answered yet."""
+        return sum(len(link.connection.streams) for link in self._links)
+
+    def _factory(self) -> Callable[[], ServerLink]:
+        loop = asyncio.get_running_loop()
+        if self._common is None:
+            self._common = Common(loop, self._max_held)
+            self._sweeper = loop.call_later(_SWEEP, self._sweep)
+        common = self._common
+
+        def accept() -> ServerLink:
+            link = ServerLink(loop, self._links, self._limits, full=len(self._links) >= self._max_connections)
+            link.connection = ServerConnection(common, self._methods, self._authenticate, self._limits, link.flush_soon)
+            return link
+
+        return accept
+
+    def _sweep(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for link in list(self._links):
+            link.inspect(now)
+        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
+
+
+class ServerLink(Link):
+    """A connection that somebody made to us. over: done when it is gone."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, links: set[ServerLink], limits: Limits, *, full: bool) -> None:
+        super().__init__(loop)
+        self._links, self._limits, self._full = links, limits, full
+        self.over: asyncio.Future[None] = loop.create_future()
+        self._pinged = 0.0
+        self._left = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Takes the connection, unless there are too many."""
+        self._links.add(self)
+        if self._full:
+            self.transport = transport
+            self.abort()
+            return
+        super().connection_made(transport)
+
+    def take(self, data: bytes | memoryview) -> None:
+        """Requests."""
+        self.connection.arrived(data)
+
+    def flush(self) -> None:
+        """Sends; a connection that leaves ends with its last call."""
+        connection = self.connection
+        if connection.leaving and connection.refusing and not connection.streams:
+            connection.end(f.NO_ERROR)
+        super().flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The caller is gone, with everything it asked for."""
+        self._links.discard(self)
+        if not self.over.done():
+            self.over.set_result(None)
+        super().connection_lost(exc)
+
+    def leave(self) -> None:
+        """Begins the graceful end (RFC 9113, 6.8)."""
+        if not self._left:
+            self._left = self._loop.time()
+            self.connection.announce_end()
+            self.flush()
+            self._loop.call_later(_HEARD_SECONDS, self._refuse_more)
+
+    def _refuse_more(self) -> None:
+        self.connection.stop_accepting()
+        self.flush()
+
+    def inspect(self, now: float) -> None:
+        """Once in a while: handshake, stall, keepalive, age."""
+        limits = self._limits
+        if self.overdue(now, handshake=limits.handshake_seconds, stall=limits.stall_seconds):
+            self.abort()
+            return
+        if self.closing:
+            return
+        if self._pinged > self.heard:
+            if now - self._pinged > limits.keepalive_timeout:
+                self.abort()
+                return
+        elif now - self.heard > limits.keepalive_seconds:
+            self._pinged = now
+            self.connection.put(_PING)
+            self.flush()
+        if now - self.began > limits.max_age:
+            self.leave()
+            if now - self.began > limits.max_age + limits.max_age_grace:
+                self.connection.end(f.NO_ERROR)
+                self.flush()
+
+
+def _anybody(_: Mapping[str, str]) -> str:
+    return ""
+
+
+def _with_alpn(tls: ssl.SSLContext | None) -> ssl.SSLContext | None:
+    if tls is not None:
+        tls.set_alpn_protocols(["h2"])
+    return tls

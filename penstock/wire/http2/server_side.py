@@ -1,0 +1,232 @@
+"""The serving end of one connection: requests become calls of handlers.
+
+Who calls is asked before a byte of the body is taken. A unary call whose handler does not wait is answered in the same
+turn of the loop, without a task.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from penstock import errors
+
+from . import frames as f
+from . import replies
+from .answering import Answering, Common, Exchange
+from .frames import ConnectionFault, StreamFault
+from .head import Head, Malformed, Method, read_head
+from .hpack import BadBlock, Decoder, Field, TooLong
+from .limits import Limits
+from .messages import Assembler, check_prefix
+from .outbound import Stream
+from .server_stream import serve_stream
+
+Authenticate = Callable[[Mapping[str, str]], str]
+"""Name of the caller by the headers of a call; raises PenstockError."""
+
+_MAX_HEADS: Final = 256
+_KEPT_BLOCK: Final = 1024
+_LEAVING: Final = b"leaving!"
+_log = logging.getLogger(__name__)
+
+
+class ServerConnection(Answering):
+    """methods: by path; authenticate: asked for every call of a method that is not open."""
+
+    def __init__(
+        self,
+        common: Common,
+        methods: Mapping[str, Method],
+        authenticate: Authenticate,
+        limits: Limits,
+        flush_soon: Callable[[], None],
+    ) -> None:
+        super().__init__(common, limits, flush_soon)
+        self._methods, self._authenticate = methods, authenticate
+        self._decoder = Decoder(max_list=limits.max_header_list, max_fields=limits.max_header_fields)
+        self._heads: dict[bytes, Head] = {}
+        self._incomplete: list[Exchange] = []
+        self._last_accepted = f.MAX_WINDOW
+
+    def arrived(self, data: bytes | memoryview) -> None:
+        """Takes bytes from the socket."""
+        self.receive(data)
+        if self._incomplete:
+            for exchange in self._incomplete:
+                if not exchange.remote_ended and exchange.id in self.streams:
+                    self.common.deadlines.add(exchange)
+            self._incomplete.clear()
+
+    def block_received(self, number: int, block: bytes, ends: bool) -> None:
+        """HEADERS: a new request, or the trailers of one."""
+        head = self._heads.get(block)
+        if number <= self.last_seen or not number & 1:
+            self._late_block(number, block, ends)
+            return
+        problem = ""
+        self.last_seen = number
+        if head is None:
+            try:
+                head = self._read_head(block)
+            except Malformed as malformed:
+                problem = str(malformed)
+            except TooLong as too_long:
+                self.refuse(number, ends, errors.ResourceExhausted(str(too_long)), "")
+                return
+        if head is None:
+            self._take_reset()
+            raise StreamFault(number, f.PROTOCOL_ERROR, problem)
+        if number > self._last_accepted or len(self.streams) >= self.limits.max_streams:
+            self._take_reset()
+            self.give_up(number, f.REFUSED_STREAM)
+            return
+        self._admit(number, head, ends)
+
+    def _admit(self, number: int, head: Head, ends: bool) -> None:
+        method = head.method
+        caller = ""
+        try:
+            if head.http:
+                self.say_last(number, ends, replies.http_status(number, head.http))
+                return
+            if method is None or not method.open:
+                caller = self._authenticate(head.headers)
+            if head.refusal is not None:
+                raise head.refusal
+            if method is None:
+                raise errors.Unsupported("this server has no such method")
+            if self.held > self.limits.max_buffered or self.common.held > self.common.max_held:
+                raise errors.ResourceExhausted("too many unanswered requests are held already")
+        except errors.PenstockError as refusal:
+            self.refuse(number, ends, refusal, head.request_id)
+            return
+        except Exception:
+            _log.exception("authentication crashed")
+            self.refuse(number, ends, errors.Internal("internal error; the log has it"), head.request_id)
+            return
+        timeout = head.timeout
+        if timeout is None:
+            timeout = method.default_timeout if method.stream is None else float("inf")
+        exchange = Exchange(self, number, head, caller, self.clock() + timeout)
+        self.streams[number] = exchange
+        exchange.remote_ended = ends
+        # A tiny message and its end may come in two frames.
+        self.crumbs.give()
+        if method.stream is not None:
+            serve_stream(self, exchange, method.stream, ends)
+        elif ends:
+            self.fail(exchange, errors.Unsupported("a call of this method has exactly one message, and this has none"))
+        else:
+            self._incomplete.append(exchange)
+
+    def _late_block(self, number: int, block: bytes, ends: bool) -> None:
+        """Trailers, or something that comes too late; it is decoded all the same, for the table's sake."""
+        try:
+            self._decode(block)
+        except TooLong:
+            raise ConnectionFault(f.ENHANCE_YOUR_CALM, "trailers that are too large") from None
+        stream = self.streams.get(number)
+        if stream is not None and not stream.remote_ended:
+            if not ends:
+                raise StreamFault(number, f.PROTOCOL_ERROR, "a second HEADERS that does not end the stream")
+            stream.remote_ended = True
+            self.data_received(stream, b"", True)
+        elif not self.was_given_up(number):
+            code = f.STREAM_CLOSED if number & 1 else f.PROTOCOL_ERROR
+            raise ConnectionFault(code, "HEADERS on a stream that has ended")
+
+    def _decode(self, block: bytes) -> list[Field]:
+        try:
+            return self._decoder.decode(block)
+        except BadBlock as bad:
+            raise ConnectionFault(f.COMPRESSION_ERROR, str(bad)) from None
+
+    def _read_head(self, block: bytes) -> Head:
+        decoder, before = self._decoder, self._decoder.version
+        fields = None
+        try:
+            fields = self._decode(block)
+        finally:
+            if decoder.version != before:
+                # The same bytes would mean something else now.
+                self._heads.clear()
+        head = read_head(fields, self._methods)
+        if decoder.version == before and len(block) <= _KEPT_BLOCK:
+            if len(self._heads) >= _MAX_HEADS:
+                self._heads.clear()
+            self._heads[block] = head
+        return head
+
+    def data_received(self, stream: Stream, piece: bytes, ends: bool) -> None:
+        """DATA of a request."""
+        assert isinstance(stream, Exchange)
+        size = len(piece)
+        assembler = stream.assembler
+        try:
+            if stream.inbox is not None:
+                stream.inbox.feed(piece, ends)
+                return
+            if assembler is None and ends and size >= 5 and int.from_bytes(piece[1:5], "big") == size - 5:
+                check_prefix(piece[0], size - 5, self.limits.max_message)
+                stream.held = size
+                self.held += size
+                self.common.held += size
+                self._serve(stream, piece[5:])
+                return
+            if assembler is None:
+                assembler = stream.assembler = Assembler(self.limits.max_message)
+            self.charge(stream, size)
+            assembler.feed(piece)
+            assembler.check()
+            if not ends:
+                self.regrant(stream)
+                return
+            message = assembler.take()
+            if message is None or not assembler.between:
+                raise errors.InvalidArgument("the body is not exactly one whole message")
+            stream.assembler = None
+        except errors.PenstockError as refusal:
+            self.fail(stream, refusal)
+            return
+        self._serve(stream, message)
+
+    def _serve(self, exchange: Exchange, payload: bytes) -> None:
+        method = exchange.head.method
+        assert method is not None and method.unary is not None
+        call = self.call_of(exchange, method, payload)
+        try:
+            coroutine: Any = method.unary(call)
+        except Exception as problem:
+            self.answered(exchange, None, problem)
+            return
+        self.start(exchange, coroutine, call, partial(self.answered, exchange))
+
+    # The end.
+
+    @property
+    def refusing(self) -> bool:
+        """Both GOAWAYs are out."""
+        return self._last_accepted != f.MAX_WINDOW
+
+    def stop_accepting(self) -> None:
+        """The second GOAWAY: requests after those seen are refused."""
+        if self.ended or self._last_accepted != f.MAX_WINDOW:
+            return
+        self._last_accepted = self.last_seen
+        self.put(f.goaway(self.last_seen, f.NO_ERROR))
+
+    def announce_end(self) -> None:
+        """The first GOAWAY, which only says that the end is near, and a PING that tells when it was heard."""
+        if self.ended or self.leaving:
+            return
+        self.leaving = True
+        self.put(f.goaway(f.MAX_WINDOW, f.NO_ERROR))
+        self.put(f.frame(f.PING, 0, 0, _LEAVING))
+
+    def ping_answered(self, payload: bytes) -> None:
+        """The peer has read what came before the PING."""
+        if payload == _LEAVING and self.leaving:
+            self.stop_accepting()

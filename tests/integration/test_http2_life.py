@@ -1,0 +1,170 @@
+"""Connections over their life: lost, drained, aged, silent, slow, long, and in a storm of cancels."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from penstock.wire.http2 import Limits, Server
+from penstock.wire.http2.client import ConnectionLost, Peer
+from tests.harness.etcd import free_port
+from tests.harness.http2_services import Service, ask, ours, soon, within
+
+
+async def test_a_lost_server_and_its_return() -> None:
+    port, service = free_port(), Service()
+    peer = Peer(f"127.0.0.1:{port}")
+    with pytest.raises(ConnectionLost):
+        await ask(peer, "Echo")
+    server = Server(service.methods())
+    await server.start("127.0.0.1", port)
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                assert (await ask(peer, "Echo")).payload == b"x"
+                break
+            except ConnectionLost:
+                await asyncio.sleep(0.02)
+    task = asyncio.create_task(ask(peer, "Hang"))
+    await within(service.begun)
+    await server.close()
+    with pytest.raises(ConnectionLost):
+        await task
+    await peer.close()
+
+
+async def test_drain_finishes_what_is_in_flight_and_turns_the_rest_away() -> None:
+    service = Service()
+    async with ours(service) as (server, address):
+        peer = Peer(address)
+        task = asyncio.create_task(ask(peer, "Hang"))
+        await within(service.begun)
+        draining = asyncio.create_task(server.drain(10))
+        await asyncio.sleep(0.05)
+        with pytest.raises(ConnectionLost):
+            await ask(peer, "Echo")
+        service.release.set()
+        assert (await task).payload == b"late"
+        async with asyncio.timeout(5):
+            await draining
+        assert server.connections == 0
+        await peer.close()
+
+
+async def test_drain_does_not_wait_for_ever() -> None:
+    service = Service()
+    async with ours(service) as (server, address):
+        peer = Peer(address)
+        task = asyncio.create_task(ask(peer, "Hang"))
+        await within(service.begun)
+        async with asyncio.timeout(5):
+            await server.drain(0.2)
+        with pytest.raises(ConnectionLost):
+            await task
+        await within(service.cancelled)
+        await peer.close()
+
+
+async def test_old_connections_are_replaced_without_a_failed_call() -> None:
+    async with ours(Service(), limits=Limits(max_age=0.5, max_age_grace=5)) as (_, address):
+        peer, used = Peer(address), set()
+        end = soon(4)
+        while asyncio.get_running_loop().time() < end:
+            await ask(peer, "Echo")
+            used.add(id(peer._link))
+            await asyncio.sleep(0.005)
+        assert len(used) > 1
+        await peer.close()
+
+
+async def test_silent_and_dead_peers_are_let_go() -> None:
+    limits = Limits(handshake_seconds=0.5, keepalive_seconds=0.5, keepalive_timeout=0.5)
+    async with ours(Service(), limits=limits) as (server, address):
+        port = int(address.rpartition(":")[2])
+        silent, writer = await asyncio.open_connection("127.0.0.1", port)
+        deaf, deaf_writer = await asyncio.open_connection("127.0.0.1", port)
+        deaf_writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+        peer = Peer(address)
+        await ask(peer, "Echo")
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(_until_closed(reader) for reader in (silent, deaf)))
+        # One that answers pings stays.
+        assert server.connections == 1
+        await peer.close()
+        writer.close()
+        deaf_writer.close()
+
+
+async def _until_closed(reader: asyncio.StreamReader) -> None:
+    try:
+        while await reader.read(4096):
+            pass
+    except ConnectionResetError:
+        pass
+
+
+async def test_a_peer_that_never_reads_does_not_fill_the_memory() -> None:
+    from tests.harness.http2 import HELLO, plain_block, request
+
+    service = Service()
+    block = plain_block(
+        ((":method", "POST"), (":scheme", "http"), (":path", "/t.T/Echo"), ("content-type", "application/grpc"))
+    )
+    async with ours(service) as (server, address):
+        raw = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
+        raw.setblocking(False)
+        loop = asyncio.get_running_loop()
+        data = HELLO + b"\0\0\4\x08\0\0\0\0\0\x7f\0\0\0"
+        number = 1
+        try:
+            async with asyncio.timeout(2):
+                await loop.sock_sendall(raw, data)
+                while True:
+                    await loop.sock_sendall(raw, request(number, bytes(50_000), block=block))
+                    number += 2
+        except TimeoutError:
+            pass
+        link = next(iter(server._links))
+        assert link.stalled
+        assert link.transport.get_write_buffer_size() + link.connection.out_bytes < 8 << 20
+        assert number * 25_000 < 64 << 20
+        raw.close()
+
+
+async def test_fifty_thousand_requests_on_one_connection() -> None:
+    async with ours(Service()) as (server, address):
+        peer = Peer(address)
+
+        async def some(count: int) -> None:
+            for _ in range(count):
+                await ask(peer, "Echo")
+
+        await asyncio.gather(*(some(500) for _ in range(100)))
+        assert peer._link is not None
+        assert peer._link.connection.last_seen == 99_999
+        connection = next(iter(server._links)).connection
+        assert connection.held == 0
+        assert not connection.streams
+        await peer.close()
+
+
+async def test_cancel_storms_harm_nobody_else() -> None:
+    service = Service()
+    # The default budget is for strangers; this one lets the storm through.
+    async with ours(service, limits=Limits(resets=100_000)) as (server, address):
+        peer, other = Peer(address), Peer(address)
+        for _ in range(50):
+            tasks = [asyncio.create_task(ask(peer, "Hang" if n % 2 else "Echo")) for n in range(100)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert (await ask(other, "Echo")).payload == b"x"
+        async with asyncio.timeout(5):
+            while server.in_flight:  # noqa: ASYNC110 (nothing tells)
+                await asyncio.sleep(0.01)
+        await peer.close()
+        await other.close()
