@@ -81,7 +81,7 @@ class Link:
 
     def _readable(self) -> None:
         try:
-            data = self._socket.recv(_PIECE)
+            data = self._received()
             if not data:
                 self.close()
                 return
@@ -99,6 +99,14 @@ class Link:
             self.close()
             return
         self._wake()
+
+    def _received(self) -> bytes:
+        """What has arrived. A child that ends with something unread resets the connection, which is told once, before
+        its last words; they can be read after that."""
+        try:
+            return self._socket.recv(_PIECE)
+        except ConnectionResetError:
+            return self._socket.recv(_PIECE)
 
     def _flush(self) -> None:
         try:
