@@ -1,7 +1,7 @@
 """The gateway's gRPC face: the inference protocol and management, on one port. No decisions.
 
 A message up to the server's limit (80 MiB, penstock/channel.py) arrives; above `max_body_bytes` (64 MiB) the inference
-path answers INVALID_ARGUMENT in its own words, and above the server's limit gRPC itself answers RESOURCE_EXHAUSTED.
+path answers INVALID_ARGUMENT in its own words, and above the server's limit the transport answers RESOURCE_EXHAUSTED.
 """
 
 from __future__ import annotations

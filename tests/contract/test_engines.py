@@ -297,7 +297,7 @@ def test_the_catalogue_imports_no_library() -> None:
     import sys
 
     script = (
-        "import sys; from services.worker.engines import catalogue; catalogue.runnable(); "
+        "import sys; from services.worker.engines import catalogue; catalogue.probe_all(); "
         "print([name for name in ('onnxruntime', 'torch', 'tensorrt', 'PIL') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -1,6 +1,6 @@
 """Trouble, with requests in flight: serving goes on without the control plane, and no request is lost or hangs.
 
-Each test has a suite of its own kind of trouble; processes are killed and frozen by real signals.
+They share one suite, which each hurts in its own way and heals; processes are killed and frozen by real signals.
 """
 
 from __future__ import annotations

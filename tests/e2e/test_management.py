@@ -105,7 +105,7 @@ def test_the_command_goes_all_the_way(suite: Suite, client: Client, folder: Path
     init = [sys.executable, "-m", "penstock.cli", "init", str(path / "model.onnx"), "--name", "command"]
     subprocess.run([*init, "-o", str(path / "model.yaml")], check=True, cwd=ROOT, capture_output=True, timeout=60)
     published = penstock(suite, "publish", str(path))
-    assert published["version"] in (1, "1") or published["version"]["version"] in (1, "1")
+    assert published["version"]["version"] == 1
     penstock(suite, "deploy", "command", "--wait")
     listed = penstock(suite, "models", "command")
     assert "command" in json.dumps(listed)
@@ -136,7 +136,7 @@ def test_management_over_rest(suite: Suite, client: Client, folder: Path) -> Non
     call("DELETE", "/api/v1/deployments/restful")
     document = call("GET", "/openapi.json")
     assert document["openapi"].startswith("3.1")
-    assert "/v2/models/{model_name}/infer" in document["paths"] or any("infer" in path for path in document["paths"])
+    assert any(path.startswith("/v2/models/") and path.endswith("/infer") for path in document["paths"])
     with urllib.request.urlopen(f"http://{rest_address(suite)}/docs", timeout=10) as page:
         assert b"<html" in page.read().lower()
 

@@ -59,11 +59,16 @@ def test_one_trace_from_client_to_engine(traced: Suite, tmp_path: Path) -> None:
 
 
 def test_an_unsampled_call_leaves_no_span(traced: Suite, tmp_path: Path) -> None:
-    trace_id = f"{random.getrandbits(128) | 1:032x}"
-    with Client(grpc_address(traced), trace_context=lambda: f"00-{trace_id}-{'1' * 16}-00") as client:
+    quiet, loud = (f"{random.getrandbits(128) | 1:032x}" for _ in range(2))
+    parents = [f"00-{quiet}-{'1' * 16}-00"]
+    with Client(grpc_address(traced), trace_context=lambda: parents[-1]) as client:
         serve(client, models.add_one(tmp_path / "quiet", "quiet"))
         client.infer("quiet", {"x": np.ones((1, 16), np.float32)})
-    assert trace_id not in (traced.state / "traces.jsonl").read_text()
+        parents.append(f"00-{loud}-{'1' * 16}-01")
+        client.infer("quiet", {"x": np.ones((1, 16), np.float32)})
+    # Spans leave in order: when the later call's are there, the earlier one's would be.
+    assert len(spans_of(traced, loud, 3)) == 3
+    assert quiet not in (traced.state / "traces.jsonl").read_text()
 
 
 @pytest.mark.parametrize("process", ["gateway", "registry", "scheduler-1", "scheduler-2", "worker-1", "worker-2"])

@@ -28,11 +28,6 @@ def by_format(artifact_format: str) -> EngineKind:
     raise Unsupported(f"no engine runs the format {artifact_format[:40]!r}; there are engines for {known}")
 
 
-def runnable() -> tuple[str, ...]:
-    """Formats that this machine can run now."""
-    return tuple(name for kind in ENGINES if kind.probe() is None for name in kind.formats)
-
-
 def probe_all() -> tuple[list[str], dict[str, str]]:
     """Names of the engines that run on this machine, and why each of the others does not."""
     reasons = {kind.name: kind.probe() for kind in ENGINES}
