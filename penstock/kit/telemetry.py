@@ -2,8 +2,8 @@
 
 Instrumentation libraries cost 130–190 µs a request even at ratio 0 (performance notes), so the data path decides
 first, from the bytes of `traceparent`, and builds a span only for a sampled call. A caller's decision is obeyed; a call
-without one is sampled at `trace_ratio`. What is not sampled travels on with a traceparent that says so, so that the
-next hop does not decide again.
+without one is sampled at `trace_ratio`, at the first process that it meets: the gateway tells a worker by the trace
+that it sends, or by sending none.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def shutdown() -> None:
         _provider.shutdown()
 
 
-def sampled(headers: Mapping[str, str]) -> bool:
-    """Whether this call is to be traced: the caller's decision, or chance where the caller made none."""
+def sampled(headers: Mapping[str, str], *, decided: bool = False) -> bool:
+    """Whether this call is to be traced: the caller's decision, or chance where the caller made none. decided: the
+    process before this one has had the choice, so no trace means no."""
     if _provider is None:
         return False
     parent = headers.get(TRACEPARENT)
@@ -65,7 +66,7 @@ def sampled(headers: Mapping[str, str]) -> bool:
         # The flags are the last two hex digits (W3C Trace Context, section 3.2.2.5); bit 0 is "sampled".
         return parent[-1] in "13579bdf"
     # A header that cannot be read decides nothing (section 4.3).
-    return random.random() < _ratio
+    return not decided and random.random() < _ratio
 
 
 @contextmanager
@@ -94,11 +95,6 @@ def traceparent_of(span: Span) -> str:
     """The header that makes the next hop a child of this span."""
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-
-
-def unsampled_traceparent() -> str:
-    """A header that tells the next hop not to trace; never all zeros, which would be invalid."""
-    return f"00-{random.getrandbits(128) | 1:032x}-{random.getrandbits(64) | 1:016x}-00"
 
 
 def _context(headers: Mapping[str, str]) -> Any:

@@ -4,6 +4,6 @@ Inference logic knows `Call` and `Answer` and nothing else of the wire; `server`
 This is the one seam at which the transport can be replaced.
 """
 
-from penstock.wire.call import Answer, Call, Handler
+from penstock.wire.call import Answer, Call, Direct, Done, Handler, Pending
 
-__all__ = ["Answer", "Call", "Handler"]
+__all__ = ["Answer", "Call", "Direct", "Done", "Handler", "Pending"]

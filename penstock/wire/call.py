@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
 
 from penstock.errors import DeadlineExceeded
 
@@ -33,8 +35,10 @@ class Call:
     """A unary inference call.
 
     method: bare name, such as `ModelInfer`; payload: the serialised request message; deadline: absolute, on the clock
-    of `asyncio`'s loop (`loop.time()`), always set; headers: lower-case names; caller: authenticated name.
-    Cancellation is ordinary task cancellation of whoever handles the call.
+    of `asyncio`'s loop (`loop.time()`), always set; headers: lower-case names, as the caller sent them, not to be
+    changed; caller: authenticated name; request_id: well-formed, the caller's or one made up at its entry; sampled:
+    whether it is traced, None while nobody has decided. Cancellation is ordinary task cancellation of whoever handles
+    the call.
     """
 
     method: str
@@ -42,6 +46,8 @@ class Call:
     deadline: float
     headers: Mapping[str, str] = field(default_factory=dict)
     caller: str = ""
+    request_id: str = ""
+    sampled: bool | None = None
 
     def remaining(self) -> float:
         """Seconds left; raises DeadlineExceeded when none are."""
@@ -51,13 +57,34 @@ class Call:
         return left
 
 
-@dataclass(slots=True)
 class Answer:
-    """payload: the serialised response message; trailers: lower-case names."""
+    """payload: the serialised response message; trailers: lower-case names, not to be changed."""
 
-    payload: bytes
-    trailers: dict[str, str] = field(default_factory=dict)
+    __slots__ = ("payload", "trailers")
+
+    def __init__(self, payload: bytes, trailers: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.payload = payload
+        self.trailers = trailers
 
 
 Handler = Callable[[Call], Awaitable[Answer]]
 """Answers a call or raises a PenstockError."""
+
+Done = Callable[[Answer | None, BaseException | None], None]
+"""Told how a call ended: its answer, or what went wrong."""
+
+
+class Pending(Protocol):
+    """A call that was begun without a task."""
+
+    def cancel(self) -> object:
+        """Nobody waits for it any more: `done` will not be called."""
+        ...
+
+
+Direct = Callable[[Call, Done], Pending | None]
+"""Begins to answer a call without a task, which is what most calls can do and what costs least.
+
+None when this call needs the Handler after all; then `done` is never called. Otherwise `done` is called exactly once,
+maybe before this returns, and never after `cancel`. Like a handler it may raise a PenstockError instead.
+"""

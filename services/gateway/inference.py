@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 
 from penstock import __version__, signals
 from penstock.errors import (
@@ -19,12 +20,12 @@ from penstock.errors import (
     Unavailable,
 )
 from penstock.kit import telemetry
-from penstock.kit.log import REQUEST_ID_OF_CALL
 from penstock.oip import inference_pb2 as oip
-from penstock.wire.call import REQUEST_ID, TRACEPARENT, VERSION, Answer, Call, Handler
-from penstock.wire.client import ConnectionLost
+from penstock.wire.call import REQUEST_ID, TRACEPARENT, VERSION, Answer, Call, Done, Handler, Pending
+from penstock.wire.client import ConnectionLost, Field, write_timeout
 
 from . import balance, header
+from .flight import Flight
 from .header import RoutingHeader
 from .metrics import RequestMetrics
 from .repository import Repository
@@ -71,6 +72,7 @@ class Inference:
         self._not_ready = not_ready or routes.ready
         self._randrange = randrange
         self._metrics = metrics or RequestMetrics()
+        self._clock = asyncio.get_running_loop().time
 
     def handlers(self) -> Mapping[str, Handler]:
         """A handler per bare method name, for gRPC and the REST bridge alike."""
@@ -101,7 +103,7 @@ class Inference:
                 raise TooLarge(f"the request is larger than {self._max_body_bytes} bytes")
             target = header.of_infer(call.payload)
             model = target.model if target.model in self._routes.table.models else ""
-            if telemetry.sampled(call.headers):
+            if telemetry.sampled(call.headers) if call.sampled is None else call.sampled:
                 with telemetry.span(signals.GATEWAY_INFER_SPAN, call.headers, model=model) as span:
                     return await self.forward(call, target, telemetry.traceparent_of(span))
             return await self.forward(call, target)
@@ -114,16 +116,66 @@ class Inference:
         finally:
             self._metrics.ended(model, code, loop.time() - started)
 
+    def direct(self, call: Call, done: Done) -> Pending | None:
+        """ModelInfer without a task: a call that is not traced, to a replica against which nothing speaks and whose
+        connection is there. Everything else is for `infer`, which also says what is wrong with a request."""
+        if call.sampled is None:
+            call.sampled = telemetry.sampled(call.headers)
+        payload, started = call.payload, self._clock()
+        left = call.deadline - started
+        if call.sampled or left <= 0 or len(payload) > self._max_body_bytes:
+            return None
+        try:
+            target = header.of_infer(payload)
+            route = self._routes.resolve(target.model, target.version)
+        except PenstockError:
+            return None
+        replicas, outstanding = route.replicas, self._upstreams.outstanding
+        replica = balance.choose(replicas, lambda replica: outstanding(replica.address), self._randrange)
+        free = self._upstreams.free(replica.address, (route.model, route.version))
+        if free is None:
+            return None
+        place, connection = free
+        flight = Flight(place, done, partial(self._go_on, call, target), partial(self._count, route.model, started))
+        varying = [("grpc-timeout", write_timeout(left)), (REQUEST_ID, call.request_id)]
+        if (parent := call.headers.get(TRACEPARENT)) is not None:
+            varying.append((TRACEPARENT, parent))
+        under_way = connection.begin(
+            call.method, payload, constant=_constant(route.version), varying=varying, done=flight.landed
+        )
+        if under_way is None:
+            place.left()
+            return None
+        flight.took_off(under_way)
+        return flight
+
     async def forward(self, call: Call, target: RoutingHeader, traceparent: str = "") -> Answer:
         """Passes the call's bytes to one replica, and to another one if the first cannot answer.
 
         Retried: a lost connection, UNAVAILABLE, RESOURCE_EXHAUSTED. Inference has no effects, so a request whose
         connection broke may run twice. Not retried: what is wrong with the request, and a deadline that passed.
         """
-        headers = _onward(call, traceparent)
-        tried: set[str] = set()
-        failure: PenstockError | None = None
-        for _ in range(self._attempts):
+        return await self._attempt(call, target, _onward(call, traceparent), set(), None)
+
+    async def _go_on(self, call: Call, target: RoutingHeader, address: str, failure: PenstockError) -> Answer:
+        """As `forward`, after the replica at that address has failed."""
+        if isinstance(failure, ConnectionLost):
+            failure = _stopped(target.model, failure)
+        return await self._attempt(call, target, _onward(call, ""), {address}, failure)
+
+    def _count(self, model: str, started: float, code: str) -> None:
+        self._metrics.ended(model, code, self._clock() - started)
+
+    async def _attempt(
+        self,
+        call: Call,
+        target: RoutingHeader,
+        headers: dict[str, str],
+        tried: set[str],
+        failure: PenstockError | None,
+    ) -> Answer:
+        """tried: addresses that have failed; failure: how the last one did."""
+        while len(tried) < self._attempts:
             route = self._routes.resolve(target.model, target.version)
             replica = self._pick(route, tried)
             if replica is None:
@@ -143,11 +195,7 @@ class Inference:
                     headers=headers,
                 )
             except ConnectionLost as lost:
-                failure = Unavailable(
-                    f"the replica of model '{route.model}' that had the request stopped answering",
-                    detail=lost.detail,
-                    retry_after=RETRY_SECONDS,
-                )
+                failure = _stopped(route.model, lost)
             except (Unavailable, ResourceExhausted) as refusal:
                 failure = refusal
         raise failure or Unavailable("no replica can take the request", retry_after=RETRY_SECONDS)
@@ -203,13 +251,28 @@ class Inference:
 
 
 def _onward(call: Call, traceparent: str) -> dict[str, str]:
-    """Headers for the next hop: nothing of the caller's but its request id and trace."""
-    parent = traceparent or call.headers.get(TRACEPARENT) or telemetry.unsampled_traceparent()
-    headers = {TRACEPARENT: parent}
-    request_id = REQUEST_ID_OF_CALL.get() or call.headers.get(REQUEST_ID, "")
-    if request_id:
-        headers[REQUEST_ID] = request_id
+    """Headers for the next hop: nothing of the caller's but its request id and trace. Without a trace the next hop
+    begins none: the version tells it that the decision was made here."""
+    parent = traceparent or call.headers.get(TRACEPARENT, "")
+    headers = {TRACEPARENT: parent} if parent else {}
+    if call.request_id:
+        headers[REQUEST_ID] = call.request_id
     return headers
+
+
+@lru_cache(maxsize=1024)
+def _constant(version: int) -> tuple[Field, ...]:
+    """The header that is the same for all requests to a version."""
+    return ((VERSION, str(version)),)
+
+
+def _stopped(model: str, lost: ConnectionLost) -> Unavailable:
+    """A lost connection in words for the caller."""
+    return Unavailable(
+        f"the replica of model '{model}' that had the request stopped answering",
+        detail=lost.detail,
+        retry_after=RETRY_SECONDS,
+    )
 
 
 def _answer(

@@ -23,7 +23,12 @@ def register(chassis: Chassis, inference: Inference, control: Control, *, defaul
     """Puts inference on the data plane and management behind it; default_timeout: seconds for a call without a
     deadline."""
     chassis.serve_inference(
-        inference_methods(inference.handlers(), stream_infer=inference.infer, default_timeout=default_timeout)
+        inference_methods(
+            inference.handlers(),
+            direct={"ModelInfer": inference.direct},
+            stream_infer=inference.infer,
+            default_timeout=default_timeout,
+        )
     )
     chassis.server.add_generic_rpc_handlers(tuple(control.generic_handlers()))
     chassis.reflect((SERVICE, *control.service_names()))

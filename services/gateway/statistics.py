@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from penstock.errors import InvalidArgument, NotFound, PenstockError, Unavailable
-from penstock.kit.log import REQUEST_ID_OF_CALL
 from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import REQUEST_ID, VERSION, Answer, Call
 
@@ -56,7 +55,7 @@ class Statistics:
     ) -> oip.ModelStatisticsResponse | PenstockError:
         version = str(question.version) if question.version else ""
         request = oip.ModelStatisticsRequest(name=question.model, version=version)
-        headers = {REQUEST_ID: REQUEST_ID_OF_CALL.get() or call.headers.get(REQUEST_ID, "")}
+        headers = {REQUEST_ID: call.request_id}
         if version:
             headers[VERSION] = version
         async with limit:

@@ -13,8 +13,8 @@ from typing import Protocol
 
 from penstock.errors import DeadlineExceeded, Unavailable
 from penstock.kit.log import get_logger
-from penstock.wire.call import Answer
-from penstock.wire.client import ConnectionLost
+from penstock.wire.call import Answer, Done, Pending
+from penstock.wire.client import ConnectionLost, Field
 
 from .ejection import Ejection
 
@@ -29,6 +29,9 @@ class Connection(Protocol):
     """The part of penstock.wire.client.Peer that is used."""
 
     async def unary(self, method: str, payload: bytes, *, deadline: float, headers: Mapping[str, str]) -> Answer: ...
+    def begin(
+        self, method: str, payload: bytes, *, constant: tuple[Field, ...], varying: list[Field], done: Done
+    ) -> Pending | None: ...
     async def close(self) -> None: ...
 
 
@@ -43,6 +46,34 @@ class Upstream:
         self.outstanding = 0
         self.replicas: dict[Served, Ejection] = {}  # those that refused, until they answer again
         self.retired = False
+
+    @property
+    def fine(self) -> bool:
+        """Nothing speaks against the worker or any replica there."""
+        return self.ejection.fine and not self.replicas
+
+
+class Place:
+    """A request's place at one replica: counted there until `ended` or `left`, one of which happens once."""
+
+    __slots__ = ("_served", "_upstream", "_upstreams", "address")
+
+    def __init__(self, upstreams: Upstreams, upstream: Upstream, address: str, served: Served) -> None:
+        self._upstreams, self._upstream, self.address, self._served = upstreams, upstream, address, served
+        upstream.outstanding += 1
+
+    def ended(self, problem: BaseException | None) -> None:
+        """The replica answered (None), or what else became of the request."""
+        if problem is not None or not self._upstream.fine:
+            self._upstreams.judge(self.address, self._upstream, self._served, problem)
+        self.left()
+
+    def left(self) -> None:
+        """Nothing is known of the request: its caller is gone, or it was never sent."""
+        upstream = self._upstream
+        upstream.outstanding -= 1
+        if upstream.retired and upstream.outstanding == 0:
+            self._upstreams.note_empty()
 
 
 class Upstreams:
@@ -73,7 +104,7 @@ class Upstreams:
     def ejected(self, address: str, served: Served) -> bool:
         """True while requests for that model and version should go elsewhere."""
         upstream = self._known.get(address)
-        if upstream is None or (upstream.ejection.fine and not upstream.replicas):
+        if upstream is None or upstream.fine:
             return False
         now = self._clock()
         replica = upstream.replicas.get(served)
@@ -83,33 +114,44 @@ class Upstreams:
         self, address: str, served: Served, method: str, payload: bytes, *, deadline: float, headers: Mapping[str, str]
     ) -> Answer:
         """One attempt at one replica; raises what Peer.unary raises and remembers what it says of the replica."""
-        upstream = self._known.get(address)
-        if upstream is None:
-            upstream = self._known[address] = Upstream(self._connect(address))
+        upstream = self._known.get(address) or self._opened(address)
         probes = self._probes(upstream, served)
-        upstream.outstanding += 1
+        place = Place(self, upstream, address, served)
+        problem: BaseException | None = None
         try:
-            answer = await upstream.connection.unary(method, payload, deadline=deadline, headers=headers)
-            self._answered(address, upstream, served)
-            return answer
-        except ConnectionLost:
-            self._lost(address, upstream)
-            raise
-        except Unavailable:
-            upstream.ejection.succeeded()  # the worker did answer; it is the replica that cannot
-            upstream.replicas.setdefault(served, Ejection()).failed(self._clock())
-            raise
-        except DeadlineExceeded:
-            raise  # the caller's haste is no evidence against the worker
-        except Exception:
-            self._answered(address, upstream, served)  # any other error is an answer: the replica works
+            return await upstream.connection.unary(method, payload, deadline=deadline, headers=headers)
+        except BaseException as raised:
+            problem = raised
             raise
         finally:
+            place.ended(problem)
             for probe in probes:
                 probe.left()
-            upstream.outstanding -= 1
-            if upstream.retired and upstream.outstanding == 0:
-                self._to_close.set()
+
+    def free(self, address: str, served: Served) -> tuple[Place, Connection] | None:
+        """A place at a replica against which nothing speaks, and the connection to it; None where `call` has to see to
+        the request. The place must be `ended`."""
+        upstream = self._known.get(address) or self._opened(address)
+        if not upstream.fine:
+            return None
+        return Place(self, upstream, address, served), upstream.connection
+
+    def judge(self, address: str, upstream: Upstream, served: Served, problem: BaseException | None) -> None:
+        """Remembers what the end of a request says of the replica."""
+        match problem:
+            case ConnectionLost():
+                self._lost(address, upstream)
+            case Unavailable():
+                upstream.ejection.succeeded()  # the worker did answer; it is the replica that cannot
+                upstream.replicas.setdefault(served, Ejection()).failed(self._clock())
+            case DeadlineExceeded():
+                pass  # the caller's haste is no evidence against the worker
+            case None | Exception():
+                self._answered(address, upstream, served)  # any other error is an answer: the replica works
+
+    def note_empty(self) -> None:
+        """The last request at a worker that no route needs has ended."""
+        self._to_close.set()
 
     def keep(self, addresses: frozenset[str]) -> None:
         """The addresses that routes name now; connections to others close once their last request is done."""
@@ -143,6 +185,10 @@ class Upstreams:
     def in_flight(self) -> int:
         """Requests that wait for a worker now."""
         return sum(upstream.outstanding for upstream in self._known.values())
+
+    def _opened(self, address: str) -> Upstream:
+        upstream = self._known[address] = Upstream(self._connect(address))
+        return upstream
 
     def _probes(self, upstream: Upstream, served: Served) -> tuple[Ejection, ...]:
         """The ejections for which this request is the probe; almost always none."""

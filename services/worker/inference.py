@@ -78,7 +78,7 @@ class Inference:
         """ModelInfer. Raises NotFound, Unavailable, InvalidArgument and whatever ended the request in the batcher."""
         message = codec.parse(call.payload)
         serving = self._serving(message.model_name, message.model_version, call)
-        if not telemetry.sampled(call.headers):
+        if not _traced(call):
             return await self._answered(call, message, serving, None)
         with telemetry.span(
             INFER_SPAN, call.headers, model=serving.name, version=serving.version, worker=self._worker
@@ -212,6 +212,13 @@ class Inference:
         standings = self._directory.versions(name)
         ready = [standing.version for standing in standings if standing.state == READY]
         return max(ready or [standing.version for standing in standings], default=None)
+
+
+def _traced(call: Call) -> bool:
+    """Whether to trace the call. A gateway has decided already: it sends a trace, or none."""
+    if call.sampled is None:
+        call.sampled = telemetry.sampled(call.headers, decided=VERSION in call.headers)
+    return call.sampled
 
 
 def _read(kind: type[M], call: Call) -> M:

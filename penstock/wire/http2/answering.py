@@ -15,10 +15,11 @@ from secrets import token_hex
 from typing import Any, Final
 
 from penstock import errors
-from penstock.wire.call import CALLER_OF_CALL, REQUEST_ID, REQUEST_ID_OF_CALL, Answer, Call
+from penstock.wire.call import CALLER_OF_CALL, REQUEST_ID_OF_CALL, Answer, Call, Pending
 
 from . import eager, replies
 from . import frames as f
+from .client_side import Received
 from .connection import Connection
 from .deadlines import Deadlines
 from .head import Head, Method
@@ -54,9 +55,9 @@ class Exchange(Stream):
         "head",
         "held",
         "inbox",
+        "pending",
         "request_id",
         "room",
-        "task",
         "tick",
     )
 
@@ -69,7 +70,7 @@ class Exchange(Stream):
         self.connection, self.head, self.caller, self.deadline = connection, head, caller, deadline
         self.assembler: Assembler | None = None
         self.inbox: Any = None
-        self.task: asyncio.Task[None] | None = None
+        self.pending: Pending | None = None
         self.room: asyncio.Future[None] | None = None
         self.held = self.tick = 0
         self.begun = False
@@ -111,24 +112,33 @@ class Answering(Connection):
 
     def call_of(self, exchange: Exchange, method: Method, payload: bytes) -> Call:
         """What a handler gets."""
-        head = exchange.head
-        headers = head.headers.copy()
         if not exchange.request_id:
             exchange.request_id = f"{_run}{next(_numbers):016x}"
-        headers[REQUEST_ID] = exchange.request_id
-        return Call(method.name, payload, exchange.deadline, headers, exchange.caller)
+        return Call(
+            method.name, payload, exchange.deadline, exchange.head.headers, exchange.caller, exchange.request_id
+        )
+
+    def await_end(self, exchange: Exchange, pending: Pending) -> None:
+        """A call was begun without a task: whatever ends the exchange first cancels it."""
+        if self.streams.get(exchange.id) is not exchange:
+            # It is answered already; or it was ended meanwhile, and cancelling what has ended harms nobody.
+            pending.cancel()
+        elif exchange.last is None:
+            exchange.pending = pending
+            if not exchange.tick:
+                self.common.deadlines.add(exchange)
 
     def start(self, exchange: Exchange, coroutine: Any, call: Call, then: Callable[[Any, Any], None]) -> None:
         """Runs a handler until it waits, and from there as a task."""
         context = copy_context()
         context.run(CALLER_OF_CALL.set, call.caller)
-        context.run(REQUEST_ID_OF_CALL.set, call.headers[REQUEST_ID])
+        context.run(REQUEST_ID_OF_CALL.set, call.request_id)
         task = eager.start(self.common.loop, coroutine, context, then)
         if task is not None:
             self.common.tasks.add(task)
             task.add_done_callback(self.common.tasks.discard)
             if self.streams.get(exchange.id) is exchange:
-                exchange.task = task
+                exchange.pending = task
                 if not exchange.tick:
                     self.common.deadlines.add(exchange)
             else:
@@ -137,7 +147,7 @@ class Answering(Connection):
     # Answers.
 
     def answered(self, exchange: Exchange, answer: Answer | None, problem: BaseException | None) -> None:
-        exchange.task = None
+        exchange.pending = None
         number = exchange.id
         if self.streams.get(number) is not exchange:
             return
@@ -146,7 +156,10 @@ class Answering(Connection):
             return
         payload = answer.payload
         size = len(payload)
-        last = replies.success(number, answer.trailers)
+        if isinstance(answer, Received):
+            last = replies.passed(number, answer.block)
+        else:
+            last = replies.success(number, answer.trailers)
         if self._table_note:
             self._put_opening(exchange)
         if self.fits(exchange, size + 5) and not exchange.begun:
@@ -204,10 +217,9 @@ class Answering(Connection):
     def _cut(self, exchange: Exchange) -> None:
         """The handler has no more to say."""
         self._over(exchange)
-        if exchange.task is not None:
-            task, exchange.task = exchange.task, None
-            if task is not asyncio.current_task():
-                task.cancel()
+        pending, exchange.pending = exchange.pending, None
+        if pending is not None and pending is not asyncio.current_task():
+            pending.cancel()
 
     def _stop(self, exchange: Exchange) -> bytes:
         """After an answer that came before the end of the request: the rest of it is not wanted (9113, 8.1)."""

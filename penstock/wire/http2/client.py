@@ -10,10 +10,11 @@ import random
 import ssl
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from penstock.errors import DeadlineExceeded
-from penstock.wire.call import Answer
+from penstock.wire.call import Answer, Done, Pending
 
 from . import frames as f
 from .client_side import ClientConnection, NotTaken, Sent
@@ -32,6 +33,8 @@ _CONNECT_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 _ATTEMPTS: Final = 3
+_MAX_HEADS: Final = 1024
+_NEVER: Final = float("inf")
 _PING: Final = f.frame(f.PING, 0, 0, b"are you?")
 _AGENT: Final = ("user-agent", "penstock")
 
@@ -66,7 +69,7 @@ class Peer:
             _AGENT,
             *((("authorization", f"Bearer {token}"),) if token else ()),
         )
-        self._heads: dict[str, tuple[Field, ...]] = {}
+        self._heads: dict[tuple[str, tuple[Field, ...]], tuple[Field, ...]] = {}
         self._link: PeerLink | None = None
         self._connecting: asyncio.Task[PeerLink] | None = None
         self._pause, self._not_before = _FIRST_PAUSE, 0.0
@@ -84,9 +87,11 @@ class Peer:
         attempt = 1
         while True:
             sent = await self._open(method, deadline, headers)
-            future = sent.connection.ask(sent, payload)
+            future = asyncio.get_running_loop().create_future()
+            sent.connection.ask(sent, payload, partial(_settle, future))
             try:
-                return await future
+                answer: Answer = await future
+                return answer
             except NotTaken:
                 if attempt == _ATTEMPTS:
                     raise
@@ -94,6 +99,25 @@ class Peer:
             except asyncio.CancelledError:
                 sent.connection.abandon(sent, None)
                 raise
+
+    def begin(
+        self, method: str, payload: bytes, *, constant: tuple[Field, ...], varying: list[Field], done: Done
+    ) -> Pending | None:
+        """Sends a unary call at once, without a task; None when there is no connection with room for it now.
+
+        constant: headers that come again with other calls, the same tuple each time; varying: the others; both such as
+        gRPC could send them, a grpc-timeout among them. The deadline is the caller's business: he cancels.
+        """
+        link = self._link
+        if link is None:
+            return None
+        connection: ClientConnection = link.connection
+        if connection.ended or connection.leaving or len(connection.streams) >= connection.peer_streams:
+            return None
+        key = (method, constant)
+        sent = connection.open(self._heads.get(key) or self._head(method, constant), varying, _NEVER)
+        connection.ask(sent, payload, done)
+        return sent
 
     async def stream(self, method: str, *, deadline: float, headers: Mapping[str, str]) -> ClientStream:
         """Begins a call with any number of messages in both directions. deadline: infinity for none."""
@@ -125,11 +149,13 @@ class Peer:
                 raise DeadlineExceeded("the deadline passed before the request was sent")
             varying.append(("grpc-timeout", write_timeout(left)))
         connection: ClientConnection = link.connection
-        return connection.open(self._heads.get(method) or self._head(method), varying, deadline)
+        return connection.open(self._heads.get((method, ())) or self._head(method, ()), varying, deadline)
 
-    def _head(self, method: str) -> tuple[Field, ...]:
+    def _head(self, method: str, constant: tuple[Field, ...]) -> tuple[Field, ...]:
         path = method if method.startswith("/") else f"/{SERVICE}/{method}"
-        head = self._heads[method] = ((":method", "POST"), (":path", path), *self._common)
+        if len(self._heads) >= _MAX_HEADS:
+            self._heads.clear()
+        head = self._heads[method, constant] = ((":method", "POST"), (":path", path), *self._common, *constant)
         return head
 
     # The connection.
@@ -234,6 +260,16 @@ class Peer:
         self._links.discard(link)
         if self._link is link:
             self._link = None
+
+
+def _settle(future: asyncio.Future[Answer], answer: Answer | None, problem: BaseException | None) -> None:
+    """The end of a call for somebody who awaits it."""
+    if future.done():
+        return
+    if answer is not None:
+        future.set_result(answer)
+    elif problem is not None:
+        future.set_exception(problem)
 
 
 class PeerLink(Link):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from penstock import errors
 from penstock.channel import ERROR_TRAILER, error_info
-from penstock.wire.call import Answer
+from penstock.wire.call import Answer, Done
 
 from . import frames as f
 from .connection import Connection
 from .deadlines import Deadlines
 from .frames import ConnectionFault, StreamFault
-from .hpack import BadBlock, Decoder, Encoder, Field, TooLong
+from .hpack import BadBlock, Decoder, Encoder, Field, TooLong, literal, portable
 from .limits import Limits
 from .messages import Assembler, check_prefix, read_binary, read_text
 from .outbound import Bytes, Stream
@@ -22,6 +23,9 @@ from .replies import PREFIX
 from .server_stream import Inbox
 
 _MAX_BLOCKS: Final = 256
+_KEPT_BLOCK: Final = 1024
+_OK: Final = literal("grpc-status", "0")
+_log = logging.getLogger(__name__)
 _LATE: Final = "the deadline passed before an answer came"
 _HTTP: Final[dict[str, type[errors.PenstockError]]] = {
     "400": errors.Internal,
@@ -44,15 +48,31 @@ class NotTaken(ConnectionLost):
     """The peer did not take the request: it can be sent again, whatever it is."""
 
 
+class Received(Answer):
+    """An answer as a peer gave it. block: its trailers, in a form that can be passed on to any connection."""
+
+    __slots__ = ("block",)
+
+    def __init__(self, payload: bytes, block: bytes) -> None:
+        self.payload = payload
+        self.block = block
+
+    @property
+    def trailers(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Read when somebody asks."""
+        return _shown(Decoder(max_list=len(self.block) * 32, max_fields=len(self.block)).decode(self.block))
+
+
 class Sent(Stream):
-    """A call under way. future: resolved with the Answer of a unary call; inbox: messages of a streaming one;
-    trailers: fields of the end."""
+    """A call under way. done: told how a unary call ended; inbox: messages of a streaming one; trailers: fields of the
+    end, or block: the same, portable, when it is well."""
 
     __slots__ = (
         "assembler",
+        "block",
         "connection",
         "deadline",
-        "future",
+        "done",
         "headed",
         "inbox",
         "message",
@@ -65,17 +85,22 @@ class Sent(Stream):
         super().__init__(number, connection.limits.stream_window, connection.peer_window)
         self.connection, self.deadline = connection, deadline
         self.tick = 0
-        self.future: asyncio.Future[Answer] | None = None
+        self.done: Done | None = None
         self.inbox: ClientInbox | None = None
         self.room: asyncio.Future[None] | None = None
         self.assembler: Assembler | None = None
         self.message: bytes | None = None
         self.headed = False
         self.trailers: list[Field] = []
+        self.block = b""
 
     def expire(self) -> None:
         """Time is over: the peer is told."""
         self.connection.abandon(self, errors.DeadlineExceeded(_LATE))
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more: the peer is told, `done` is not."""
+        self.connection.abandon(self, None)
 
 
 class ClientInbox(Inbox):
@@ -141,9 +166,9 @@ class ClientConnection(Connection):
             self.put(f.headers(number, block, 0, self.peer_frame))
         return sent
 
-    def ask(self, sent: Sent, payload: Bytes) -> asyncio.Future[Answer]:
-        """Sends the one message of a unary call; the future has its result."""
-        sent.future = future = self._loop.create_future()
+    def ask(self, sent: Sent, payload: Bytes, done: Done) -> None:
+        """Sends the one message of a unary call; `done` is told how it ends, unless it is cancelled."""
+        sent.done = done
         size = len(payload)
         framed = size + 5
         if self.fits(sent, framed):
@@ -155,7 +180,6 @@ class ClientConnection(Connection):
             end = f.frame(f.DATA, f.END_STREAM, sent.id)
             self.send(sent, PREFIX.pack(0, size), payload, last=end)
         self.flush_soon()
-        return future
 
     def abandon(self, sent: Sent, error: errors.PenstockError | None, code: int = f.CANCEL) -> None:
         """Gives a call up from our side. error: for whoever waits for it."""
@@ -168,6 +192,14 @@ class ClientConnection(Connection):
 
     def block_received(self, number: int, block: bytes, ends: bool) -> None:
         """Headers or trailers of an answer."""
+        if ends and len(block) <= _KEPT_BLOCK and block.startswith(_OK) and portable(block):
+            # As our own workers end a call: there is nothing in it that has to be known here.
+            stream = self.streams.get(number)
+            if isinstance(stream, Sent) and stream.headed and stream.done is not None:
+                stream.remote_ended = True
+                stream.block = block
+                self._conclude(stream)
+                return
         fields = self._blocks.get(block)
         if fields is None:
             fields = self._decode(block)
@@ -201,7 +233,7 @@ class ClientConnection(Connection):
             raise ConnectionFault(f.COMPRESSION_ERROR, str(bad)) from None
         if decoder.version != before:
             self._blocks.clear()
-        elif len(block) <= 1024:
+        elif len(block) <= _KEPT_BLOCK:
             if len(self._blocks) >= _MAX_BLOCKS:
                 self._blocks.clear()
             self._blocks[block] = fields
@@ -254,26 +286,26 @@ class ClientConnection(Connection):
             self.give_up(sent.id, f.CANCEL)
         else:
             self.forget(sent.id)
-        problem = problem_of(sent.trailers)
-        if problem is None and sent.future is not None:
+        problem = None if sent.block else problem_of(sent.trailers)
+        answer: Answer | None = None
+        if problem is None and sent.done is not None:
             if sent.message is None:
                 problem = errors.Internal("the server answered without a message")
-            elif not sent.future.done():
-                trailers = {
-                    name: value for name, value in sent.trailers if name != "grpc-status" and name[-4:] != "-bin"
-                }
-                sent.future.set_result(Answer(sent.message, trailers))
-        self._close(sent, problem)
+            elif sent.block:
+                answer = Received(sent.message, sent.block)
+            else:
+                answer = Answer(sent.message, _shown(sent.trailers))
+        self._close(sent, problem, answer)
 
-    def _close(self, sent: Sent, problem: errors.PenstockError | None) -> None:
+    def _close(self, sent: Sent, problem: errors.PenstockError | None, answer: Answer | None = None) -> None:
         if sent.tick:
             self._deadlines.discard(sent)
-        future = sent.future
-        if future is not None and not future.done():
-            if problem is not None:
-                future.set_exception(problem)
-            else:
-                future.cancel()
+        done, sent.done = sent.done, None
+        if done is not None and (answer is not None or problem is not None):
+            try:
+                done(answer, problem)
+            except Exception:
+                _log.exception("what was to be done with an answer failed")
         if sent.inbox is not None:
             sent.inbox.close(problem)
         if sent.room is not None and not sent.room.done():
@@ -331,6 +363,11 @@ class ClientConnection(Connection):
     def streams_allowed(self) -> None:
         """Maybe more than before."""
         self._freed()
+
+
+def _shown(trailers: list[Field]) -> dict[str, str]:
+    """Trailers without what is gRPC's own."""
+    return {name: value for name, value in trailers if name != "grpc-status" and name[-4:] != "-bin"}
 
 
 def problem_of(trailers: list[Field]) -> errors.PenstockError | None:

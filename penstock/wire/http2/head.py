@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from penstock import errors
-from penstock.wire.call import REQUEST_ID, Call, Handler
+from penstock.wire.call import REQUEST_ID, Call, Direct, Handler
 
 from .hpack import Field
 from .messages import read_timeout
@@ -32,11 +32,13 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 class Method:
     """What a path leads to. Exactly one of unary and stream is set.
 
-    name: as the handler gets it; open: needs no authentication; default_timeout: for unary calls without a deadline.
+    name: as the handler gets it; direct: asked before the unary handler; open: needs no authentication;
+    default_timeout: for unary calls without a deadline.
     """
 
     name: str
     unary: Handler | None = None
+    direct: Direct | None = None
     stream: StreamHandler | None = None
     open: bool = False
     default_timeout: float = 60.0

@@ -165,6 +165,39 @@ def _string(block: bytes, at: int) -> tuple[str, int]:
     return str(huffman(raw) if first & 0x80 else raw, "latin-1"), stop
 
 
+def portable(block: bytes) -> bool:
+    """The block uses no dynamic table and leaves it as it is, so it means the same on every connection: nothing but
+    indices of the static table and short literals that are not indexed and not Huffman-coded."""
+    at, end = 0, len(block)
+    try:
+        while at < end:
+            first = block[at]
+            at += 1
+            if first >= 0x80:
+                if not 0x80 < first < 0x80 + _FIRST_DYNAMIC:
+                    return False
+                continue
+            if first >= 0x20:
+                return False
+            index = first & 0x0F
+            if not index:
+                size = block[at]
+                if size >= 0x7F:
+                    return False
+                at += 1 + size
+            elif index == 0x0F:
+                if block[at] >= _FIRST_DYNAMIC - 0x0F:
+                    return False
+                at += 1
+            size = block[at]
+            if size >= 0x7F:
+                return False
+            at += 1 + size
+    except IndexError:
+        return False
+    return at == end
+
+
 def integer(value: int, mask: int, bits: int) -> bytes:
     """An integer with a prefix (5.1); bits: what stands above the prefix in the first byte."""
     if value < mask:

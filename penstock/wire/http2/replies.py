@@ -51,6 +51,11 @@ def success(stream: int, trailers: Mapping[str, str]) -> bytes:
     return f.pack_head(0, len(block), f.HEADERS, 5, stream) + block
 
 
+def passed(stream: int, block: bytes) -> bytes:
+    """The trailers of an answer that somebody else gave well; the block is portable (hpack.py)."""
+    return f.pack_head(0, len(block), f.HEADERS, 5, stream) + block
+
+
 def failure(stream: int, error: PenstockError, request_id: str, *, begun: bool) -> bytes:
     """How a call ends by the error table: trailers, or, when nothing has been said yet, all in one block."""
     name, value = error_trailer(error, request_id)

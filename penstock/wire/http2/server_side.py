@@ -197,12 +197,16 @@ class ServerConnection(Answering):
         method = exchange.head.method
         assert method is not None and method.unary is not None
         call = self.call_of(exchange, method, payload)
+        done = partial(self.answered, exchange)
         try:
+            if method.direct is not None and (pending := method.direct(call, done)) is not None:
+                self.await_end(exchange, pending)
+                return
             coroutine: Any = method.unary(call)
         except Exception as problem:
-            self.answered(exchange, None, problem)
+            done(None, problem)
             return
-        self.start(exchange, coroutine, call, partial(self.answered, exchange))
+        self.start(exchange, coroutine, call, done)
 
     # The end.
 

@@ -127,7 +127,7 @@ def serve_stream(connection: Answering, exchange: Exchange, handler: StreamHandl
 
 
 def _served(connection: Answering, exchange: Exchange, trailers: Any, problem: BaseException | None) -> None:
-    exchange.task = None
+    exchange.pending = None
     if connection.streams.get(exchange.id) is not exchange:
         return
     if problem is not None:

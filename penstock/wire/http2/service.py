@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
-from penstock.wire.call import Call, Handler
+from penstock.wire.call import Call, Direct, Handler
 from penstock.wire.stream import answer_stream
 
 from .client import SERVICE
@@ -14,12 +15,18 @@ from .head import Method, StreamHandler, Write
 
 
 def inference_methods(
-    unary: Mapping[str, Handler], *, stream_infer: Handler | None = None, default_timeout: float
+    unary: Mapping[str, Handler],
+    *,
+    direct: Mapping[str, Direct] = MappingProxyType({}),
+    stream_infer: Handler | None = None,
+    default_timeout: float,
 ) -> dict[str, Method]:
-    """By path. unary: a handler per bare method name; stream_infer: answers each message of ModelStreamInfer, None to
-    leave the method out; default_timeout: seconds granted to a call that brings no deadline."""
+    """By path. unary: a handler per bare method name; direct: asked before the handler of that name; stream_infer:
+    answers each message of ModelStreamInfer, None to leave the method out; default_timeout: seconds granted to a call
+    that brings no deadline."""
     methods = {
-        f"/{SERVICE}/{name}": Method(name, handler, default_timeout=default_timeout) for name, handler in unary.items()
+        f"/{SERVICE}/{name}": Method(name, handler, direct.get(name), default_timeout=default_timeout)
+        for name, handler in unary.items()
     }
     if stream_infer is not None:
         methods[f"/{SERVICE}/ModelStreamInfer"] = Method(

@@ -141,11 +141,18 @@ class InferenceRoutes:
 
     async def _call(
         self, exchange: Exchange, method: str, request: Message, response: type[Response]
-    ) -> tuple[Response, dict[str, str]]:
+    ) -> tuple[Response, Mapping[str, str]]:
         handler = self._handlers.get(method)
         if handler is None:
             raise Unsupported(f"{method} is not supported by this server")
-        call = Call(method, request.SerializeToString(), exchange.deadline, exchange.forwarded(), exchange.caller)
+        call = Call(
+            method,
+            request.SerializeToString(),
+            exchange.deadline,
+            exchange.forwarded(),
+            exchange.caller,
+            exchange.request_id,
+        )
         answer = await exchange.while_connected(handler(call))
         return response.FromString(answer.payload), answer.trailers
 

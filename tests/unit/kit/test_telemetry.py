@@ -72,14 +72,14 @@ def test_the_ends_of_the_ratio(spans: Path, monkeypatch: pytest.MonkeyPatch) -> 
             assert telemetry.sampled({}) is bool(ratio)
 
 
-def test_what_is_not_sampled_says_so_to_the_next_hop(spans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("header", [None, *UNREADABLE])
+def test_where_the_process_before_has_decided_no_trace_means_no(
+    spans: Path, header: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(telemetry, "_ratio", 1.0)
-    for draw in (None, 0):
-        if draw is not None:
-            monkeypatch.setattr("random.getrandbits", lambda bits: 0)
-        header = telemetry.unsampled_traceparent()
-        assert len(header) == 55 and header.endswith("-00")
-        assert not telemetry.sampled({"traceparent": header})
+    headers = {} if header is None else {"traceparent": header}
+    assert telemetry.sampled(headers) and not telemetry.sampled(headers, decided=True)
+    assert telemetry.sampled({"traceparent": f"00-{TRACE}-{SPAN}-01"}, decided=True)
 
 
 def test_a_span_is_the_callers_child_and_the_next_hops_parent(spans: Path) -> None:
