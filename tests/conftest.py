@@ -1,7 +1,10 @@
 """Fixtures for all tests; each is at home in tests/harness."""
 
+import asyncio
 import signal
+from collections.abc import Callable, Mapping
 
+from penstock.kit.loop import Loop
 from tests.harness.etcd import clean_etcd, etcd, etcd_endpoint, store
 
 __all__ = ["clean_etcd", "etcd", "etcd_endpoint", "store"]
@@ -9,3 +12,8 @@ __all__ = ["clean_etcd", "etcd", "etcd_endpoint", "store"]
 # A shell without job control starts background jobs with SIGINT ignored, and every process that a test starts would
 # inherit that. Tests that press Ctrl-C mean what a terminal means.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the loop that services run on."""
+    return {"penstock": Loop}

@@ -23,6 +23,7 @@ from penstock.kit.admin import Admin
 from penstock.kit.config import ServiceConfig
 from penstock.kit.front import Front
 from penstock.kit.identity import Authenticator
+from penstock.kit.loop import Loop
 from penstock.kit.metrics import gauge
 from penstock.kit.server import add_reflection, build_server
 from penstock.wire.server import Limits, Method
@@ -243,7 +244,8 @@ def run(
     data_plane: what a connection may cost on a port that serves inference too (kit/front.py); None for a process of the
     control plane.
     """
-    return asyncio.run(_main(name, config, assemble, data_plane))
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        return runner.run(_main(name, config, assemble, data_plane))
 
 
 async def _main(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from penstock.internal.v1 import engine_pb2
 from penstock.v1 import manifest_pb2 as pb
 from services.worker.host import frames, host
 from services.worker.host.host import EngineHost
+from services.worker.host.process import Process
 from tests.harness import models
 from tests.harness.engine_host import (
     floats,
@@ -127,11 +129,11 @@ async def test_a_child_that_lies_is_killed(lie: str, tmp_path: Path, monkeypatch
     manifest, files = manifest_of(models.add_one(tmp_path))
     ends: list[socket.socket] = []
 
-    async def spawn(threads: int) -> tuple[asyncio.subprocess.Process, socket.socket]:
+    def spawn(threads: int) -> tuple[Process, socket.socket]:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         ends.append(theirs)
-        return await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True), ours
+        return Process(subprocess.Popen(["sleep", "1000"], start_new_session=True)), ours
 
     monkeypatch.setattr(host, "spawn", spawn)
     start = asyncio.create_task(EngineHost.start(manifest, files, threads=1, load_timeout=60))

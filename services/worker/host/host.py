@@ -31,7 +31,7 @@ from .frames import (
 )
 from .link import Link, LinkClosed
 from .memory import resident_bytes
-from .process import end, kill, spawn
+from .process import Process, end, spawn
 
 MAX_ARENA: Final = 4 << 30
 STOPPED: Final = "the engine stopped while it ran this request"
@@ -56,7 +56,7 @@ class RunOutcome:
 class EngineHost:
     """Made by `start`."""
 
-    def __init__(self, manifest: pb.Manifest, process: asyncio.subprocess.Process, link: Link) -> None:
+    def __init__(self, manifest: pb.Manifest, process: Process, link: Link) -> None:
         self._process = process
         self._link = link
         self._promised = {spec.name: spec for spec in manifest.outputs}
@@ -80,7 +80,7 @@ class EngineHost:
         disagree, Unsupported where this worker lacks an engine, DeadlineExceeded, Unavailable when the child died.
         """
         count = manifest.resources.threads or threads or 1
-        process, end_of_pair = await spawn(count)
+        process, end_of_pair = spawn(count)
         host = cls(manifest, process, Link(end_of_pair))
         try:
             async with asyncio.timeout(load_timeout):
@@ -109,7 +109,7 @@ class EngineHost:
     @property
     def alive(self) -> bool:
         """False once the child is gone or was given up."""
-        return self._process.returncode is None and not self._link.closed
+        return self._process.alive and not self._link.closed
 
     def staging(self, size: int) -> memoryview:
         """`size` bytes of the input arena, to be filled before `run`. Their old contents mean nothing."""
@@ -225,7 +225,7 @@ class EngineHost:
     def _give_up(self) -> None:
         """The child is gone or not to be trusted: nothing more is asked of it."""
         self._link.close()
-        kill(self._process)
+        self._process.kill()
 
     def _new_id(self) -> int:
         self._next_id += 1

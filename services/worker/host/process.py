@@ -1,6 +1,6 @@
-"""Starting the child process of an engine, and making sure that it is gone.
+"""The child process of an engine: starting it, and making sure that it is gone.
 
-The child is executed anew, never forked off the worker: it shares no memory, no locks, no descriptors but its end of
+Its end is seen through a pidfd, so neither a signal handler nor a thread has a part in it. The child is executed anew, never forked off the worker: it shares no memory, no locks, no descriptors but its end of
 the socket pair, and of the environment only what is named here, so no token and no address gets into a process that
 runs models.
 """
@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,23 +34,59 @@ def environment(parent: Mapping[str, str], threads: int) -> dict[str, str]:
     return {**kept, **counts, "PYTHONPATH": os.pathsep.join(path), "TOKENIZERS_PARALLELISM": str(threads > 1).lower()}
 
 
-async def spawn(threads: int) -> tuple[asyncio.subprocess.Process, socket.socket]:
+class Process:
+    """A process that was started with a process group of its own. Belongs to the running loop."""
+
+    def __init__(self, started: subprocess.Popen[bytes]) -> None:
+        self._started = started
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._pidfd = os.pidfd_open(started.pid)
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._started.pid
+
+    @property
+    def alive(self) -> bool:
+        """False once its end has been noticed."""
+        return not self._ended.is_set()
+
+    async def wait(self) -> None:
+        """Waits for its end."""
+        await self._ended.wait()
+
+    def kill(self) -> None:
+        """Kills it and its process group; nothing if it is gone."""
+        if self.alive:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._started.kill()
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._started.wait()
+        self._ended.set()
+
+
+def spawn(threads: int) -> tuple[Process, socket.socket]:
     """A child that waits for its first frame, and the worker's end of the socket pair.
 
-    On failure and on cancellation nothing is left behind.
+    On the loop's own thread: the kernel ends the child together with the thread that started it (child.py).
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    command = [
+        sys.executable, "-P", "-m", "services.worker.host.child", str(theirs.fileno()), str(os.getpid())
+    ]  # fmt: skip
     try:
         with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "services.worker.host.child",
-                str(theirs.fileno()),
-                str(os.getpid()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
+            started = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 env=environment(os.environ, threads),
                 start_new_session=True,
@@ -57,10 +94,10 @@ async def spawn(threads: int) -> tuple[asyncio.subprocess.Process, socket.socket
     except BaseException:
         ours.close()
         raise
-    return process, ours
+    return Process(started), ours
 
 
-async def end(process: asyncio.subprocess.Process, patience: float) -> None:
+async def end(process: Process, patience: float) -> None:
     """Waits that long for the child to go by itself, then kills it and all that it started.
 
     When this is cancelled the child is killed at once.
@@ -71,14 +108,5 @@ async def end(process: asyncio.subprocess.Process, patience: float) -> None:
     except TimeoutError:
         pass
     finally:
-        kill(process)
+        process.kill()
     await process.wait()
-
-
-def kill(process: asyncio.subprocess.Process) -> None:
-    """Kills the child and its process group; nothing if it is gone."""
-    if process.returncode is None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with suppress(ProcessLookupError):
-            process.kill()
