@@ -89,7 +89,7 @@ async def _answer(handler: Handler, call: Call, ends_on_error: bool) -> bytes | 
 
 def _wrapped(response: bytes) -> bytes:
     """ModelStreamInferResponse{infer_response=2} around a serialised response; concatenated protobuf merges."""
-    return b"\x12" + _varint(len(response)) + response
+    return b"\x12" + varint(len(response)) + response
 
 
 def _failed(payload: bytes, error: errors.PenstockError) -> bytes:
@@ -106,7 +106,10 @@ def _failed(payload: bytes, error: errors.PenstockError) -> bytes:
     return response.SerializeToString()
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A number as protobuf writes the length of a field."""
+    if number < 0x80:
+        return bytes((number,))
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

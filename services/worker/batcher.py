@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -62,7 +62,7 @@ class EngineHung(Unavailable):
     """The engine has not answered for so long that it is given up."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ride:
     """What a request met on its way: rows of its batch, seconds in the queue, nanoseconds of each part."""
 
@@ -73,20 +73,35 @@ class Ride:
     output_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Result:
-    """The outputs that a request asked for, and its ride."""
+    """The outputs that a request asked for, and its ride. Where it is handed to an `Ended`, the outputs' data are views
+    that are valid until that returns."""
 
     outputs: tuple[Tensor, ...]
     ride: Ride
 
 
-@dataclass(eq=False, slots=True)
-class _Job:
-    request: Request
-    # A failure is a result too: a future that holds an exception complains when its caller has left.
-    end: asyncio.Future[Result | PenstockError]
-    span: Span | None
+Ended = Callable[[Result | PenstockError], None]
+"""Told how a request ended; does not raise."""
+
+
+class Seat:
+    """A request in the batcher, from `enter` until it ends or its caller leaves."""
+
+    __slots__ = ("_batcher", "arrived", "deadline", "ended", "over", "request", "span", "timer", "waiting")
+
+    def __init__(self, batcher: Batcher, request: Request, arrived: float, deadline: float, span: Span | None) -> None:
+        self._batcher, self.request, self.arrived, self.deadline, self.span = batcher, request, arrived, deadline, span
+        self.ended: Ended | None = None
+        self.over = False
+        self.waiting: Waiting[Seat] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def cancel(self) -> None:
+        """The caller leaves: he is told nothing more. Nothing if the request has ended."""
+        if not self.over:
+            self._batcher.leave(self)
 
 
 class Batcher:
@@ -110,13 +125,14 @@ class Batcher:
         self._statistics = statistics
         self._metrics = metrics
         self._run_timeout = run_timeout
-        self._queue: BatchQueue[_Job] = BatchQueue(policy, ServiceEstimate())
+        self._queue: BatchQueue[Seat] = BatchQueue(policy, ServiceEstimate())
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._outstanding = 0
         self._free_at = 0.0
         self._closed: PenstockError | None = None
+        self._clock = asyncio.get_running_loop().time
 
     @property
     def depth(self) -> int:
@@ -128,53 +144,69 @@ class Batcher:
         """Requests that wait or run."""
         return self._outstanding
 
-    async def submit(self, request: Request, deadline: float, span: Span | None = None) -> Result:
-        """Waits for a request's answer.
+    def enter(self, request: Request, deadline: float, ended: Ended, span: Span | None = None) -> Seat:
+        """Queues a request; `ended` is told how it ended, later, unless its caller leaves before (`Seat.cancel`).
 
         deadline: absolute, on the loop's clock; what cannot meet it is refused, but leaving when it passes is the
-        caller's business (penstock.wire.server does it). Raises the PenstockError that ended the request.
+        caller's business (penstock.wire.server does it). Raises the PenstockError that refuses the request.
         """
-        loop = asyncio.get_running_loop()
-        arrived = loop.time()
-        self._outstanding += 1
-        self._idle.clear()
+        arrived = self._clock()
+        seat = Seat(self, request, arrived, deadline, span)
         try:
-            result = await self._ended(_Job(request, loop.create_future(), span), arrived, deadline)
-        except asyncio.CancelledError:
-            # penstock.wire.server cancels at the deadline.
-            left = DeadlineExceeded if loop.time() >= deadline else Cancelled
-            self._count_failure(left.code.name, loop.time() - arrived)
-            raise
+            if self._closed is not None:
+                raise copy.copy(self._closed)
+            waiting = seat.waiting = self._waiting(seat)
+            self._queue.admit(waiting, arrived, max(0.0, self._free_at - arrived))
         except PenstockError as error:
-            self._count_failure(error.code.name, loop.time() - arrived)
+            self._count_failure(error.code.name, 0.0)
             raise
-        finally:
-            self._outstanding -= 1
-            if not self._outstanding:
-                self._idle.set()
-        ride = result.ride
-        self._statistics.success(
-            request.rows,
-            total_ns=int((loop.time() - arrived) * 1e9),
-            queue_ns=int(ride.queue_seconds * 1e9),
-            input_ns=ride.input_ns,
-            infer_ns=ride.infer_ns,
-            output_ns=ride.output_ns,
-            now_ms=time.time_ns() // 1_000_000,
-        )
-        self._metrics.answered()
-        self._metrics.queue_seconds.observe(ride.queue_seconds)
+        seat.ended = ended
+        self._outstanding += 1
+        if self._outstanding == 1:
+            self._idle.clear()
+        if waiting.expires < deadline:
+            seat.timer = asyncio.get_running_loop().call_at(waiting.expires, self._expire, waiting)
+        self._arrived.set()
+        return seat
+
+    def leave(self, seat: Seat) -> None:
+        """The request's caller has gone: it is taken out of the queue, or its rows are dropped."""
+        now = self._clock()
+        self._close_seat(seat)
+        left = DeadlineExceeded if now >= seat.deadline else Cancelled
+        self._count_failure(left.code.name, now - seat.arrived)
+
+    async def submit(self, request: Request, deadline: float, span: Span | None = None) -> Result:
+        """As `enter`, for a caller who waits; the outputs are his own. Raises the PenstockError that ended the
+        request."""
+        # A failure is a result too: a future that holds an exception complains when its caller has left.
+        end: asyncio.Future[Result | PenstockError] = asyncio.get_running_loop().create_future()
+
+        def ended(result: Result | PenstockError) -> None:
+            if isinstance(result, Result):
+                own = [Tensor(each.name, each.datatype, each.shape, bytes(each.data)) for each in result.outputs]
+                result = Result(tuple(own), result.ride)
+            if not end.done():
+                end.set_result(result)
+
+        seat = self.enter(request, deadline, ended, span)
+        try:
+            result = await end
+        except asyncio.CancelledError:
+            seat.cancel()
+            raise
+        if isinstance(result, PenstockError):
+            raise result
         return result
 
     async def run(self) -> None:
         """Serves until cancelled. Raises EngineHung when the engine does not come back; then nobody is left waiting."""
-        loop = asyncio.get_running_loop()
         try:
             while True:
                 self._arrived.clear()
-                decision = self._queue.take(loop.time())
+                decision = self._queue.take(self._clock())
                 for waiting, error in decision.refused:
-                    _settle(waiting.item, error)
+                    self._refuse(waiting.item, error)
                 self._metrics.queue_depth.set(len(self._queue))
                 if decision.batch:
                     await self._execute(decision.batch)
@@ -193,56 +225,74 @@ class Batcher:
         """Ends every waiting request with this error at once, and every later one."""
         self._closed = self._closed or error
         for waiting in self._queue.clear():
-            _settle(waiting.item, error)
+            self._refuse(waiting.item, error)
         self._metrics.queue_depth.set(0)
 
-    async def _ended(self, job: _Job, arrived: float, deadline: float) -> Result:
-        """Queues the job and waits for its end."""
-        if self._closed is not None:
-            raise copy.copy(self._closed)
-        loop = asyncio.get_running_loop()
-        request, policy = job.request, self._policy
-        waiting = Waiting(
-            job,
+    def _waiting(self, seat: Seat) -> Waiting[Seat]:
+        request, policy = seat.request, self._policy
+        return Waiting(
+            seat,
             request.kind,
             request.rows,
             policy.level(request.priority),
-            arrived,
-            deadline,
-            policy.expiry(arrived, request.timeout),
+            seat.arrived,
+            seat.deadline,
+            policy.expiry(seat.arrived, request.timeout),
         )
-        self._queue.admit(waiting, arrived, max(0.0, self._free_at - arrived))
-        self._arrived.set()
-        timer = loop.call_at(waiting.expires, self._expire, waiting) if waiting.expires < deadline else None
-        try:
-            end = await job.end
-        finally:
-            self._queue.discard(waiting)
-            if timer is not None:
-                timer.cancel()
-        if isinstance(end, PenstockError):
-            raise end
-        return end
 
-    def _expire(self, waiting: Waiting[_Job]) -> None:
+    def _expire(self, waiting: Waiting[Seat]) -> None:
         if self._queue.discard(waiting):
-            _settle(waiting.item, timeout_expired())
+            self._refuse(waiting.item, timeout_expired())
 
-    async def _execute(self, batch: Sequence[Waiting[_Job]]) -> None:
+    def _close_seat(self, seat: Seat) -> None:
+        """The request is over; what was kept for it is given back."""
+        seat.over = True
+        if seat.waiting is not None:
+            self._queue.discard(seat.waiting)
+        if seat.timer is not None:
+            seat.timer.cancel()
+        self._outstanding -= 1
+        if not self._outstanding:
+            self._idle.set()
+
+    def _refuse(self, seat: Seat, error: PenstockError) -> None:
+        """Ends a request with an error, unless it has ended or its caller has left."""
+        if not seat.over:
+            self._close_seat(seat)
+            self._count_failure(error.code.name, self._clock() - seat.arrived)
+            # A copy each: an exception that several callers raise would gather all their tracebacks.
+            _tell(seat, copy.copy(error))
+
+    def _answer(self, seat: Seat, result: Result, now: float, now_ms: int) -> None:
+        self._close_seat(seat)
+        ride = result.ride
+        self._statistics.success(
+            seat.request.rows,
+            total_ns=int((now - seat.arrived) * 1e9),
+            queue_ns=int(ride.queue_seconds * 1e9),
+            input_ns=ride.input_ns,
+            infer_ns=ride.infer_ns,
+            output_ns=ride.output_ns,
+            now_ms=now_ms,
+        )
+        self._metrics.answered()
+        self._metrics.queue_seconds.observe(ride.queue_seconds)
+        _tell(seat, result)
+
+    async def _execute(self, batch: Sequence[Waiting[Seat]]) -> None:
         """Runs one batch; each of its requests has ended when this returns or raises."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        started = self._clock()
         size = sum(waiting.rows for waiting in batch)
         self._free_at = started + self._queue.estimate.seconds(size)
         span = _batch_span(batch, size)
         failure: PenstockError = Unavailable("the model stopped serving on this worker")
         try:
             references = self._stage([waiting.item.request for waiting in batch])
-            staged_ns = int((loop.time() - started) * 1e9)
+            staged_ns = int((self._clock() - started) * 1e9)
             async with asyncio.timeout(self._run_timeout):
                 outcome = await self._engine.run(size if self._policy.max_batch_size else 0, references)
             self._deliver(batch, outcome, size, started, staged_ns)
-            self._queue.estimate.observe(size, loop.time() - started)
+            self._queue.estimate.observe(size, self._clock() - started)
         except TimeoutError:
             failure = EngineHung("the model's engine does not answer; it is being restarted")
             raise failure from None
@@ -258,8 +308,8 @@ class Batcher:
             if span is not None:
                 span.end()
             for waiting in batch:
-                _settle(waiting.item, failure)
-        self._metrics.batch_seconds.observe(loop.time() - started)
+                self._refuse(waiting.item, failure)
+        self._metrics.batch_seconds.observe(self._clock() - started)
         self._metrics.batch_rows.observe(size)
 
     def _stage(self, requests: Sequence[Request]) -> list[engine_pb2.TensorRef]:
@@ -287,29 +337,29 @@ class Batcher:
         return references
 
     def _deliver(
-        self, batch: Sequence[Waiting[_Job]], outcome: Outcome, size: int, started: float, staged_ns: int
+        self, batch: Sequence[Waiting[Seat]], outcome: Outcome, size: int, started: float, staged_ns: int
     ) -> None:
-        """Gives each request its own rows. Everything is copied out here: the next run overwrites the outputs."""
-        loop = asyncio.get_running_loop()
-        slicing = loop.time()
+        """Gives each request its own rows, as views: the next run overwrites the outputs."""
+        slicing = self._clock()
         whole = not self._policy.max_batch_size
         sliced = rows.Sliced(outcome.outputs, None if whole else size, outcome.row_failures)
         first = 0
-        answers: list[tuple[_Job, tuple[Tensor, ...] | PenstockError]] = []
+        answers: list[tuple[Seat, tuple[Tensor, ...] | PenstockError]] = []
         for waiting in batch:
-            job = waiting.item
-            if not job.end.done():
-                answers.append((job, sliced.take(first, waiting.rows, job.request.outputs)))
+            seat = waiting.item
+            if not seat.over:
+                answers.append((seat, sliced.take(first, waiting.rows, seat.request.outputs)))
             first += waiting.rows
-        input_ns = staged_ns + outcome.preprocess_ns
-        output_ns = outcome.postprocess_ns + int((loop.time() - slicing) * 1e9)
-        arrivals = {waiting.item: waiting.arrived for waiting in batch}
-        for job, answer in answers:
+        input_ns, now, now_ms = staged_ns + outcome.preprocess_ns, self._clock(), time.time_ns() // 1_000_000
+        output_ns = outcome.postprocess_ns + int((now - slicing) * 1e9)
+        for seat, answer in answers:
+            if seat.over:
+                continue
             if isinstance(answer, PenstockError):
-                _settle(job, answer)
+                self._refuse(seat, answer)
             else:
-                ride = Ride(size, started - arrivals[job], input_ns, outcome.infer_ns, output_ns)
-                job.end.set_result(Result(answer, ride))
+                ride = Ride(size, started - seat.arrived, input_ns, outcome.infer_ns, output_ns)
+                self._answer(seat, Result(answer, ride), now, now_ms)
         self._statistics.batch(size, input_ns=input_ns, infer_ns=outcome.infer_ns, output_ns=output_ns)
 
     def _count_failure(self, code: str, seconds: float) -> None:
@@ -317,14 +367,16 @@ class Batcher:
         self._metrics.failed(code)
 
 
-def _settle(job: _Job, error: PenstockError) -> None:
-    """Ends a request with an error, unless it has ended or its caller has left."""
-    if not job.end.done():
-        # A copy each: an exception that several tasks raise would gather all their tracebacks.
-        job.end.set_result(copy.copy(error))
+def _tell(seat: Seat, result: Result | PenstockError) -> None:
+    ended, seat.ended = seat.ended, None
+    if ended is not None:
+        try:
+            ended(result)
+        except Exception:
+            log.exception("answer_failed")
 
 
-def _batch_span(batch: Sequence[Waiting[_Job]], size: int) -> Span | None:
+def _batch_span(batch: Sequence[Waiting[Seat]], size: int) -> Span | None:
     """A span linked to every traced request in the batch, child of the first; None when none is traced."""
     traced = [waiting.item.span for waiting in batch if waiting.item.span is not None]
     if not traced:

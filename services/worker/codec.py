@@ -1,4 +1,4 @@
-"""ModelInferRequest bytes ↔ what the batcher takes. Every rule of the protocol about contents is kept here, once.
+"""ModelInferRequest ↔ what the batcher takes. Every rule of the protocol about contents is kept here, once.
 
 `decode` believes nothing: names, datatypes, shapes and sizes are checked against the model's manifest and against the
 bytes that came, before anything is allocated by a number that a caller sent. Typed contents become raw at once, so
@@ -20,6 +20,7 @@ from penstock.errors import InvalidArgument, Unsupported
 from penstock.oip import inference_pb2 as oip
 from penstock.tensors import Buffer, datatype, element_count, pack_bytes, unpack_bytes
 from penstock.v1 import manifest_pb2 as pb
+from penstock.wire.stream import varint
 
 from .metadata import full_shape
 
@@ -38,6 +39,7 @@ _ARRAY_CODES: Final = {
     "FP32": "f",
     "FP64": "d",
 }
+_MAX_ANSWERS: Final = 256
 _SHARED_MEMORY: Final = "shared_memory_region"
 _ALLOWED_TRITON: Final = frozenset({"triton_enable_empty_final_response", "triton_final_response"})
 
@@ -69,6 +71,35 @@ class Request:
     timeout: float | None = None
 
 
+class Plan:
+    """What was found of a request whose tensors are raw: all of it holds for the next one with the same head."""
+
+    __slots__ = ("_inputs", "_request", "tensors")
+
+    def __init__(self, request: Request, positions: Sequence[int]) -> None:
+        """request: as it was decoded; positions: of each input's raw contents among those of the message."""
+        self._request = request
+        self.tensors = len(positions)
+        self._inputs = [
+            (position, tensor, element_count(tensor.shape), datatype(tensor.datatype).size)
+            for position, tensor in zip(positions, request.inputs, strict=True)
+        ]
+
+    def fill(self, request_id: str, raws: Sequence[Buffer]) -> Request:
+        """The request with these contents, of which there must be as many as `tensors`; raises InvalidArgument when one
+        of them does not fit."""
+        inputs = tuple(
+            [
+                Tensor(tensor.name, tensor.datatype, tensor.shape, _checked_raw(tensor, count, width, raws, position))
+                for position, tensor, count, width in self._inputs
+            ]
+        )
+        same = self._request
+        return Request(
+            request_id, same.rows, same.kind, inputs, same.outputs, same.priority, same.timeout
+        )  # fmt: skip
+
+
 class Schema:
     """What one version of a model takes and gives, prepared for checking requests."""
 
@@ -78,6 +109,7 @@ class Schema:
         self.batched = manifest.batching.max_batch_size > 0
         self._inputs = {spec.name: (spec.datatype, tuple(full_shape(manifest, spec))) for spec in manifest.inputs}
         self.outputs = tuple(spec.name for spec in manifest.outputs)
+        self._answers: dict[Hashable, tuple[bytes, bytes]] = {}
 
     def decode(self, message: oip.ModelInferRequest) -> Request:
         """The request as the batcher takes it.
@@ -93,19 +125,39 @@ class Schema:
         kind = tuple((tensor.datatype, tensor.shape[skip:]) for tensor in inputs)
         return Request(message.id, rows, kind, inputs, self._outputs_of(message), priority, timeout)
 
+    def plan(self, message: oip.ModelInferRequest, request: Request) -> Plan | None:
+        """What can be kept of a request that was decoded from this message; None when its contents are not raw."""
+        if not message.raw_input_contents:
+            return None
+        places = {tensor.name: position for position, tensor in enumerate(message.inputs)}
+        return Plan(request, [places[tensor.name] for tensor in request.inputs])
+
     def encode(self, request_id: str, outputs: Sequence[Tensor]) -> bytes:
-        """A serialised ModelInferResponse with raw contents."""
-        response = oip.ModelInferResponse(
-            model_name=self.name,
-            model_version=str(self.version),
-            id=request_id,
-            outputs=[
-                oip.ModelInferResponse.InferOutputTensor(name=each.name, datatype=each.datatype, shape=each.shape)
-                for each in outputs
-            ],
-            raw_output_contents=[bytes(each.data) for each in outputs],
+        """A serialised ModelInferResponse with raw contents. What stands around id and contents is the same for all
+        answers of these shapes, so it is kept."""
+        key = tuple([(each.name, each.shape) for each in outputs])
+        around = self._answers.get(key) or self._around(key, outputs)
+        parts: list[Buffer] = [around[0]]
+        if request_id:
+            coded = request_id.encode()
+            parts += (b"\x1a", varint(len(coded)), coded)
+        parts.append(around[1])
+        for each in outputs:
+            parts += (b"\x32", varint(len(each.data)), each.data)
+        return b"".join(parts)
+
+    def _around(self, key: Hashable, outputs: Sequence[Tensor]) -> tuple[bytes, bytes]:
+        """What stands before the id of an answer, and what between id and contents."""
+        kind = oip.ModelInferResponse
+        tensors = [kind.InferOutputTensor(name=each.name, datatype=each.datatype, shape=each.shape) for each in outputs]
+        around = (
+            kind(model_name=self.name, model_version=str(self.version)).SerializeToString(),
+            kind(outputs=tensors).SerializeToString(),
         )
-        return response.SerializeToString()
+        if len(self._answers) >= _MAX_ANSWERS:
+            self._answers.clear()
+        self._answers[key] = around
+        return around
 
     def _inputs_of(self, message: oip.ModelInferRequest) -> dict[str, Tensor]:
         raw = message.raw_input_contents
@@ -123,8 +175,10 @@ class Schema:
                 )
             if raw and position >= len(raw):
                 raise InvalidArgument(f"unable to find data for input tensor {_shown(tensor.name)}", field=where)
+            data: Buffer
             if raw:
-                data: Buffer = _checked_raw(tensor, raw[position], f"raw_input_contents[{position}]")
+                row = datatype(tensor.datatype)
+                data = _checked_raw(tensor, element_count(shape), row.size, raw, position)
             else:
                 data = _from_contents(tensor, where)
             given[tensor.name] = Tensor(tensor.name, tensor.datatype, shape, data)
@@ -214,19 +268,28 @@ def parse(payload: bytes) -> oip.ModelInferRequest:
         raise InvalidArgument("the request is not a ModelInferRequest message") from None
 
 
-def _checked_raw(tensor: oip.ModelInferRequest.InferInputTensor, data: bytes, where: str) -> bytes:
-    """Raw contents whose size is what datatype and shape say."""
-    row, count = datatype(tensor.datatype), element_count(tensor.shape)
-    if row.name == "BYTES":
-        unpack_bytes(data, count, where)
-    elif len(data) != count * row.size:
+def _checked_raw(
+    tensor: oip.ModelInferRequest.InferInputTensor | Tensor,
+    count: int,
+    width: int,
+    raws: Sequence[Buffer],
+    position: int,
+) -> Buffer:
+    """The tensor's raw contents, whose size is what datatype and shape say. count: of elements; width: bytes of one,
+    0 for BYTES."""
+    data = raws[position]
+    if width:
+        if len(data) == count * width and (tensor.datatype != "BOOL" or not bytes(data).translate(None, b"\x00\x01")):
+            return data
+        where = f"raw_input_contents[{position}]"
+        if len(data) == count * width:
+            raise InvalidArgument(f"{where}: a BOOL is a byte of 0 or 1", field=where)
         raise InvalidArgument(
             f"{where}: {len(data)} bytes for input {tensor.name!r}; "
-            f"{row.name} {list(tensor.shape)} takes {count * row.size}",
+            f"{tensor.datatype} {list(tensor.shape)} takes {count * width}",
             field=where,
         )
-    elif row.name == "BOOL" and data.translate(None, b"\x00\x01"):
-        raise InvalidArgument(f"{where}: a BOOL is a byte of 0 or 1", field=where)
+    unpack_bytes(data, count, f"raw_input_contents[{position}]")
     return data
 
 

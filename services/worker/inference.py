@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from opentelemetry.trace import Span
 
 import penstock
 from penstock import names
@@ -19,9 +18,23 @@ from penstock.errors import InvalidArgument, NotFound, PenstockError, Unavailabl
 from penstock.kit import telemetry
 from penstock.oip import inference_pb2 as oip
 from penstock.v1 import cluster_pb2
-from penstock.wire.call import BATCH_SIZE, QUEUE_DEPTH, QUEUE_MICROSECONDS, VERSION, WORKER, Answer, Call, Handler
+from penstock.wire.call import (
+    BATCH_SIZE,
+    QUEUE_DEPTH,
+    QUEUE_MICROSECONDS,
+    VERSION,
+    WORKER,
+    Answer,
+    Call,
+    Done,
+    Handler,
+    Pending,
+)
 
-from . import codec, metadata
+from . import codec, head, metadata
+from .batcher import Result
+from .codec import Plan, Request, Schema
+from .head import Parts
 from .serving import Directory, Serving, Standing
 
 M = TypeVar("M", bound=Message)
@@ -29,6 +42,9 @@ M = TypeVar("M", bound=Message)
 EXTENSIONS: Final = ("schedule_policy", "model_configuration", "parameters", "statistics", "model_repository")
 
 INFER_SPAN: Final = "worker.infer"
+
+MAX_PLANS: Final = 4096
+"""Heads of requests that are remembered; a client has one per model and shape."""
 
 READY: Final = cluster_pb2.REPLICA_STATE_READY
 
@@ -56,6 +72,7 @@ class Inference:
         self._worker = worker
         self._directory = directory
         self._not_ready = not_ready
+        self._plans: dict[tuple[bytes, str], tuple[str, int, Schema, Plan]] = {}
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -76,14 +93,30 @@ class Inference:
 
     async def infer(self, call: Call) -> Answer:
         """ModelInfer. Raises NotFound, Unavailable, InvalidArgument and whatever ended the request in the batcher."""
-        message = codec.parse(call.payload)
-        serving = self._serving(message.model_name, message.model_version, call)
+        serving, request = self._request(call)
         if not _traced(call):
-            return await self._answered(call, message, serving, None)
+            return self._answer(serving, request, await serving.batcher.submit(request, call.deadline))
         with telemetry.span(
             INFER_SPAN, call.headers, model=serving.name, version=serving.version, worker=self._worker
         ) as span:
-            return await self._answered(call, message, serving, span)
+            result = await serving.batcher.submit(request, call.deadline, span)
+            queue_us, rows = int(result.ride.queue_seconds * 1e6), result.ride.batch_rows
+            span.set_attributes({"queue_us": queue_us, "batch_size": rows})
+            return self._answer(serving, request, result)
+
+    def direct(self, call: Call, done: Done) -> Pending | None:
+        """ModelInfer without a task, for a call that is not traced. Raises as `infer` does."""
+        if _traced(call):
+            return None
+        serving, request = self._request(call)
+
+        def ended(result: Result | PenstockError) -> None:
+            if isinstance(result, PenstockError):
+                done(None, result)
+            else:
+                done(self._answer(serving, request, result), None)
+
+        return serving.batcher.enter(request, call.deadline, ended)
 
     async def server_live(self, call: Call) -> Answer:
         """ServerLive: whoever answers lives."""
@@ -158,22 +191,46 @@ class Inference:
         """RepositoryModelLoad and RepositoryModelUnload: a worker runs what it is assigned."""
         raise Unsupported("a worker does not load or unload models by request; ask the gateway")
 
-    async def _answered(
-        self, call: Call, message: oip.ModelInferRequest, serving: Serving, span: Span | None
-    ) -> Answer:
+    def _request(self, call: Call) -> tuple[Serving, Request]:
+        """The request, checked, and who answers it."""
+        parts = head.split(call.payload)
+        version = call.headers.get(VERSION, "")
+        if parts is None or (known := self._plans.get((parts.head, version))) is None:
+            return self._request_anew(call, parts, version)
+        name, number, schema, plan = known
+        standing = self._directory.find(name, number)
+        serving = standing.serving if standing is not None else None
+        if serving is None or serving.schema is not schema or len(parts.raws) != plan.tensors:
+            return self._request_anew(call, parts, version)
+        try:
+            return serving, plan.fill(parts.id, parts.raws)
+        except PenstockError as error:
+            serving.metrics.failed(error.code.name)
+            raise
+
+    def _request_anew(self, call: Call, parts: Parts | None, version: str) -> tuple[Serving, Request]:
+        message = codec.parse(call.payload)
+        serving = self._serving(message.model_name, message.model_version, call)
         try:
             request = serving.schema.decode(message)
         except PenstockError as error:
             serving.metrics.failed(error.code.name)
             raise
-        result = await serving.batcher.submit(request, call.deadline, span)
-        queue_us = str(int(result.ride.queue_seconds * 1e6))
-        if span is not None:
-            span.set_attributes({"queue_us": int(queue_us), "batch_size": result.ride.batch_rows})
+        # Without a version the request means the highest that is READY at the time.
+        if parts is not None and (version or message.model_version):
+            plan = serving.schema.plan(message, request)
+            if plan is not None:
+                if len(self._plans) >= MAX_PLANS:
+                    self._plans.clear()
+                self._plans[parts.head, version] = (serving.name, serving.version, serving.schema, plan)
+        return serving, request
+
+    def _answer(self, serving: Serving, request: Request, result: Result) -> Answer:
+        ride = result.ride
         trailers = {
             WORKER: self._worker,
-            BATCH_SIZE: str(result.ride.batch_rows),
-            QUEUE_MICROSECONDS: queue_us,
+            BATCH_SIZE: str(ride.batch_rows),
+            QUEUE_MICROSECONDS: str(int(ride.queue_seconds * 1e6)),
             QUEUE_DEPTH: str(serving.batcher.depth),
         }
         return Answer(serving.schema.encode(request.id, result.outputs), trailers)

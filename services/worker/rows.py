@@ -48,8 +48,8 @@ class Sliced:
         self._bounds: dict[str, list[int]] = {}
 
     def take(self, first: int, count: int, names: Sequence[str]) -> tuple[Tensor, ...] | PenstockError:
-        """Copies of rows first … first + count - 1 of these outputs, or why one of the rows failed."""
-        for row in range(first, first + count):
+        """Views of rows first … first + count - 1 of these outputs, or why one of the rows failed."""
+        for row in range(first, first + count) if self._failures else ():
             if (failure := self._failures.get(row)) is not None:
                 return failure if count == 1 else _numbered(failure, row - first)
         return tuple(self._cut(name, first, count) for name in names)
@@ -61,14 +61,12 @@ class Sliced:
         shape = tuple(output.shape)
         if self._size is None or count == self._size:
             self._check(output)
-            return Tensor(name, output.datatype, shape, bytes(output.data))
+            return Tensor(name, output.datatype, shape, output.data)
         bounds = self._bounds.get(name)
         if bounds is None:
             self._check(output)
             bounds = self._bounds[name] = _bounds(output, self._size)
-        return Tensor(
-            name, output.datatype, (count, *shape[1:]), bytes(output.data[bounds[first] : bounds[first + count]])
-        )
+        return Tensor(name, output.datatype, (count, *shape[1:]), output.data[bounds[first] : bounds[first + count]])
 
     def _check(self, output: Output) -> None:
         if self._size is not None and (not output.shape or output.shape[0] != self._size):

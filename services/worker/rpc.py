@@ -22,6 +22,11 @@ def register(chassis: Chassis, inference: Inference) -> None:
     """Puts the protocol on the process's port."""
     handlers = inference.handlers
     chassis.serve_inference(
-        inference_methods(handlers, stream_infer=handlers["ModelInfer"], default_timeout=DEFAULT_TIMEOUT)
+        inference_methods(
+            handlers,
+            direct={"ModelInfer": inference.direct},
+            stream_infer=handlers["ModelInfer"],
+            default_timeout=DEFAULT_TIMEOUT,
+        )
     )
     chassis.reflect([SERVICE])
