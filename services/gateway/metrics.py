@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
-
 from penstock import signals
-from penstock.kit.metrics import counter, gauge, histogram
+from penstock.kit.metrics import Count, Spread, counter, gauge, histogram
 
 from .routes import RoutingTable
 from .upstream import Upstreams
@@ -18,7 +16,7 @@ class RequestMetrics:
         self._requests = counter(signals.GATEWAY_REQUESTS)
         self._seconds = histogram(signals.GATEWAY_SECONDS)
         self._retries = counter(signals.GATEWAY_RETRIES)
-        self._ended: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._ended: dict[tuple[str, str], tuple[Count, Spread]] = {}
 
     def ended(self, model: str, code: str, seconds: float) -> None:
         """model: a deployed model's name, or empty: a caller's invention must not become a label."""

@@ -17,7 +17,7 @@ from .deadlines import Deadlines
 from .frames import ConnectionFault, StreamFault
 from .hpack import BadBlock, Decoder, Encoder, Field, TooLong, literal, portable
 from .limits import Limits
-from .messages import Assembler, check_prefix, read_binary, read_text
+from .messages import Assembler, check_prefix, prefixed, read_binary, read_text
 from .outbound import Bytes, Stream
 from .replies import PREFIX
 from .server_stream import Inbox
@@ -249,12 +249,7 @@ class ClientConnection(Connection):
             if stream.inbox is not None:
                 stream.inbox.feed(piece, False)
                 stream.inbox.grant()
-            elif (
-                stream.message is None
-                and stream.assembler is None
-                and size >= 5
-                and (int.from_bytes(piece[1:5], "big") == size - 5)
-            ):
+            elif stream.message is None and stream.assembler is None and size >= 5 and prefixed(piece)[0] == size - 5:
                 check_prefix(piece[0], size - 5, self.limits.max_message)
                 stream.message = piece[5:]
             elif size:

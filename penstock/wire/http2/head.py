@@ -62,6 +62,11 @@ class Malformed(ValueError):
     """Not a request of HTTP/2: the stream is reset."""
 
 
+def well_formed(request_id: str) -> bool:
+    """A request id that may stand in logs."""
+    return _REQUEST_ID.fullmatch(request_id) is not None
+
+
 def read_head(fields: list[Field], methods: Mapping[str, Method]) -> Head:
     """Raises Malformed."""
     headers: dict[str, str] = {}
@@ -88,7 +93,7 @@ def read_head(fields: list[Field], methods: Mapping[str, Method]) -> Head:
     if headers.get("te", "trailers") != "trailers":
         raise Malformed("te may only be trailers")
     given = headers.get(REQUEST_ID, "")
-    head = Head(methods.get(path), path, None, headers, given if _REQUEST_ID.fullmatch(given) else "")
+    head = Head(methods.get(path), path, None, headers, given if well_formed(given) else "")
     kind = headers.get("content-type", "")
     if pseudo[":method"] != "POST":
         head.http = 405

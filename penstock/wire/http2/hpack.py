@@ -52,14 +52,14 @@ class Decoder:
         self._size = 0
         self._entries: deque[Field] = deque()
 
-    def decode(self, block: bytes) -> list[Field]:
-        """The fields in order. Raises BadBlock, TooLong."""
+    def decode(self, block: bytes, ends: list[int] | None = None) -> list[Field]:
+        """The fields in order; `ends` gets where each of them ends. Raises BadBlock, TooLong."""
         try:
-            return self._decode(block)
+            return self._decode(block, ends)
         except (IndexError, BadHuffman) as problem:
             raise BadBlock("a header block ends too early or has a bad string") from problem
 
-    def _decode(self, block: bytes) -> list[Field]:
+    def _decode(self, block: bytes, ends: list[int] | None) -> list[Field]:
         fields: list[Field] = []
         entries, end, at = self._entries, len(block), 0
         total = 0
@@ -109,6 +109,8 @@ class Decoder:
                 if first & 0x40:
                     self._insert(field)
             fields.append(field)
+            if ends is not None:
+                ends.append(at)
             total += len(field[0]) + len(field[1]) + _OVERHEAD
             if total > self._max_list:
                 # Nothing is kept of the rest; what it does to the table is still done.

@@ -66,4 +66,5 @@ class Budget:
 
     def give(self, tokens: float = 1.0) -> None:
         """Gives tokens back: for work that was worth it."""
-        self._left = min(self._burst, self._left + tokens)
+        left = self._left + tokens
+        self._left = left if left < self._burst else self._burst

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import deque
+from struct import Struct
 from typing import Final
 from urllib.parse import quote, unquote
 
 from penstock.errors import InvalidArgument, ResourceExhausted, Unsupported
 
+prefixed: Final = Struct(">xL").unpack_from
+"""Length of the message that follows a prefix, as a tuple of one."""
 PREFIX: Final = 5
 """Bytes before a message: a flag that it is compressed, and its length."""
 _SMALL: Final = 1024

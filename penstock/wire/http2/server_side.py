@@ -17,18 +17,17 @@ from . import frames as f
 from . import replies
 from .answering import Answering, Common, Exchange
 from .frames import ConnectionFault, StreamFault
-from .head import Head, Malformed, Method, read_head
-from .hpack import BadBlock, Decoder, Field, TooLong
+from .head import Head, Malformed, Method
+from .heads import Heads
+from .hpack import BadBlock, TooLong
 from .limits import Limits
-from .messages import Assembler, check_prefix
+from .messages import Assembler, check_prefix, prefixed
 from .outbound import Stream
 from .server_stream import serve_stream
 
 Authenticate = Callable[[Mapping[str, str]], str]
 """Name of the caller by the headers of a call; raises PenstockError."""
 
-_MAX_HEADS: Final = 256
-_KEPT_BLOCK: Final = 1024
 _LEAVING: Final = b"leaving!"
 _log = logging.getLogger(__name__)
 
@@ -46,8 +45,7 @@ class ServerConnection(Answering):
     ) -> None:
         super().__init__(common, limits, flush_soon)
         self._methods, self._authenticate = methods, authenticate
-        self._decoder = Decoder(max_list=limits.max_header_list, max_fields=limits.max_header_fields)
-        self._heads: dict[bytes, Head] = {}
+        self._heads = Heads(methods, limits)
         self._incomplete: list[Exchange] = []
         self._last_accepted = f.MAX_WINDOW
 
@@ -62,23 +60,20 @@ class ServerConnection(Answering):
 
     def block_received(self, number: int, block: bytes, ends: bool) -> None:
         """HEADERS: a new request, or the trailers of one."""
-        head = self._heads.get(block)
         if number <= self.last_seen or not number & 1:
             self._late_block(number, block, ends)
             return
-        problem = ""
         self.last_seen = number
-        if head is None:
-            try:
-                head = self._read_head(block)
-            except Malformed as malformed:
-                problem = str(malformed)
-            except TooLong as too_long:
-                self.refuse(number, ends, errors.ResourceExhausted(str(too_long)), "")
-                return
-        if head is None:
+        try:
+            head = self._heads.read(block)
+        except Malformed as malformed:
             self._take_reset()
-            raise StreamFault(number, f.PROTOCOL_ERROR, problem)
+            raise StreamFault(number, f.PROTOCOL_ERROR, str(malformed)) from None
+        except TooLong as too_long:
+            self.refuse(number, ends, errors.ResourceExhausted(str(too_long)), "")
+            return
+        except BadBlock as bad:
+            raise ConnectionFault(f.COMPRESSION_ERROR, str(bad)) from None
         if number > self._last_accepted or len(self.streams) >= self.limits.max_streams:
             self._take_reset()
             self.give_up(number, f.REFUSED_STREAM)
@@ -125,9 +120,11 @@ class ServerConnection(Answering):
     def _late_block(self, number: int, block: bytes, ends: bool) -> None:
         """Trailers, or something that comes too late; it is decoded all the same, for the table's sake."""
         try:
-            self._decode(block)
+            self._heads.decoder.decode(block)
         except TooLong:
             raise ConnectionFault(f.ENHANCE_YOUR_CALM, "trailers that are too large") from None
+        except BadBlock as bad:
+            raise ConnectionFault(f.COMPRESSION_ERROR, str(bad)) from None
         stream = self.streams.get(number)
         if stream is not None and not stream.remote_ended:
             if not ends:
@@ -138,28 +135,6 @@ class ServerConnection(Answering):
             code = f.STREAM_CLOSED if number & 1 else f.PROTOCOL_ERROR
             raise ConnectionFault(code, "HEADERS on a stream that has ended")
 
-    def _decode(self, block: bytes) -> list[Field]:
-        try:
-            return self._decoder.decode(block)
-        except BadBlock as bad:
-            raise ConnectionFault(f.COMPRESSION_ERROR, str(bad)) from None
-
-    def _read_head(self, block: bytes) -> Head:
-        decoder, before = self._decoder, self._decoder.version
-        fields = None
-        try:
-            fields = self._decode(block)
-        finally:
-            if decoder.version != before:
-                # The same bytes would mean something else now.
-                self._heads.clear()
-        head = read_head(fields, self._methods)
-        if decoder.version == before and len(block) <= _KEPT_BLOCK:
-            if len(self._heads) >= _MAX_HEADS:
-                self._heads.clear()
-            self._heads[block] = head
-        return head
-
     def data_received(self, stream: Stream, piece: bytes, ends: bool) -> None:
         """DATA of a request."""
         assert isinstance(stream, Exchange)
@@ -169,8 +144,9 @@ class ServerConnection(Answering):
             if stream.inbox is not None:
                 stream.inbox.feed(piece, ends)
                 return
-            if assembler is None and ends and size >= 5 and int.from_bytes(piece[1:5], "big") == size - 5:
-                check_prefix(piece[0], size - 5, self.limits.max_message)
+            if assembler is None and ends and size >= 5 and piece[0] == 0 and prefixed(piece)[0] == size - 5:
+                if size - 5 > self.limits.max_message:
+                    check_prefix(0, size - 5, self.limits.max_message)
                 stream.held = size
                 self.held += size
                 self.common.held += size

@@ -31,7 +31,7 @@ def test_the_same_declaration_is_the_same_metric(registry: CollectorRegistry) ->
 def test_what_prometheus_reads(registry: CollectorRegistry) -> None:
     metrics.counter(COUNTER).labels("OK").inc(2)
     metrics.gauge(GAUGE).set(0.5)
-    metrics.histogram(HISTOGRAM).labels(code="OK").observe(0.5)
+    metrics.histogram(HISTOGRAM).labels("OK").observe(0.5)
     text = generate_latest(registry).decode()
     for line in (
         "# HELP penstock_test_things_total Things",
