@@ -31,7 +31,8 @@ _FOLDER_BYTES: Final = 80
 class Front:
     """Bound when made, so that the port is known; accepts from `start`.
 
-    limits: what one connection may cost; certificates: with one to show, the port speaks TLS. Raises OSError when the port cannot be taken.
+    limits: what one connection may cost; certificates: where there is one to show, the port speaks TLS.
+    Raises OSError when the port cannot be taken.
     """
 
     def __init__(

@@ -243,8 +243,8 @@ def _load_chain(context: ssl.SSLContext, files: Files) -> None:
 
 
 def _proved(files: Files) -> float:
-    """When the certificate ends. Raises ValueError when a caller who trusts it could not accept it as a server's: it has
-    expired, is not valid yet, or is for something else. A handshake with oneself says so."""
+    """When the certificate ends. Raises ValueError when a caller who trusts it could not accept it as a server's: it
+    has expired, is not valid yet, or is for something else. A handshake with oneself says so."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _load_chain(server, files)
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -102,12 +102,12 @@ class Backend:
         raise self.unreachable()
 
     async def _forget_all_but(self, addresses: list[str]) -> None:
-        """Lets go of connections to all others, which are gone or were made with older credentials; what is in flight there may take its time, since an instance that
-        leaves the store still finishes what it has."""
-        for address in [address for address in self._channels if address not in addresses]:
-            channel = self._channels.pop(address)
-            for key in [key for key in self._methods if key[0] == address]:
-                del self._methods[key]
+        """Lets go of connections to all others, whose instances are gone or which were made with older credentials.
+        What is in flight there may take its time: an instance that leaves the store still finishes what it has."""
+        gone = {address: self._channels.pop(address) for address in list(self._channels) if address not in addresses}
+        for key in [key for key in self._methods if key[0] in gone]:
+            del self._methods[key]
+        for channel in gone.values():
             if channel.get_state() is not grpc.ChannelConnectivity.READY:
                 await channel.close()
 

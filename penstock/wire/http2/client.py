@@ -50,8 +50,8 @@ class Peer:
         token: sent with every call as `authorization: Bearer <token>`.
         tls: asked for each connection to the address, for TLS; its ALPN is set to h2. server_name: whom the certificate
             must name, when not the host.
-        unix_socket: asked for each connection: path of a unix socket of the same server (http2/unix.py), or empty; where
-            it leads to nothing, the address is taken.
+        unix_socket: asked for each connection: path of a unix socket of the same server (http2/unix.py), or empty;
+            where it leads to nothing, the address is taken.
     """
 
     def __init__(

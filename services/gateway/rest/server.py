@@ -47,8 +47,9 @@ async def serve_rest(
 
     ready: None while the server takes requests, else the public reason. max_body_bytes: of one body, also after
     decompression. default_timeout: seconds for a request that brings no deadline. authenticate: caller's name by the
-    lower-case headers, raises Unauthenticated. tls: for HTTPS. drain_seconds: how long answers may take once cancelled. listening:
-    told the port once connections are taken; port 0 lets the system choose. Raises OSError when the port is taken.
+    lower-case headers, raises Unauthenticated. tls: for HTTPS. drain_seconds: how long answers may take once
+    cancelled. listening: told the port once connections are taken; port 0 lets the system choose. Raises OSError when
+    the port is taken.
     """
     app = build_app(
         inference=inference,
