@@ -53,14 +53,14 @@ async def test_a_broken_connection_goes_on_by_tcp_without_a_failed_call(tmp_path
     async with both_ways(service, tmp_path) as (server, address, path):
         peer = Peer(address, unix_socket=lambda: path)
         await ask(peer, "Echo")
+        assert peer._link is not None
+        noticed = peer._link.over
         os.unlink(path)
         for link in list(server._links):
             link.abort()
-            await asyncio.wait({link.over})
-        assert peer._link is not None
-        await asyncio.wait({peer._link.over})
+        await asyncio.wait({noticed})
         assert (await ask(peer, "Echo")).payload == b"x"
-        assert server.connected == {"tcp": 1, "tls": 0, "unix": 0}
+        assert server.connected["tcp"] == 1
         await peer.close()
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 _NAME: Final = re.compile(r"hop-[0-9a-f]{32}\.sock")
 _CREDENTIALS: Final = struct.Struct("3i")
 """struct ucred: process, user, group."""
-_SEND_BYTES: Final = 4 << 20
+_SEND_BYTES: Final = 1 << 20
 """Asked for, so that a large tensor crosses in few turns of the loop; the kernel gives at most net.core.wmem_max."""
 
 
