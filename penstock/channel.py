@@ -33,15 +33,24 @@ OPTIONS: Final[Sequence[tuple[str, int]]] = (
 )
 
 
-def dial(address: str, *, token: str = "", options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+def dial(
+    address: str,
+    *,
+    token: str = "",
+    credentials: grpc.ChannelCredentials | None = None,
+    options: Sequence[tuple[str, int]] = (),
+) -> grpc.aio.Channel:
     """Opens a channel to host:port; every call carries `authorization: Bearer <token>` when a token is given.
 
-    The caller closes it. Connecting happens with the first call.
+    credentials: for TLS, with a server that names `address`' host in its certificate; None for plain text. The caller
+    closes it. Connecting happens with the first call.
     """
     interceptors: list[grpc.aio.ClientInterceptor] = []
     if token:
         header = ("authorization", f"Bearer {token}")
         interceptors = [_Bearer(header), _BearerUnaryStream(header), _BearerStreamUnary(header), _BearerStreams(header)]
+    if credentials is not None:
+        return grpc.aio.secure_channel(address, credentials, options=(*OPTIONS, *options), interceptors=interceptors)
     return grpc.aio.insecure_channel(address, options=(*OPTIONS, *options), interceptors=interceptors)
 
 

@@ -27,7 +27,20 @@ class Metric:
 
 # Every service.
 RPCS: Final = Metric("penstock_rpcs", "counter", "every", "Calls of the control plane answered", ("method", "code"))
+CONNECTIONS: Final = Metric(
+    "penstock_connections",
+    "gauge",
+    "every",
+    "Connections to the port of inference and to the unix socket beside it (gateway, worker); kind: tcp, tls, unix",
+    ("kind",),
+)
 READY: Final = Metric("penstock_ready", "gauge", "every", "1 while the process is ready")
+CERTIFICATE_EXPIRES: Final = Metric(
+    "penstock_certificate_expires_timestamp_seconds",
+    "gauge",
+    "every",
+    "When the certificate that the process shows ends, in seconds since the epoch; 0 without one",
+)
 
 # Gateway.
 GATEWAY_REQUESTS: Final = Metric(

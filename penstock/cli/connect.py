@@ -17,7 +17,14 @@ def connected(args: argparse.Namespace) -> AsyncClient:
     """The client that the arguments ask for. With --wait, --timeout belongs to the waiting."""
     waits = getattr(args, "wait", False)
     timeout = DEFAULT_TIMEOUT if waits or args.timeout is None else args.timeout
-    return AsyncClient(args.address, token=args.token, timeout=timeout)
+    return AsyncClient(
+        args.address,
+        token=args.token,
+        timeout=timeout,
+        tls_ca=args.tls_ca,
+        tls_cert=args.tls_cert,
+        tls_key=args.tls_key,
+    )
 
 
 def wait_seconds(args: argparse.Namespace) -> bool | float:

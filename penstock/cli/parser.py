@@ -35,6 +35,7 @@ ENVIRONMENT: Final = """\
 environment:
   PENSTOCK_ADDRESS     the gateway's host:port (default 127.0.0.1:8001)
   PENSTOCK_TOKEN       credential; kept out of the process list, unlike --token
+  PENSTOCK_TLS_CA      CAs to verify the gateway by; also PENSTOCK_TLS_CERT, PENSTOCK_TLS_KEY
   PENSTOCK_STATE_DIR   folder of a local run (default ./.penstock), for `penstock logs`
   NO_COLOR             no colours
 """
@@ -248,6 +249,9 @@ def _common(parser: argparse.ArgumentParser, default: Any) -> None:
     group = parser.add_argument_group("connection and output")
     group.add_argument("--address", default=default, metavar="HOST:PORT", help="the gateway; else PENSTOCK_ADDRESS")
     group.add_argument("--token", default=default, help="credential; PENSTOCK_TOKEN is safer")
+    group.add_argument("--tls-ca", default=default, metavar="FILE", help="CAs to verify the gateway by; means TLS")
+    group.add_argument("--tls-cert", default=default, metavar="FILE", help="certificate to show, if it asks for one")
+    group.add_argument("--tls-key", default=default, metavar="FILE", help="key of that certificate")
     group.add_argument(
         "--timeout", type=seconds, default=default, metavar="S", help="seconds for a call (60), or for --wait (300)"
     )

@@ -15,6 +15,7 @@ from penstock.client.cluster import ClusterCalls
 from penstock.client.connection import DEFAULT_TIMEOUT, Connection
 from penstock.client.inference import InferenceCalls
 from penstock.client.payload import Specs
+from penstock.client.tls import Tls
 from penstock.client.trace import current_traceparent
 
 
@@ -29,6 +30,10 @@ class AsyncClient(InferenceCalls, CatalogueCalls, ClusterCalls):
         timeout: seconds for calls that name none; None for no deadline.
         retries: how often inference and read-only calls are tried again when the answer is Unavailable, within their
             deadline and with growing, jittered pauses.
+        tls_ca: PEM file of the CAs that the gateway's certificate is verified by, which also means TLS; default:
+            environment PENSTOCK_TLS_CA, else plain text. Read once; raises InvalidArgument when it cannot be.
+        tls_cert, tls_key: PEM files to show to a gateway that asks callers for certificates; default: environment
+            PENSTOCK_TLS_CERT and PENSTOCK_TLS_KEY, else none.
         trace_context: gives the W3C traceparent of a call, or None; default: the current OpenTelemetry span of callers
             who use OpenTelemetry.
     """
@@ -40,9 +45,14 @@ class AsyncClient(InferenceCalls, CatalogueCalls, ClusterCalls):
         token: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         retries: int = 2,
+        tls_ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
         trace_context: Callable[[], str | None] = current_traceparent,
     ) -> None:
-        self._connection = Connection(address, token, timeout, retries, trace_context)
+        self._connection = Connection(
+            address, token, timeout, retries, trace_context, Tls.of(tls_ca, tls_cert, tls_key)
+        )
         self._specs: dict[tuple[str, str], Specs] = {}
 
     async def __aenter__(self) -> AsyncClient:

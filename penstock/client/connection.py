@@ -15,6 +15,7 @@ import grpc
 
 from penstock.channel import OPTIONS, dial, raising
 from penstock.client.retry import Budget, pause_before_retry
+from penstock.client.tls import Tls
 from penstock.errors import InvalidArgument, PenstockError, Unavailable
 from penstock.oip import inference_pb2_grpc as oip_rpc
 from penstock.v1 import cluster_pb2_grpc as cluster_rpc
@@ -69,6 +70,7 @@ class Connection:
         timeout: float | None,
         retries: int,
         trace_context: Callable[[], str | None],
+        tls: Tls,
     ) -> None:
         self.address = address or os.environ.get("PENSTOCK_ADDRESS") or DEFAULT_ADDRESS
         self.timeout = timeout
@@ -76,6 +78,7 @@ class Connection:
         self.budget = Budget()
         self._token = os.environ.get("PENSTOCK_TOKEN", "") if token is None else token
         self._trace_context = trace_context
+        self._credentials = tls.credentials()
         self._channel: grpc.aio.Channel | None = None
         self._stubs: Stubs | None = None
         self._closed = False
@@ -89,12 +92,14 @@ class Connection:
             raise RuntimeError("the client is closed")
         if self._stubs is None:
             # The credential travels as metadata of each call (`headers`), which spares every call an interceptor.
-            self._channel = dial(self.address)
+            self._channel = dial(self.address, credentials=self._credentials)
             self._stubs = Stubs.on(self._channel)
         return self._stubs
 
     def open_blocking(self) -> grpc.Channel:
         """A second channel to the same place for a call that runs on gRPC's threads; the caller closes it."""
+        if self._credentials is not None:
+            return grpc.secure_channel(self.address, self._credentials, options=OPTIONS)
         return grpc.insecure_channel(self.address, options=OPTIONS)
 
     async def close(self) -> None:

@@ -70,9 +70,21 @@ class Client:
         token: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         retries: int = 2,
+        tls_ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
         trace_context: Callable[[], str | None] = current_traceparent,
     ) -> None:
-        self._aio = AsyncClient(address, token=token, timeout=timeout, retries=retries, trace_context=trace_context)
+        self._aio = AsyncClient(
+            address,
+            token=token,
+            timeout=timeout,
+            retries=retries,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            trace_context=trace_context,
+        )
         self._loop = _Loop()
         # Closes a forgotten client too, at the latest before the interpreter ends.
         self._finalizer = weakref.finalize(self, self._loop.close, self._aio.close)

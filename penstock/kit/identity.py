@@ -66,14 +66,15 @@ class Authenticator:
 
     def require_loopback(self, host: str) -> None:
         """Raises ValueError when an address other than loopback would be served without authentication."""
-        if self._open and not _is_loopback(host):
+        if self._open and not is_loopback(host):
             raise ValueError(
                 f"host {host} can be reached from other machines and no callers are configured: "
                 "set auth_file, or listen on 127.0.0.1"
             )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a process that listens there."""
     if host == "localhost":
         return True
     try:

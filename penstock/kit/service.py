@@ -22,10 +22,11 @@ from penstock.kit import log, telemetry
 from penstock.kit.admin import Admin
 from penstock.kit.config import ServiceConfig
 from penstock.kit.front import Front
-from penstock.kit.identity import Authenticator
+from penstock.kit.identity import Authenticator, is_loopback
 from penstock.kit.loop import Loop
 from penstock.kit.metrics import gauge
 from penstock.kit.server import add_reflection, build_server
+from penstock.kit.tls import Certificates, Files
 from penstock.wire.server import Limits, Method
 
 Step = Callable[[], Awaitable[object]]
@@ -43,14 +44,18 @@ class Chassis:
         self.token = config.token
         self.authenticator = Authenticator(config.auth_file)
         self.authenticator.require_loopback(config.host)
+        self.certificates = Certificates(
+            Files(cert=config.tls_cert, key=config.tls_key, client_ca=config.tls_client_ca, ca=config.tls_ca)
+        )
+        self._exposed = not is_loopback(config.host) and not self.certificates.serves
         self.server, self._health = build_server(self.authenticator)
         self._front: Front | None = None
         # Bound here, so that the address is known while assembling; it accepts once everything is in place.
         try:
             if data_plane is None:
-                port = self.server.add_insecure_port(f"{config.host}:{config.port}")
+                port = self._bind(f"{config.host}:{config.port}")
             else:
-                self._front = Front(config.host, config.port, self.authenticator, data_plane)
+                self._front = Front(config.host, config.port, self.authenticator, data_plane, self.certificates)
                 self.server.add_insecure_port(self._front.inner)
                 port = self._front.port
         except (RuntimeError, OSError):
@@ -66,6 +71,7 @@ class Chassis:
         self.admin_address = f"{reached_at}:{self._admin.port}"
         self._drain_seconds = config.drain_seconds
         self._ready = gauge(signals.READY)
+        gauge(signals.CERTIFICATE_EXPIRES).set_function(lambda: self.certificates.expires)
         self._phase = "starting"
         self._checks: dict[str, Callable[[], str | None]] = {}
         self._drain: list[Step] = []
@@ -73,6 +79,12 @@ class Chassis:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._stop = asyncio.Event()
+
+    def _bind(self, address: str) -> int:
+        credentials = self.certificates.server_credentials()
+        if credentials is None:
+            return self.server.add_insecure_port(address)
+        return self.server.add_secure_port(address, credentials)
 
     def start(self, coroutine: Coroutine[Any, Any, object], name: str) -> None:
         """Runs a coroutine for the life of the process; if it raises, the process stops with an error."""
@@ -95,6 +107,11 @@ class Chassis:
         """Puts methods on the data plane's port; for processes that were run with `data_plane`."""
         assert self._front is not None
         self._front.add(methods)
+
+    def listen_unix(self) -> str:
+        """A unix socket beside the data plane's port, for processes of this user on this host: its path, or empty."""
+        assert self._front is not None
+        return self._front.listen_unix()
 
     def reflect(self, services: Sequence[str]) -> None:
         """Lets gRPC tools list these services."""
@@ -158,6 +175,10 @@ class Chassis:
         return not work.cancelled()
 
     async def _serve(self) -> None:
+        if self._exposed:
+            log.get_logger().warning(
+                "plain_text_port", address=self.address, mend="set tls_cert and tls_key, or keep the network private"
+            )
         await self.server.start()
         if self._front is not None:
             await self._front.start()

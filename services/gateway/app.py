@@ -40,15 +40,24 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     chassis.start(routes.run(deployments, replicas), "routes")
     chassis.ready_check("routes", routes.ready)
 
+    certificates = chassis.certificates
     upstreams = Upstreams(
-        lambda address: Peer(address, token=chassis.token), on_lost=routes.disprove, on_ejected=metrics.ejected
+        lambda address: Peer(
+            address,
+            token=chassis.token,
+            tls=certificates.client if certificates.calls else None,
+            unix_socket=lambda: routes.table.unix_sockets.get(address, ""),
+        ),
+        on_lost=routes.disprove,
+        on_ejected=metrics.ejected,
     )
     chassis.start(upstreams.run(), "upstreams")
     chassis.start(follow_routes(routes, upstreams), "upstream addresses")
     chassis.start(probe_held(routes, upstreams), "probes")
     chassis.on_close(upstreams.close)
 
-    registry, scheduler = Backend("registry", registries), Backend("scheduler", schedulers)
+    registry = Backend("registry", registries, credentials=certificates.channel)
+    scheduler = Backend("scheduler", schedulers, credentials=certificates.channel)
     chassis.on_close(registry.close)
     chassis.on_close(scheduler.close)
     control = Control(registry, scheduler, token=chassis.token, default_timeout=config.default_timeout)
@@ -72,6 +81,7 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
         max_body_bytes=config.max_body_bytes,
         default_timeout=config.default_timeout,
         authenticate=chassis.authenticator.authenticate,
+        tls=certificates.server("http/1.1"),
         drain_seconds=config.drain_seconds,
         listening=lambda port: get_logger().info("rest_started", address=f"{config.host}:{port}"),
     )

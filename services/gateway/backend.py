@@ -39,11 +39,20 @@ class Backend:
     """All instances of one service. The last one that worked is asked again, so that an upload and what follows it
     meet the same process."""
 
-    def __init__(self, name: str, instances: Instances, *, dial: Callable[..., grpc.aio.Channel] = dial) -> None:
-        """name: `registry` or `scheduler`, as callers may read it."""
+    def __init__(
+        self,
+        name: str,
+        instances: Instances,
+        *,
+        credentials: Callable[[], grpc.ChannelCredentials | None] = lambda: None,
+        dial: Callable[..., grpc.aio.Channel] = dial,
+    ) -> None:
+        """name: `registry` or `scheduler`, as callers may read it; credentials: for TLS, others after a change."""
         self.name = name
         self._instances = instances
         self._dial = dial
+        self._credentials = credentials
+        self._dialled_with = credentials()
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._methods: dict[tuple[str, str], Any] = {}
         self._preferred = ""
@@ -78,24 +87,27 @@ class Backend:
             await channel.close()
 
     async def _connected(self) -> tuple[str, grpc.aio.Channel]:
+        if (credentials := self._credentials()) is not self._dialled_with:
+            self._dialled_with = credentials
+            await self._forget_all_but([])
         addresses = sorted({record.address for record in self._instances.records.values()})
         await self._forget_all_but(addresses)
         for address in sorted(addresses, key=lambda address: address != self._preferred):
             channel = self._channels.get(address)
             if channel is None:
-                channel = self._channels[address] = self._dial(address, options=OPTIONS)
+                channel = self._channels[address] = self._dial(address, credentials=credentials, options=OPTIONS)
             if await _connects(channel):
                 self._preferred = address
                 return address, channel
         raise self.unreachable()
 
     async def _forget_all_but(self, addresses: list[str]) -> None:
-        """Lets go of instances that are gone; what is in flight there may take its time, since an instance that
-        leaves the store still finishes what it has."""
-        for address in [address for address in self._channels if address not in addresses]:
-            channel = self._channels.pop(address)
-            for key in [key for key in self._methods if key[0] == address]:
-                del self._methods[key]
+        """Lets go of connections to all others, whose instances are gone or which were made with older credentials.
+        What is in flight there may take its time: an instance that leaves the store still finishes what it has."""
+        gone = {address: self._channels.pop(address) for address in list(self._channels) if address not in addresses}
+        for key in [key for key in self._methods if key[0] in gone]:
+            del self._methods[key]
+        for channel in gone.values():
             if channel.get_state() is not grpc.ChannelConnectivity.READY:
                 await channel.close()
 

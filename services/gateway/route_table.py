@@ -22,10 +22,12 @@ RETRY_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """worker: id of the worker; address: host:port of its inference server."""
+    """worker: id of the worker; address: host:port of its inference server; unix_socket: path of its socket on its own
+    host, empty for none."""
 
     worker: str
     address: str
+    unix_socket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +65,22 @@ class ModelView:
 
 
 class RouteTable:
-    """All deployed models at one moment. Never changes: `with_models` makes the next table."""
+    """All deployed models at one moment. Never changes: `with_models` makes the next table.
 
-    __slots__ = ("addresses", "models")
+    addresses: of every replica; unix_sockets: the path at each address, empty for none.
+    """
+
+    __slots__ = ("addresses", "models", "unix_sockets")
 
     def __init__(self, models: Mapping[str, ModelView] = MappingProxyType({})) -> None:
         self.models = models
-        self.addresses = frozenset(
-            replica.address
+        self.unix_sockets: Mapping[str, str] = {
+            replica.address: replica.unix_socket
             for model in models.values()
             for route in model.routes.values()
             for replica in route.replicas
-        )
+        }
+        self.addresses = frozenset(self.unix_sockets)
 
     def with_models(self, changed: Mapping[str, ModelView | None]) -> RouteTable:
         """The table with those models replaced; None removes one."""
@@ -170,7 +176,7 @@ def _routes(
 
 def _version_view(number: int, records: list[ReplicaRecord]) -> VersionView:
     ready = tuple(
-        Replica(record.worker, record.address)
+        Replica(record.worker, record.address, record.unix_socket)
         for record in sorted(records, key=lambda record: record.worker)
         if record.state == pb.REPLICA_STATE_READY
     )

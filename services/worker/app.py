@@ -35,6 +35,7 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         registry_records.synced,
         lambda: [record.address for record in registry_records.records.values()],
         token=chassis.token,
+        credentials=chassis.certificates.channel,
     )
     chassis.on_close(registries.close)
     artifacts = Artifacts(config.cache_dir, registries, capacity_bytes=config.cache_bytes)
@@ -51,6 +52,7 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         chassis.address,
         membership,
         lambda: (assignments.records.get(own), assignments.rewinds),
+        unix_socket=chassis.listen_unix(),
     )
     assignments = Mirror(etcd, own, AssignmentRecord, replicas.note_change)
     ledger = memory.Ledger(memory.offered(config.memory_bytes))

@@ -23,15 +23,23 @@ class Registries:
     """The registries of the cluster.
 
     known: waits until `addresses` says something, which a starting worker may not know yet;
-    addresses: those that are there now, asked before each download; token: what this worker presents.
+    addresses: those that are there now, asked before each download; token: what this worker presents; credentials: for
+    TLS, others after a change.
     """
 
     def __init__(
-        self, known: Callable[[], Awaitable[None]], addresses: Callable[[], Sequence[str]], *, token: str = ""
+        self,
+        known: Callable[[], Awaitable[None]],
+        addresses: Callable[[], Sequence[str]],
+        *,
+        token: str = "",
+        credentials: Callable[[], grpc.ChannelCredentials | None] = lambda: None,
     ) -> None:
         self._known = known
         self._addresses = addresses
         self._token = token
+        self._credentials = credentials
+        self._dialled_with = credentials()
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def download(self, digest: str, offset: int) -> AsyncGenerator[bytes, None]:
@@ -78,6 +86,10 @@ class Registries:
             call.cancel()
 
     def _channel(self, address: str) -> grpc.aio.Channel:
+        if (credentials := self._credentials()) is not self._dialled_with:
+            # What is under way ends on the old channels, which close when nobody has them any more.
+            self._dialled_with = credentials
+            self._channels.clear()
         if address not in self._channels:
-            self._channels[address] = dial(address, token=self._token)
+            self._channels[address] = dial(address, token=self._token, credentials=credentials)
         return self._channels[address]

@@ -30,7 +30,7 @@ class Replicas:
     """The worker's replicas; the directory that inference looks into.
 
     Args:
-        worker, address: as the cluster knows this process.
+        worker, address, unix_socket: as the cluster knows this process.
         orders: my assignment as it is now (None for none), and how often the store has turned out older than it was.
     """
 
@@ -40,9 +40,12 @@ class Replicas:
         address: str,
         membership: Membership,
         orders: Callable[[], tuple[records_pb2.AssignmentRecord | None, int]],
+        *,
+        unix_socket: str = "",
     ) -> None:
         self._worker = worker
         self._address = address
+        self._unix_socket = unix_socket
         self._membership = membership
         self._read_orders = orders
         self._orders = Orders()
@@ -88,6 +91,7 @@ class Replicas:
                 reason=standing.reason,
                 address=self._address,
                 retry_seconds=math.ceil(retry_seconds),
+                unix_socket=self._unix_socket,
             ),
         )
         self._count()

@@ -17,6 +17,7 @@ from penstock.kit.front import Front
 from penstock.kit.identity import Authenticator
 from penstock.kit.server import build_server
 from penstock.kit.service import Chassis
+from penstock.kit.tls import Certificates, Files
 from penstock.oip import inference_pb2 as oip
 from penstock.v1 import cluster_pb2 as pb
 from penstock.wire.call import VERSION, WORKER, Answer, Call
@@ -200,7 +201,7 @@ class Served:
     def __init__(self) -> None:
         everybody = Authenticator("")
         self.server, _ = build_server(everybody)
-        self.front = Front("127.0.0.1", 0, everybody, rpc.LIMITS)
+        self.front = Front("127.0.0.1", 0, everybody, rpc.LIMITS, Certificates(Files()))
         self.server.add_insecure_port(self.front.inner)
         self.serve_inference = self.front.add
 

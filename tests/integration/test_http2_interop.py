@@ -129,7 +129,7 @@ async def peer_and_service(request: Any, tmp_path: Path) -> AsyncIterator[tuple[
         await server.start_unix(str(tmp_path / "s"))
     else:
         address = f"127.0.0.1:{await server.start('127.0.0.1', 0, tls=server_tls)}"
-    peer = Peer(address, tls=peer_tls, server_name="localhost" if peer_tls else None)
+    peer = Peer(address, tls=(lambda: peer_tls) if peer_tls else None, server_name="localhost")
     yield peer, service
     await peer.close()
     await server.close()

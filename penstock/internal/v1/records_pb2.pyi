@@ -141,6 +141,7 @@ class ReplicaRecord(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     RETRY_SECONDS_FIELD_NUMBER: _builtins.int
+    UNIX_SOCKET_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     name: _builtins.str
     version: _builtins.int
@@ -151,6 +152,10 @@ class ReplicaRecord(_message.Message):
     """host:port of the worker, so that a route needs this record alone."""
     retry_seconds: _builtins.int
     """Seconds until the next try when FAILED."""
+    unix_socket: _builtins.str
+    """Path of the worker's unix socket, which gateways on the same host prefer to the address. Its name is random, so on
+    any other host it leads to nothing. Empty when there is none.
+    """
     def __init__(
         self,
         *,
@@ -161,10 +166,11 @@ class ReplicaRecord(_message.Message):
         reason: _builtins.str = ...,
         address: _builtins.str = ...,
         retry_seconds: _builtins.int = ...,
+        unix_socket: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "reason", b"reason", "retry_seconds", b"retry_seconds", "state", b"state", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "reason", b"reason", "retry_seconds", b"retry_seconds", "state", b"state", "unix_socket", b"unix_socket", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,10 +6,12 @@ Calls fail at once while the server cannot be reached; between attempts to reach
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+import socket
 import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -17,13 +19,14 @@ from penstock.errors import DeadlineExceeded
 from penstock.wire.call import Answer, Done, Pending
 
 from . import frames as f
+from . import unix
 from .client_side import ClientConnection, NotTaken, Sent
 from .client_side import ConnectionLost as ConnectionLost
 from .client_stream import ClientStream
 from .deadlines import deadlines_of
 from .hpack import Field
 from .limits import Limits
-from .link import Link
+from .link import Link, with_alpn
 from .messages import sendable, write_timeout
 
 SERVICE: Final = "inference.GRPCInferenceService"
@@ -37,6 +40,7 @@ _MAX_HEADS: Final = 1024
 _NEVER: Final = float("inf")
 _PING: Final = f.frame(f.PING, 0, 0, b"are you?")
 _AGENT: Final = ("user-agent", "penstock")
+_log = logging.getLogger(__name__)
 
 
 class Peer:
@@ -44,7 +48,10 @@ class Peer:
 
     Args:
         token: sent with every call as `authorization: Bearer <token>`.
-        tls: for TLS; its ALPN is set to h2. server_name: whom the certificate must name, when not the host.
+        tls: asked for each connection to the address, for TLS; its ALPN is set to h2. server_name: whom the certificate
+            must name, when not the host.
+        unix_socket: asked for each connection: path of a unix socket of the same server (http2/unix.py), or empty;
+            where it leads to nothing, the address is taken.
     """
 
     def __init__(
@@ -52,14 +59,13 @@ class Peer:
         address: str,
         *,
         token: str = "",
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         server_name: str | None = None,
+        unix_socket: Callable[[], str] | None = None,
         limits: Limits = CLIENT_LIMITS,
     ) -> None:
         self.address = address
-        self._tls, self._server_name, self._limits = tls, server_name, limits
-        if tls is not None:
-            tls.set_alpn_protocols(["h2"])
+        self._tls, self._server_name, self._unix_socket, self._limits = tls, server_name, unix_socket, limits
         authority = "localhost" if address.startswith("unix:") else address
         self._common: tuple[Field, ...] = (
             (":scheme", "https" if tls else "http"),
@@ -213,18 +219,34 @@ class Peer:
 
         # TimeoutError is an OSError.
         async with asyncio.timeout(_CONNECT_SECONDS):
-            if self.address.startswith("unix:"):
+            if (near := self._nearby()) is not None:
+                _, link = await loop.create_unix_connection(make, sock=near)
+            elif self.address.startswith("unix:"):
                 _, link = await loop.create_unix_connection(make, self.address.removeprefix("unix:"))
             else:
                 host, _, port = self.address.rpartition(":")
+                tls = with_alpn(self._tls()) if self._tls is not None else None
                 _, link = await loop.create_connection(
                     make,
                     host.strip("[]"),
                     int(port),
-                    ssl=self._tls,
-                    server_hostname=self._server_name if self._tls else None,
+                    ssl=tls,
+                    server_hostname=self._server_name if tls else None,
                 )
         return link
+
+    def _nearby(self) -> socket.socket | None:
+        """A connection to the server's unix socket, when it has one and is on this host."""
+        path = self._unix_socket() if self._unix_socket is not None else ""
+        if not path:
+            return None
+        try:
+            return unix.connected(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except OSError as problem:
+            _log.warning("a worker's unix socket cannot be used (%s); TCP to %s instead", problem, self.address)
+            return None
 
     def _attempted(self, task: asyncio.Task[PeerLink]) -> None:
         self._connecting = None

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import threading
 from typing import Any, Final
 
+from . import unix
 from .answering import Answering
 from .connection import Connection
 from .frames import INTERNAL_ERROR
@@ -46,6 +48,7 @@ class Link(asyncio.BufferedProtocol):
         """The socket is there."""
         self.transport = transport
         transport.set_write_buffer_limits(high=_HIGH_WATER)
+        unix.prepare(transport.get_extra_info("socket"))
         secured = transport.get_extra_info("ssl_object")
         if secured is not None and secured.selected_alpn_protocol() != "h2":
             transport.abort()
@@ -149,3 +152,9 @@ class Link(asyncio.BufferedProtocol):
             return now - self.stalled > stall
         connection: Connection = self.connection
         return not connection.greeted and now - self.began > handshake
+
+
+def with_alpn(tls: ssl.SSLContext) -> ssl.SSLContext:
+    """The context, for HTTP/2 and nothing else (RFC 9113, 3.2)."""
+    tls.set_alpn_protocols(["h2"])
+    return tls

@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from . import frames as f
+from . import unix
 from .answering import Common
 from .head import Method
 from .limits import Limits
-from .link import Link
+from .link import Link, with_alpn
 from .server_side import Authenticate, ServerConnection
 
+KINDS: Final = ("tcp", "tls", "unix")
+"""Of connections."""
 _SWEEP: Final = 1.0
 _HEARD_SECONDS: Final = 1.0
 """How long a peer may take to notice that we leave, before requests of its are refused."""
@@ -50,6 +53,8 @@ class Server:
         self._common: Common | None = None
         self._listeners: list[asyncio.Server] = []
         self._links: set[ServerLink] = set()
+        self.connected: dict[str, int] = dict.fromkeys(KINDS, 0)
+        """How many connections of each kind there are now; read from any thread."""
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -61,7 +66,7 @@ class Server:
             self._factory(),
             host,
             port,
-            ssl=_with_alpn(tls),
+            ssl=with_alpn(tls) if tls is not None else None,
             ssl_handshake_timeout=self._limits.handshake_seconds if tls is not None else None,
             reuse_port=reuse_port or None,
             backlog=backlog,
@@ -70,13 +75,24 @@ class Server:
         number: int = listener.sockets[0].getsockname()[1]
         return number
 
-    async def start_on(self, bound: socket.socket, *, backlog: int = 1024) -> None:
-        """Listens on a socket that is bound already."""
-        loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_server(self._factory(), sock=bound, backlog=backlog))
+    async def start_on(self, bound: socket.socket, *, tls: ssl.SSLContext | None = None, backlog: int = 1024) -> None:
+        """Listens on a socket that is bound already; a unix socket is for processes of our user and root alone, whose
+        connections no network carries, so that it has no TLS."""
+        loop, factory = asyncio.get_running_loop(), self._factory()
+        if bound.family == socket.AF_UNIX:
+            listener = await loop.create_unix_server(factory, sock=bound, backlog=backlog)
+        else:
+            listener = await loop.create_server(
+                factory,
+                sock=bound,
+                ssl=with_alpn(tls) if tls is not None else None,
+                ssl_handshake_timeout=self._limits.handshake_seconds if tls is not None else None,
+                backlog=backlog,
+            )
+        self._listeners.append(listener)
 
     async def start_unix(self, path: str, *, backlog: int = 1024) -> None:
-        """Listens on a unix socket. Who may connect is a matter of the folder's permissions."""
+        """Listens on a unix socket at a path, for processes of our user and root."""
         listener = await asyncio.get_running_loop().create_unix_server(self._factory(), path, backlog=backlog)
         self._listeners.append(listener)
 
@@ -136,7 +152,8 @@ class Server:
         common = self._common
 
         def accept() -> ServerLink:
-            link = ServerLink(loop, self._links, self._limits, full=len(self._links) >= self._max_connections)
+            full = len(self._links) >= self._max_connections
+            link = ServerLink(loop, self._links, self._limits, self.connected, full=full)
             link.connection = ServerConnection(common, self._methods, self._authenticate, self._limits, link.flush_soon)
             return link
 
@@ -152,17 +169,28 @@ class Server:
 class ServerLink(Link):
     """A connection that somebody made to us. over: done when it is gone."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, links: set[ServerLink], limits: Limits, *, full: bool) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        links: set[ServerLink],
+        limits: Limits,
+        connected: dict[str, int],
+        *,
+        full: bool,
+    ) -> None:
         super().__init__(loop)
-        self._links, self._limits, self._full = links, limits, full
+        self._links, self._limits, self._connected, self._full = links, limits, connected, full
+        self._kind = "tcp"
         self.over: asyncio.Future[None] = loop.create_future()
         self._pinged = 0.0
         self._left = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes the connection, unless there are too many."""
+        """Takes the connection, unless there are too many or its other end is a stranger on this host."""
         self._links.add(self)
-        if self._full:
+        self._kind = _kind(transport)
+        self._connected[self._kind] += 1
+        if self._full or (self._kind == "unix" and not unix.trusted(transport.get_extra_info("socket"))):
             self.transport = transport
             self.abort()
             return
@@ -182,6 +210,7 @@ class ServerLink(Link):
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller is gone, with everything it asked for."""
         self._links.discard(self)
+        self._connected[self._kind] -= 1
         if not self.over.done():
             self.over.set_result(None)
         super().connection_lost(exc)
@@ -221,11 +250,11 @@ class ServerLink(Link):
                 self.flush()
 
 
+def _kind(transport: asyncio.BaseTransport) -> str:
+    if transport.get_extra_info("ssl_object") is not None:
+        return "tls"
+    return "unix" if transport.get_extra_info("socket").family == socket.AF_UNIX else "tcp"
+
+
 def _anybody(_: Mapping[str, str]) -> str:
     return ""
-
-
-def _with_alpn(tls: ssl.SSLContext | None) -> ssl.SSLContext | None:
-    if tls is not None:
-        tls.set_alpn_protocols(["h2"])
-    return tls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
@@ -38,6 +39,7 @@ async def serve_rest(
     max_body_bytes: int,
     default_timeout: float,
     authenticate: Callable[[Mapping[str, str]], str],
+    tls: ssl.SSLContext | None = None,
     drain_seconds: float = 30.0,
     listening: Callable[[int], None] | None = None,
 ) -> None:
@@ -45,8 +47,9 @@ async def serve_rest(
 
     ready: None while the server takes requests, else the public reason. max_body_bytes: of one body, also after
     decompression. default_timeout: seconds for a request that brings no deadline. authenticate: caller's name by the
-    lower-case headers, raises Unauthenticated. drain_seconds: how long answers may take once cancelled. listening:
-    told the port once connections are taken; port 0 lets the system choose. Raises OSError when the port is taken.
+    lower-case headers, raises Unauthenticated. tls: for HTTPS. drain_seconds: how long answers may take once
+    cancelled. listening: told the port once connections are taken; port 0 lets the system choose. Raises OSError when
+    the port is taken.
     """
     app = build_app(
         inference=inference,
@@ -69,6 +72,8 @@ async def serve_rest(
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )
+    config.load()
+    config.ssl = tls
     listener = _listen(host, port)
     server = _Server(config)
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))

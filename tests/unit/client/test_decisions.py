@@ -14,6 +14,7 @@ from penstock import errors
 from penstock.client import AsyncClient, Client, bundle, readiness, trace
 from penstock.client.connection import Connection
 from penstock.client.retry import Budget, pause_before_retry
+from penstock.client.tls import Tls
 from penstock.v1 import cluster_pb2 as pb
 
 DOWN = errors.Unavailable("down")
@@ -216,7 +217,7 @@ def test_the_credential_comes_from_the_environment_unless_given(monkeypatch: pyt
     monkeypatch.setenv("PENSTOCK_TOKEN", "t1")
 
     def sent(token: str | None) -> Any:
-        return dict(Connection(None, token, None, 0, lambda: None).headers()).get("authorization")
+        return dict(Connection(None, token, None, 0, lambda: None, Tls.of("", "", "")).headers()).get("authorization")
 
     assert sent(None) == "Bearer t1"
     assert sent("t2") == "Bearer t2"
