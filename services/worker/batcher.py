@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -133,6 +134,7 @@ class Batcher:
         self._free_at = 0.0
         self._closed: PenstockError | None = None
         self._clock = asyncio.get_running_loop().time
+        metrics.queue_depth.set_function(self._queue.__len__)
 
     @property
     def depth(self) -> int:
@@ -207,12 +209,13 @@ class Batcher:
                 decision = self._queue.take(self._clock())
                 for waiting, error in decision.refused:
                     self._refuse(waiting.item, error)
-                self._metrics.queue_depth.set(len(self._queue))
                 if decision.batch:
                     await self._execute(decision.batch)
+                elif decision.wake == math.inf:
+                    await self._arrived.wait()
                 else:
                     with suppress(TimeoutError):
-                        async with asyncio.timeout_at(decision.wake if decision.wake < float("inf") else None):
+                        async with asyncio.timeout_at(decision.wake):
                             await self._arrived.wait()
         finally:
             self.close(Unavailable("the model stopped serving on this worker"))
@@ -226,7 +229,6 @@ class Batcher:
         self._closed = self._closed or error
         for waiting in self._queue.clear():
             self._refuse(waiting.item, error)
-        self._metrics.queue_depth.set(0)
 
     def _waiting(self, seat: Seat) -> Waiting[Seat]:
         request, policy = seat.request, self._policy

@@ -180,10 +180,11 @@ class BatchQueue(Generic[T]):
                 f"the model's queue is full ({policy.max_queue_size} requests wait)",
                 retry_after=self._drain_time(policy.priority_levels or 1, 0, busy_for),
             )
-        late = now + self._drain_time(waiting.level, waiting.rows, busy_for) - waiting.deadline
         # An idle engine decides in take(), where a wrong estimate corrects itself.
-        if late > 0 and (self._length or busy_for > 0):
-            raise ResourceExhausted("the model's queue is too long for the request's deadline", retry_after=late)
+        if self._length or busy_for > 0:
+            late = now + self._drain_time(waiting.level, waiting.rows, busy_for) - waiting.deadline
+            if late > 0:
+                raise ResourceExhausted("the model's queue is too long for the request's deadline", retry_after=late)
         self._enter(waiting)
 
     def discard(self, waiting: Waiting[T]) -> bool:
@@ -302,9 +303,19 @@ class BatchQueue(Generic[T]):
         return batch, min(min(waiting.arrived for waiting in batch) + self.policy.max_delay, latest)
 
     def _enter(self, waiting: Waiting[T]) -> None:
-        self._levels.setdefault(waiting.level, OrderedDict())[waiting] = None
-        self._kinds.setdefault(waiting.kind, {}).setdefault(waiting.level, OrderedDict())[waiting] = None
-        self._rows[waiting.level] = self._rows.get(waiting.level, 0) + waiting.rows
+        number = waiting.level
+        level = self._levels.get(number)
+        if level is None:
+            level = self._levels[number] = OrderedDict()
+        level[waiting] = None
+        groups = self._kinds.get(waiting.kind)
+        if groups is None:
+            groups = self._kinds[waiting.kind] = {}
+        group = groups.get(number)
+        if group is None:
+            group = groups[number] = OrderedDict()
+        group[waiting] = None
+        self._rows[number] = self._rows.get(number, 0) + waiting.rows
         self._length += 1
 
     def _leader(self) -> Waiting[T] | None:

@@ -1,7 +1,8 @@
 """The heads of requests on one connection, read again only where they differ from earlier ones.
 
-A header block that came before means the same again, as long as the dynamic table is unchanged. And where a block begins
-as another did and only the headers that vary from call to call follow (deadline, request id, trace), only those are read.
+A header block that came before means the same again, as long as the dynamic table is unchanged. And where a block
+begins as another did, and only the headers that vary from call to call follow (deadline, request id, trace), only those
+are read.
 """
 
 from __future__ import annotations

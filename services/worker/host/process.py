@@ -1,8 +1,8 @@
 """The child process of an engine: starting it, and making sure that it is gone.
 
-Its end is seen through a pidfd, so neither a signal handler nor a thread has a part in it. The child is executed anew, never forked off the worker: it shares no memory, no locks, no descriptors but its end of
-the socket pair, and of the environment only what is named here, so no token and no address gets into a process that
-runs models.
+Its end is seen through a pidfd, so neither a signal handler nor a thread has a part in it. The child is executed anew,
+never forked off the worker: it shares no memory, no locks, no descriptors but its end of the socket pair, and of the
+environment only what is named here, so no token and no address gets into a process that runs models.
 """
 
 from __future__ import annotations

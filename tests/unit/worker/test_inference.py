@@ -68,11 +68,43 @@ async def shelf() -> AsyncIterator[Shelf]:
             await task
 
 
+@pytest.fixture(params=["by a task", "direct", "direct, its head known"], autouse=True)
+def road(request: pytest.FixtureRequest) -> str:
+    """ModelInfer keeps its promises on every road."""
+    _road[0] = request.param
+    return str(request.param)
+
+
+_road = [""]
+
+
 async def ask(shelf: Shelf, method: str, message: Any, version: str = "") -> Answer:
     inference = Inference("worker-1", shelf, lambda: None)
     deadline = asyncio.get_running_loop().time() + 10
     headers = {VERSION: version} if version else {}
-    return await inference.handlers[method](Call(method, message.SerializeToString(), deadline, headers))
+    call = Call(method, message.SerializeToString(), deadline, headers)
+    if method != "ModelInfer" or _road[0] == "by a task":
+        return await inference.handlers[method](call)
+    if _road[0] == "direct, its head known":
+        with suppress(PenstockError):
+            await directly(inference, call)
+    return await directly(inference, call)
+
+
+async def directly(inference: Inference, call: Call) -> Answer:
+    """What `direct` answers."""
+    end: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def done(answer: Answer | None, problem: BaseException | None) -> None:
+        assert not end.done(), "a call ends once"
+        if answer is not None:
+            end.set_result(answer)
+        else:
+            assert problem is not None
+            end.set_exception(problem)
+
+    assert inference.direct(call, done) is not None
+    return await end
 
 
 def infer(name: str = "m", version: str = "", data: bytes = b"ab") -> oip.ModelInferRequest:
@@ -201,7 +233,7 @@ async def test_metadata_and_configuration_are_of_the_chosen_version(shelf: Shelf
     assert oip.ModelConfigResponse.FromString(answer.payload).config.max_batch_size == 4
 
 
-async def test_statistics_of_one_version_of_a_model_and_of_everything(shelf: Shelf) -> None:
+async def test_statistics_of_one_version_of_a_model_and_of_everything(shelf: Shelf, road: str) -> None:
     for name, version in (("a", 1), ("m", 1), ("m", 2)):
         shelf.put(name, version)
     await ask(shelf, "ModelInfer", infer(version="2"))
@@ -212,8 +244,9 @@ async def test_statistics_of_one_version_of_a_model_and_of_everything(shelf: She
         assert all(each.memory_usage[0].byte_size == 77 for each in stats)
         return [(each.name, each.version, each.inference_count) for each in stats]
 
-    assert await statistics() == [("a", "1", 0), ("m", "1", 0), ("m", "2", 1)]
-    assert await statistics("m") == [("m", "1", 0), ("m", "2", 1)]
+    served = 2 if road == "direct, its head known" else 1
+    assert await statistics() == [("a", "1", 0), ("m", "1", 0), ("m", "2", served)]
+    assert await statistics("m") == [("m", "1", 0), ("m", "2", served)]
     assert await statistics("m", "1") == [("m", "1", 0)]
     with pytest.raises(NotFound):
         await statistics("other")
@@ -236,3 +269,30 @@ async def test_loading_and_unloading_are_the_gateways_business(shelf: Shelf) -> 
     for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
         with pytest.raises(Unsupported, match="ask the gateway"):
             await ask(shelf, method, oip.RepositoryModelLoadRequest(model_name="m"))
+
+
+async def test_what_a_known_head_does_not_excuse(shelf: Shelf) -> None:
+    """The contents are checked each time, and a head is known for one load of one version only."""
+    shelf.put("m", 1)
+    inference = Inference("worker-1", shelf, lambda: None)
+
+    async def given(*contents: bytes) -> list[bytes]:
+        message = infer()
+        message.raw_input_contents[:] = contents
+        deadline = asyncio.get_running_loop().time() + 10
+        answer = await directly(inference, Call("ModelInfer", message.SerializeToString(), deadline, {VERSION: "1"}))
+        return list(oip.ModelInferResponse.FromString(answer.payload).raw_output_contents)
+
+    assert await given(b"ab") == [b"ab"]
+    assert await given(b"cd") == [b"cd"]
+    for contents, problem in (((b"abc",), "3 bytes"), ((), "unable to find data"), ((b"ab", b"cd"), "2 buffers")):
+        with pytest.raises(InvalidArgument, match=problem):
+            await given(*contents)
+    shelf.put("m", 1, cluster_pb2.REPLICA_STATE_FAILED, "it broke")
+    with pytest.raises(Unavailable, match="it broke"):
+        await given(b"ab")
+    shelf.put("m", 1)
+    assert await given(b"ef") == [b"ef"]
+    shelf.standings.clear()
+    with pytest.raises(Unavailable, match="no longer on this worker"):
+        await given(b"ab")
