@@ -43,7 +43,8 @@ class Process:
 class Suite:
     """The suite over one state folder.
 
-    say: gets one line per step, for people. environment: added to every process's own.
+    say: gets one line per step, for people. environment: added to every process's own. trace_ratio: share of calls
+    that are traced, None for no tracing at all.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Suite:
         *,
         say: Callable[[str], None] = lambda line: None,
         environment: Mapping[str, str] | None = None,
-        trace_ratio: float = 0.01,
+        trace_ratio: float | None = 0.01,
     ) -> None:
         self.state = state
         self.ports = ports
@@ -92,10 +93,10 @@ class Suite:
             f"--port={self.ports[f'{key}_grpc']}",
             f"--admin-port={admin}",
             f"--etcd=127.0.0.1:{self.ports['etcd_client']}",
-            f"--trace-file={self.state / 'traces.jsonl'}",
-            f"--trace-ratio={self._trace_ratio}",
             *flags,
         ]
+        if self._trace_ratio is not None:
+            command += [f"--trace-file={self.state / 'traces.jsonl'}", f"--trace-ratio={self._trace_ratio}"]
         return Process(name, command, f"http://127.0.0.1:{admin}/readyz", depends=("etcd",))
 
     # Starting.

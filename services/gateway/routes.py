@@ -7,6 +7,7 @@ last knew, and so does the table.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
@@ -18,6 +19,10 @@ from .route_table import ModelView, Route, RouteTable, view_of
 
 M_co = TypeVar("M_co", covariant=True)
 M = TypeVar("M", DeploymentRecord, ReplicaRecord)
+
+REST, LONGEST_REST = 4.0, 0.5
+"""Pause after a rebuild: so many times as long as it took, and seconds at most. Changes that come meanwhile are taken
+together."""
 
 HOLDING_TICK = 1.0
 """Seconds between two looks while something is held that only time can release."""
@@ -96,8 +101,11 @@ class RoutingTable:
         await replicas.synced()
         while True:
             self._changed.clear()
+            began = time.perf_counter()
             self.rebuild(deployments, replicas)
             self.synced = True
+            # A table of ten thousand models takes a while; requests have most of the loop, however much changes.
+            await asyncio.sleep(min(LONGEST_REST, REST * (time.perf_counter() - began)))
             timeout = HOLDING_TICK if self._replica_belief.held or self._deployment_belief.held else None
             try:
                 async with asyncio.timeout(timeout):

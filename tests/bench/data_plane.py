@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from deploy.local.suite import SuiteError
 from penstock.errors import PenstockError
-from tests.bench import batches, loads, place, report, targets, transport
+from tests.bench import batches, conditions, loads, place, report, targets, transport
 from tests.bench.cells import Bench
 from tests.bench.cpu import Restarted
 from tests.bench.output import WrongAnswers
@@ -37,6 +37,8 @@ GROUPS: Final[Mapping[str, Callable[[Run], None]]] = {
     "rest": transport.rest,
     "caller": transport.caller,
     "idle": transport.idle,
+    "telemetry": conditions.telemetry,
+    "deployed": conditions.deployed,
     "image": transport.image,
     "minilm": batches.minilm,
     "batching": batches.batching,

@@ -6,9 +6,10 @@ import json
 import resource
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from deploy.local.ports import Ports
 from deploy.local.suite import ROOT, Suite
 from penstock import Client
 from tests.bench.cpu import resident_megabytes
+from tests.bench.exchange import Exchange, agreed
+from tests.bench.output import WrongAnswers
 
 TRACE_RATIO: Final = 0.01
 DESCRIPTORS: Final = 8192
@@ -52,6 +55,19 @@ class Place:
         version = self._client.publish(folder)
         self._client.deploy(version.name, version.version, replicas=replicas, wait=60)
 
+    def worker_of(self, asked: Exchange) -> str:
+        """Who serves the model, once the gateway knows it."""
+        found = ""
+
+        def known() -> bool:
+            nonlocal found
+            with suppress(WrongAnswers):
+                found = agreed(self.grpc, asked).worker
+            return bool(found)
+
+        wait_until(known, 30.0, lambda: WrongAnswers(f"{asked.model}: the answer does not say which worker gave it"))
+        return found
+
     def replicas(self, model: str, count: int) -> None:
         """Changes how many replicas a model has and waits for them."""
         self._client.deploy(model, 1, replicas=count, wait=60)
@@ -81,12 +97,12 @@ class Place:
 
 
 @contextmanager
-def running(state: Path, say: Callable[[str], None]) -> Iterator[Place]:
-    """The suite, up; drained and stopped at the end."""
+def running(state: Path, say: Callable[[str], None], *, trace_ratio: float | None = TRACE_RATIO) -> Iterator[Place]:
+    """The suite, up; drained and stopped at the end. trace_ratio: None for no tracing at all."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # For the cell with a thousand idle connections; children inherit it.
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
-    suite = Suite(state, Ports.free(), trace_ratio=TRACE_RATIO)
+    suite = Suite(state, Ports.free(), trace_ratio=trace_ratio)
     suite.up()
     try:
         say("the suite is up")
@@ -95,6 +111,15 @@ def running(state: Path, say: Callable[[str], None]) -> Iterator[Place]:
     finally:
         if killed := suite.down():
             say(f"had to be killed: {', '.join(killed)}")
+
+
+def wait_until(holds: Callable[[], bool], seconds: float, problem: Callable[[], Exception]) -> None:
+    """Asks until it holds; raises the problem when it does not in time."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            raise problem()
+        time.sleep(0.05)
 
 
 @contextmanager

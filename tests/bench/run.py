@@ -8,8 +8,7 @@ from pathlib import Path
 
 from tests.bench import exchange
 from tests.bench.cells import Bench, Cell
-from tests.bench.exchange import Exchange, agreed
-from tests.bench.output import WrongAnswers
+from tests.bench.exchange import Exchange
 from tests.bench.place import Place
 
 
@@ -38,7 +37,4 @@ class Run:
             self.place.deploy(make(self.folder / name))
             self._ready.add(name)
         asked: Mapping[str, Callable[[], Exchange]] = {"add1": exchange.add1, "image": exchange.image}
-        worker = agreed(self.place.grpc, asked.get(name, lambda: exchange.affine(name))()).worker
-        if not worker:
-            raise WrongAnswers(f"{name}: the answer does not say which worker gave it")
-        return worker
+        return self.place.worker_of(asked.get(name, lambda: exchange.affine(name))())

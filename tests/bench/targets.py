@@ -121,9 +121,9 @@ TARGETS: Final[tuple[Target, ...]] = (
            _percent_more("grpc add1 64x1 beside 1000 idle", "grpc add1 64x1 alone", "both_us")),
     Target("two gateway processes against one", 1.7, "×", _ratio("two gateways", "one gateway", "rate"), most=False),
     Target("10,000 deployed models against 1: more CPU per request", 0, "%",
-           _percent_more("grpc add1 8x8 beside 10000 models", "grpc add1 8x8", "both_us")),
+           _percent_more("gateway beside 10000 models", "gateway beside 1 model", "gateway_us")),
     Target("telemetry at 1 % sampling against off: more CPU per request", 5, "%",
-           _percent_more("grpc add1 8x8", "grpc add1 8x8 without telemetry", "both_us")),
+           _percent_more("grpc add1 8x8 traced at 1 %", "grpc add1 8x8 untraced", "both_us")),
     Target("resident memory of an idle gateway", 90, "MB", _cell("memory", "gateway_mb")),
     Target("resident memory of a worker without models", 120, "MB", _cell("memory", "worker_mb")),
 )  # fmt: skip
