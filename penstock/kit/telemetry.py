@@ -8,7 +8,6 @@ that it sends, or by sending none.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,7 +113,7 @@ class FileExporter(SpanExporter):
         self._file = path.open("ab", buffering=0)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        lines = [json.dumps(json.loads(each.to_json(indent=None)), separators=(",", ":")) + "\n" for each in spans]
+        lines = [each.to_json(indent=None) + "\n" for each in spans]
         # One write, so that lines of several processes do not run into each other.
         self._file.write("".join(lines).encode())
         return SpanExportResult.SUCCESS

@@ -1,4 +1,4 @@
-"""What else a request's cost might depend on: tracing, how many models are deployed, how many gateways share the port."""
+"""What else a request's cost might depend on: tracing, how many models are deployed, how many gateways share a port."""
 
 from __future__ import annotations
 
