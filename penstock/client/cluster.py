@@ -12,6 +12,7 @@ from penstock.client import readiness
 from penstock.client.connection import Connection
 from penstock.client.payload import Version, version_text
 from penstock.errors import DeadlineExceeded, NotFound, Unavailable
+from penstock.oip import inference_pb2 as oip
 from penstock.v1 import cluster_pb2 as cluster
 from penstock.v1 import models_pb2 as pb
 
@@ -20,6 +21,9 @@ DEFAULT_WAIT: Final = 300.0
 FAILED_GRACE: Final = 10.0
 """Seconds a failed replica has to recover before waiting for it is given up."""
 REOPEN_PAUSE: Final = 0.2
+ROUTED_SECONDS: Final = 10.0
+"""How long a gateway may take to hear of a ready replica."""
+ROUTED_PAUSE: Final = 0.02
 
 OnStatus = Callable[[cluster.ClusterStatus], None]
 
@@ -73,6 +77,7 @@ class ClusterCalls:
                 on_status,
                 version=number,
             )
+            await self._until_routed(name, number)
         return deployment
 
     async def undeploy(
@@ -123,6 +128,15 @@ class ClusterCalls:
         Raises DeadlineExceeded, or Unavailable when replicas keep failing, with the reason.
         """
         await self._wait(name, lambda status: readiness.unmet_all(status, name), timeout, on_status, version=None)
+
+    async def _until_routed(self, name: str, version: int) -> None:
+        """Waits until the gateway, which watches what the scheduler watches, knows of it too: the next request works."""
+        request = oip.ModelReadyRequest(name=name, version=str(version))
+        end = asyncio.get_running_loop().time() + ROUTED_SECONDS
+        while not (await self._connection.read_only(self._connection.stubs.inference.ModelReady, request, None)).ready:
+            if asyncio.get_running_loop().time() > end:
+                raise Unavailable(f"version {version} of model '{name}' is ready, but the gateway does not know it yet")
+            await asyncio.sleep(ROUTED_PAUSE)
 
     async def _number(self, name: str, version: Version, timeout: float | None) -> int:
         request = pb.GetVersionRequest(name=names.model(name), version=version_text(version))
