@@ -130,11 +130,12 @@ class ClusterCalls:
         await self._wait(name, lambda status: readiness.unmet_all(status, name), timeout, on_status, version=None)
 
     async def _until_routed(self, name: str, version: int) -> None:
-        """Waits until the gateway, which watches what the scheduler watches, knows of it too: the next request works."""
+        """Waits until the gateway, which watches what the scheduler watches, knows it too: the next request works."""
         request = oip.ModelReadyRequest(name=name, version=str(version))
-        end = asyncio.get_running_loop().time() + ROUTED_SECONDS
+        loop = asyncio.get_running_loop()
+        end = loop.time() + ROUTED_SECONDS
         while not (await self._connection.read_only(self._connection.stubs.inference.ModelReady, request, None)).ready:
-            if asyncio.get_running_loop().time() > end:
+            if loop.time() > end:
                 raise Unavailable(f"version {version} of model '{name}' is ready, but the gateway does not know it yet")
             await asyncio.sleep(ROUTED_PAUSE)
 

@@ -1,20 +1,21 @@
 """The heads of requests on one connection, read again only where they differ from earlier ones.
 
-A header block that came before means the same again, as long as the dynamic table is unchanged. And where a block
-begins as another did, and only the headers that vary from call to call follow (deadline, request id, trace), only those
-are read.
+A header block that came before means the same again, as long as the dynamic table is unchanged. Where a block begins as
+another did, and only the headers that vary from call to call follow (deadline, request id, trace), only those are read.
+And where a client puts even its deadlines into the table, as gRPC's own does, so that no two blocks are alike, the
+decoded headers that do not vary are looked up as a whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 from penstock.errors import PenstockError
 from penstock.wire.call import REQUEST_ID, TRACEPARENT
 
 from .head import Head, Method, read_head, well_formed
-from .hpack import Decoder
+from .hpack import Decoder, Field
 from .limits import Limits
 from .messages import read_timeout
 
@@ -22,7 +23,8 @@ _MAX_WHOLE: Final = 256
 _MAX_STARTS: Final = 64
 _KEPT_BLOCK: Final = 1024
 _VARYING: Final = frozenset(("grpc-timeout", REQUEST_ID, TRACEPARENT))
-_TIMEOUT, _ID, _TRACE = b"grpc-timeout", REQUEST_ID.encode(), TRACEPARENT.encode()
+_NAMES: Final = {name.encode(): name for name in _VARYING}
+K = TypeVar("K")
 
 
 class Heads:
@@ -35,6 +37,7 @@ class Heads:
         self._whole: dict[bytes, Head] = {}
         self._starts: dict[bytes, Head] = {}
         self._sizes: tuple[int, ...] = ()
+        self._constants: dict[tuple[Field, ...], Head] = {}
 
     def read(self, block: bytes) -> Head:
         """Raises Malformed, and what Decoder.decode raises."""
@@ -52,27 +55,34 @@ class Heads:
     def _anew(self, block: bytes) -> Head:
         ends: list[int] = []
         fields = self.decoder.decode(block, ends)
-        head = read_head(fields, self._methods)
+        constant = tuple([field for field in fields if field[0] not in _VARYING])
+        start = self._constants.get(constant)
+        head = _varied(start, [field for field in fields if field[0] in _VARYING]) if start is not None else None
+        if head is None:
+            head = read_head(fields, self._methods)
+            self._keep(self._constants, constant, constant)
         if self.decoder.version != self._version:
             # It has changed the table: the same bytes would mean something else now.
             self._forget()
         elif len(block) <= _KEPT_BLOCK:
-            constant = next((place for place, field in enumerate(fields) if field[0] in _VARYING), 0)
-            if constant and all(name in _VARYING for name, _ in fields[constant:]):
-                self._keep_start(block[: ends[constant - 1]], read_head(fields[:constant], self._methods))
+            count = len(constant)
+            if 0 < count < len(fields) and tuple(fields[:count]) == constant:
+                self._keep(self._starts, block[: ends[count - 1]], constant)
+                self._sizes = tuple({len(known) for known in self._starts})
             if len(self._whole) >= _MAX_WHOLE:
                 self._whole.clear()
             self._whole[block] = head
         return head
 
-    def _keep_start(self, start: bytes, head: Head) -> None:
+    def _keep(self, kept: dict[K, Head], key: K, fields: tuple[Field, ...]) -> None:
+        """Remembers the head that consists of these fields alone."""
+        head = read_head(list(fields), self._methods)
         # A call that is passed on needs all of its headers; a refused one is not worth an effort.
         if head.method is None or head.method.unary is None or head.http or head.refusal is not None:
             return
-        if len(self._starts) >= _MAX_STARTS:
-            self._starts.clear()
-        self._starts[start] = head
-        self._sizes = tuple({len(known) for known in self._starts})
+        if len(kept) >= _MAX_STARTS:
+            kept.clear()
+        kept[key] = head
 
     def _forget(self) -> None:
         self._version = self.decoder.version
@@ -83,30 +93,39 @@ class Heads:
 
 def _continued(start: Head, block: bytes, at: int) -> Head | None:
     """The head whose constant part is `start` and whose rest begins at `at`; None when that holds anything unusual."""
-    timeout, request_id, trace = None, "", ""
+    rest: list[Field] = []
     try:
         while at < len(block):
             # A literal that is not indexed, with a name of its own (RFC 7541, 6.2.2), both short and plain.
             if block[at]:
                 return None
             size = block[at + 1]
-            name = block[at + 2 : at + 2 + size]
+            name = _NAMES.get(block[at + 2 : at + 2 + size])
             at += 2 + size
             size = block[at]
             value = block[at + 1 : at + 1 + size]
             at += 1 + size
-            if size >= 0x7F or len(value) != size:
+            if name is None or size >= 0x7F or len(value) != size:
                 return None
-            text = value.decode("ascii")
-            if name == _TIMEOUT and timeout is None:
-                timeout = read_timeout(text)
-            elif name == _ID and not request_id and well_formed(text):
-                request_id = text
-            elif name == _TRACE and not trace and text.isprintable():
-                trace = text.strip(" ")
-            else:
-                return None
-    except (IndexError, UnicodeDecodeError, PenstockError):
+            rest.append((name, str(value, "ascii")))
+    except (IndexError, UnicodeDecodeError):
         return None
-    headers = {**start.headers, TRACEPARENT: trace} if trace else start.headers
+    return _varied(start, rest)
+
+
+def _varied(start: Head, fields: list[Field]) -> Head | None:
+    """The head with these varying fields beside the constant ones; None when a full reading has to judge them."""
+    timeout, request_id, headers = None, "", start.headers
+    for name, value in fields:
+        if name == "grpc-timeout" and timeout is None:
+            try:
+                timeout = read_timeout(value)
+            except PenstockError:
+                return None
+        elif name == REQUEST_ID and not request_id and well_formed(value):
+            request_id = value
+        elif name == TRACEPARENT and headers is start.headers and value.isascii() and value.isprintable():
+            headers = {**headers, TRACEPARENT: value.strip(" ")}
+        else:
+            return None
     return Head(start.method, start.path, timeout, headers, request_id)
