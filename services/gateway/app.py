@@ -19,9 +19,11 @@ from .config import GatewayConfig
 from .control import Control
 from .inference import Inference
 from .probe import probe_held
+from .region_table import RegionTable
 from .repository import Repository
 from .rest import serve_rest
 from .routes import RoutingTable
+from .shared_memory import SharedMemory
 from .upstream import Upstreams
 
 
@@ -62,11 +64,19 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     chassis.on_close(scheduler.close)
     control = Control(registry, scheduler, token=chassis.token, default_timeout=config.default_timeout)
 
+    table = RegionTable(config.runtime_dir) if config.shared_memory else None
+
+    async def forget_regions() -> None:
+        if table is not None:
+            table.close()
+
+    chassis.on_close(forget_regions)
     inference = Inference(
         routes,
         upstreams,
         Repository(routes, control),
         max_body_bytes=config.max_body_bytes,
+        shared_memory=SharedMemory(table, max_bytes=config.max_body_bytes),
         retries=config.retries,
         not_ready=chassis.not_ready,
     )
