@@ -64,19 +64,12 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     chassis.on_close(scheduler.close)
     control = Control(registry, scheduler, token=chassis.token, default_timeout=config.default_timeout)
 
-    table = RegionTable(config.runtime_dir) if config.shared_memory else None
-
-    async def forget_regions() -> None:
-        if table is not None:
-            table.close()
-
-    chassis.on_close(forget_regions)
     inference = Inference(
         routes,
         upstreams,
         Repository(routes, control),
         max_body_bytes=config.max_body_bytes,
-        shared_memory=SharedMemory(table, max_bytes=config.max_body_bytes),
+        shared_memory=_shared_memory(chassis, config),
         retries=config.retries,
         not_ready=chassis.not_ready,
     )
@@ -110,6 +103,19 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     await membership.put(keys.service("gateway", chassis.id), announced)
     chassis.start(membership.run(), "membership")
     chassis.on_drain(membership.leave)
+
+
+def _shared_memory(chassis: Chassis, config: GatewayConfig) -> SharedMemory:
+    """The extension; its table ends with the process, or with whoever gave the folder."""
+    if not config.shared_memory:
+        return SharedMemory()
+    table = RegionTable(config.runtime_dir)
+
+    async def forget() -> None:
+        table.close()
+
+    chassis.on_close(forget)
+    return SharedMemory(table, max_bytes=config.max_body_bytes)
 
 
 async def follow_routes(routes: RoutingTable, upstreams: Upstreams) -> None:
