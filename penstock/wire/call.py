@@ -10,10 +10,13 @@ from types import MappingProxyType
 from typing import Protocol
 
 from penstock.errors import DeadlineExceeded
+from penstock.wire.origin import ELSEWHERE, Origin
 
 # Headers of a call, lower case, on both hops.
 VERSION = "penstock-version"
 """Version number that the gateway has resolved; the worker obeys it before the message's own model_version."""
+REGIONS = "penstock-regions"
+"""Shared memory regions that a request's tensors lie in, as the gateway has found them (penstock/regions.py)."""
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
 
@@ -37,8 +40,8 @@ class Call:
     method: bare name, such as `ModelInfer`; payload: the serialised request message; deadline: absolute, on the clock
     of `asyncio`'s loop (`loop.time()`), always set; headers: lower-case names, as the caller sent them, not to be
     changed; caller: authenticated name; request_id: well-formed, the caller's or one made up at its entry; sampled:
-    whether it is traced, None while nobody has decided. Cancellation is ordinary task cancellation of whoever handles
-    the call.
+    whether it is traced, None while nobody has decided; origin: where the connection comes from. Cancellation is
+    ordinary task cancellation of whoever handles the call.
     """
 
     method: str
@@ -48,6 +51,7 @@ class Call:
     caller: str = ""
     request_id: str = ""
     sampled: bool | None = None
+    origin: Origin = ELSEWHERE
 
     def remaining(self) -> float:
         """Seconds left; raises DeadlineExceeded when none are."""

@@ -19,9 +19,11 @@ from .config import GatewayConfig
 from .control import Control
 from .inference import Inference
 from .probe import probe_held
+from .region_table import RegionTable
 from .repository import Repository
 from .rest import serve_rest
 from .routes import RoutingTable
+from .shared_memory import SharedMemory
 from .upstream import Upstreams
 
 
@@ -67,6 +69,7 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
         upstreams,
         Repository(routes, control),
         max_body_bytes=config.max_body_bytes,
+        shared_memory=_shared_memory(chassis, config),
         retries=config.retries,
         not_ready=chassis.not_ready,
     )
@@ -100,6 +103,19 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     await membership.put(keys.service("gateway", chassis.id), announced)
     chassis.start(membership.run(), "membership")
     chassis.on_drain(membership.leave)
+
+
+def _shared_memory(chassis: Chassis, config: GatewayConfig) -> SharedMemory:
+    """The extension; its table ends with the process, or with whoever gave the folder."""
+    if not config.shared_memory:
+        return SharedMemory()
+    table = RegionTable(config.runtime_dir)
+
+    async def forget() -> None:
+        table.close()
+
+    chassis.on_close(forget)
+    return SharedMemory(table, max_bytes=config.max_body_bytes)
 
 
 async def follow_routes(routes: RoutingTable, upstreams: Upstreams) -> None:

@@ -16,3 +16,5 @@ class GatewayConfig(ServiceConfig):
     default_timeout: float = setting(60.0, "seconds for a request that brings no deadline")
     max_body_bytes: int = setting(64 << 20, "largest inference request in bytes")
     retries: int = setting(1, "other replicas to try when the first cannot answer")
+    shared_memory: bool = setting(True, "take tensors in shared memory from this user's own processes on this host")
+    runtime_dir: str = setting("", "folder that the processes of one gateway share; empty makes a private one")

@@ -21,16 +21,17 @@ from penstock.errors import (
 )
 from penstock.kit import telemetry
 from penstock.oip import inference_pb2 as oip
-from penstock.wire.call import REQUEST_ID, TRACEPARENT, VERSION, Answer, Call, Done, Handler, Pending
+from penstock.wire.call import REGIONS, REQUEST_ID, TRACEPARENT, VERSION, Answer, Call, Done, Handler, Pending
 from penstock.wire.client import ConnectionLost, Field, write_timeout
 
-from . import balance, header
+from . import balance, header, shared_memory
 from .flight import Flight
 from .header import RoutingHeader
 from .metrics import RequestMetrics
 from .repository import Repository
 from .route_table import Replica, Route
 from .routes import RoutingTable
+from .shared_memory import Shared, SharedMemory
 from .statistics import Statistics
 from .upstream import Upstreams
 
@@ -42,7 +43,7 @@ EXTENSIONS = (
     "model_repository",
     "schedule_policy",
 )
-"""What ServerMetadata advertises; clients branch on it, so it names what works and nothing else."""
+"""What ServerMetadata advertises to everybody; clients branch on it, so it names what works and nothing else."""
 
 RETRY_SECONDS = 1.0
 
@@ -57,15 +58,18 @@ class Inference:
         repository: Repository,
         *,
         max_body_bytes: int,
+        shared_memory: SharedMemory | None = None,
         retries: int = 1,
         not_ready: Callable[[], str | None] | None = None,
         randrange: Callable[[int], int] = random.randrange,
         metrics: RequestMetrics | None = None,
     ) -> None:
-        """retries: attempts at other replicas after the first one failed; not_ready: the reason, None when ready."""
+        """shared_memory: None for none; retries: attempts at other replicas after the first one failed; not_ready:
+        the reason, None when ready."""
         self._routes = routes
         self._upstreams = upstreams
         self._repository = repository
+        self._shared_memory = shared_memory or SharedMemory()
         self._statistics = Statistics(routes, upstreams)
         self._max_body_bytes = max_body_bytes
         self._attempts = 1 + retries
@@ -88,13 +92,14 @@ class Inference:
             "RepositoryIndex": self._repository.index,
             "RepositoryModelLoad": self._repository.load,
             "RepositoryModelUnload": self._repository.unload,
+            **self._shared_memory.handlers(),
         }
 
     async def infer(self, call: Call) -> Answer:
         """ModelInfer; also each message of ModelStreamInfer.
 
-        Raises InvalidArgument, TooLarge, NotFound, Unavailable, ResourceExhausted, DeadlineExceeded, or whatever the
-        worker says of the request itself.
+        Raises InvalidArgument, TooLarge, NotFound, Unavailable, ResourceExhausted, DeadlineExceeded, PermissionDenied
+        for shared memory, or whatever the worker says of the request itself.
         """
         loop = asyncio.get_running_loop()
         started, model, code = loop.time(), "", "OK"
@@ -103,10 +108,11 @@ class Inference:
                 raise TooLarge(f"the request is larger than {self._max_body_bytes} bytes")
             target = header.of_infer(call.payload)
             model = target.model if target.model in self._routes.table.models else ""
+            shared = self._shared_memory.resolve(call) if shared_memory.named(call.payload) else None
             if telemetry.sampled(call.headers) if call.sampled is None else call.sampled:
                 with telemetry.span(signals.GATEWAY_INFER_SPAN, call.headers, model=model) as span:
-                    return await self.forward(call, target, telemetry.traceparent_of(span))
-            return await self.forward(call, target)
+                    return await self.forward(call, target, telemetry.traceparent_of(span), shared)
+            return await self.forward(call, target, shared=shared)
         except PenstockError as error:
             code = error.code.name
             raise
@@ -128,18 +134,24 @@ class Inference:
         try:
             target = header.of_infer(payload)
             route = self._routes.resolve(target.model, target.version)
+            shared = self._shared_memory.resolve(call) if shared_memory.named(payload) else None
         except PenstockError:
             return None
-        replicas, outstanding = route.replicas, self._upstreams.outstanding
+        replicas, outstanding = shared_memory.reaching(shared, route.replicas), self._upstreams.outstanding
+        if not replicas:
+            return None
         replica = balance.choose(replicas, lambda replica: outstanding(replica.address), self._randrange)
         free = self._upstreams.free(replica.address, (route.model, route.version))
         if free is None:
             return None
         place, connection = free
-        flight = Flight(place, done, partial(self._go_on, call, target), partial(self._count, route.model, started))
+        go_on, ended = partial(self._go_on, call, target, shared), partial(self._count, route.model, started)
+        flight = Flight(place, done, go_on, ended)
         varying = [("grpc-timeout", write_timeout(left)), (REQUEST_ID, call.request_id)]
         if (parent := call.headers.get(TRACEPARENT)) is not None:
             varying.append((TRACEPARENT, parent))
+        if shared is not None:
+            varying.append((REGIONS, shared.header))
         under_way = connection.begin(
             call.method, payload, constant=_constant(route.version), varying=varying, done=flight.landed
         )
@@ -149,19 +161,26 @@ class Inference:
         flight.took_off(under_way)
         return flight
 
-    async def forward(self, call: Call, target: RoutingHeader, traceparent: str = "") -> Answer:
+    async def forward(
+        self, call: Call, target: RoutingHeader, traceparent: str = "", shared: Shared | None = None
+    ) -> Answer:
         """Passes the call's bytes to one replica, and to another one if the first cannot answer.
 
         Retried: a lost connection, UNAVAILABLE, RESOURCE_EXHAUSTED. Inference has no effects, so a request whose
-        connection broke may run twice. Not retried: what is wrong with the request, and a deadline that passed.
+        connection broke may run twice, unless its outputs go to shared memory, where the first run might write late.
+        Not retried: what is wrong with the request, and a deadline that passed.
         """
-        return await self._attempt(call, target, _onward(call, traceparent), set(), None)
+        return await self._attempt(call, target, _onward(call, traceparent, shared), set(), None, shared)
 
-    async def _go_on(self, call: Call, target: RoutingHeader, address: str, failure: PenstockError) -> Answer:
+    async def _go_on(
+        self, call: Call, target: RoutingHeader, shared: Shared | None, address: str, failure: PenstockError
+    ) -> Answer:
         """As `forward`, after the replica at that address has failed."""
         if isinstance(failure, ConnectionLost):
             failure = _stopped(target.model, failure)
-        return await self._attempt(call, target, _onward(call, ""), {address}, failure)
+            if shared is not None and shared.writes:
+                raise failure
+        return await self._attempt(call, target, _onward(call, "", shared), {address}, failure, shared)
 
     def _count(self, model: str, started: float, code: str) -> None:
         self._metrics.ended(model, code, self._clock() - started)
@@ -173,11 +192,12 @@ class Inference:
         headers: dict[str, str],
         tried: set[str],
         failure: PenstockError | None,
+        shared: Shared | None,
     ) -> Answer:
-        """tried: addresses that have failed; failure: how the last one did."""
+        """tried: addresses that have failed; failure: how the last one did; shared: what the request refers to."""
         while len(tried) < self._attempts:
             route = self._routes.resolve(target.model, target.version)
-            replica = self._pick(route, tried)
+            replica = self._pick(route, tried, shared)
             if replica is None:
                 break
             call.remaining()
@@ -196,9 +216,12 @@ class Inference:
                 )
             except ConnectionLost as lost:
                 failure = _stopped(route.model, lost)
+                if shared is not None and shared.writes:
+                    break
             except (Unavailable, ResourceExhausted) as refusal:
                 failure = refusal
-        raise failure or Unavailable("no replica can take the request", retry_after=RETRY_SECONDS)
+        words = "no replica can take the request" if shared is None else shared_memory.NO_NEAR_REPLICA
+        raise failure or Unavailable(words, retry_after=RETRY_SECONDS)
 
     async def server_live(self, call: Call) -> Answer:
         """The process answers."""
@@ -209,8 +232,9 @@ class Inference:
         return _answer(oip.ServerReadyResponse(ready=self._not_ready() is None))
 
     async def server_metadata(self, call: Call) -> Answer:
-        """Name, version, implemented extensions."""
-        return _answer(oip.ServerMetadataResponse(name="penstock", version=__version__, extensions=EXTENSIONS))
+        """Name, version, implemented extensions; shared memory only to callers who may use it."""
+        extensions = (*EXTENSIONS, shared_memory.EXTENSION) if self._shared_memory.offered(call) else EXTENSIONS
+        return _answer(oip.ServerMetadataResponse(name="penstock", version=__version__, extensions=extensions))
 
     async def model_ready(self, call: Call) -> Answer:
         """True when a request for that model and version would be passed on; an unknown model is not ready."""
@@ -238,10 +262,10 @@ class Inference:
         """A worker's configuration of the model."""
         return await self.forward(call, header.of_model_request(call.payload))
 
-    def _pick(self, route: Route, tried: set[str]) -> Replica | None:
+    def _pick(self, route: Route, tried: set[str], shared: Shared | None) -> Replica | None:
         upstreams, served = self._upstreams, (route.model, route.version)
         candidates = balance.usable(
-            route.replicas,
+            shared_memory.reaching(shared, route.replicas),
             lambda replica: replica.address in tried,
             lambda replica: upstreams.ejected(replica.address, served),
         )
@@ -250,13 +274,15 @@ class Inference:
         return balance.choose(candidates, lambda replica: upstreams.outstanding(replica.address), self._randrange)
 
 
-def _onward(call: Call, traceparent: str) -> dict[str, str]:
+def _onward(call: Call, traceparent: str, shared: Shared | None) -> dict[str, str]:
     """Headers for the next hop: nothing of the caller's but its request id and trace. Without a trace the next hop
     begins none: the version tells it that the decision was made here."""
     parent = traceparent or call.headers.get(TRACEPARENT, "")
     headers = {TRACEPARENT: parent} if parent else {}
     if call.request_id:
         headers[REQUEST_ID] = call.request_id
+    if shared is not None:
+        headers[REGIONS] = shared.header
     return headers
 
 

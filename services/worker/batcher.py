@@ -27,6 +27,7 @@ from . import rows
 from .batching import BatchPolicy, BatchQueue, ServiceEstimate, Waiting, timeout_expired
 from .codec import Request, Tensor
 from .metrics import ReplicaMetrics
+from .references import Source, unstaged
 from .statistics import Statistics
 
 ALIGNMENT: Final = 64
@@ -290,6 +291,9 @@ class Batcher:
         failure: PenstockError = Unavailable("the model stopped serving on this worker")
         try:
             references = self._stage([waiting.item.request for waiting in batch])
+            for waiting in batch:
+                if waiting.item.request.sources and (problem := unstaged(waiting.item.request.sources)) is not None:
+                    self._refuse(waiting.item, problem)
             staged_ns = int((self._clock() - started) * 1e9)
             async with asyncio.timeout(self._run_timeout):
                 outcome = await self._engine.run(size if self._policy.max_batch_size else 0, references)
@@ -334,7 +338,10 @@ class Batcher:
             offset = reference.offset
             for request in requests:
                 data = request.inputs[index].data
-                arena[offset : offset + len(data)] = data
+                if isinstance(data, Source):
+                    data.read_into(arena[offset : offset + len(data)])
+                else:
+                    arena[offset : offset + len(data)] = data
                 offset += len(data)
         return references
 
@@ -350,7 +357,9 @@ class Batcher:
         for waiting in batch:
             seat = waiting.item
             if not seat.over:
-                answers.append((seat, sliced.take(first, waiting.rows, seat.request.outputs)))
+                answers.append(
+                    (seat, sliced.take(first, waiting.rows, seat.request.outputs, seat.request.destinations))
+                )
             first += waiting.rows
         input_ns, now, now_ms = staged_ns + outcome.preprocess_ns, self._clock(), time.time_ns() // 1_000_000
         output_ns = outcome.postprocess_ns + int((now - slicing) * 1e9)

@@ -23,6 +23,7 @@ from penstock.v1 import manifest_pb2 as pb
 from penstock.wire.stream import varint
 
 from .metadata import full_shape
+from .references import COPIED, Destination, Lent, Source
 
 _INT64_MAX: Final = (1 << 63) - 1
 
@@ -55,20 +56,33 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Referred:
+    """An input that lies in shared memory until it is staged; as Tensor in all else."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Source
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A checked request.
 
     rows: its share of a batch, 1 for a model without batch dimension; kind: equal for requests that may share a batch;
-    inputs: in the manifest's order; outputs: names to answer, in order; timeout: seconds in the queue, None for none.
+    inputs: in the manifest's order; outputs: names to answer, in order; timeout: seconds in the queue, None for none;
+    sources: inputs that lie in shared memory; destinations: outputs that go there, by name, None for none.
     """
 
     id: str
     rows: int
     kind: Hashable
-    inputs: tuple[Tensor, ...]
+    inputs: tuple[Tensor | Referred, ...]
     outputs: tuple[str, ...]
     priority: int = 0
     timeout: float | None = None
+    sources: tuple[Source, ...] = ()
+    destinations: Mapping[str, Destination] | None = None
 
 
 class Plan:
@@ -111,19 +125,23 @@ class Schema:
         self.outputs = tuple(spec.name for spec in manifest.outputs)
         self._answers: dict[Hashable, tuple[bytes, bytes]] = {}
 
-    def decode(self, message: oip.ModelInferRequest) -> Request:
-        """The request as the batcher takes it.
+    def decode(self, message: oip.ModelInferRequest, lent: Lent | None = None) -> Request:
+        """The request as the batcher takes it. lent: what it refers to in shared memory, None where nothing.
 
         Raises InvalidArgument with the field and what the model takes, Unsupported for extensions that this server
         does not advertise.
         """
         priority, timeout = _parameters(message.parameters)
-        given = self._inputs_of(message)
+        given = self._inputs_of(message, lent.sources if lent is not None else {})
         inputs = tuple(given[name] for name in self._inputs)
         rows = self._rows(inputs)
         skip = 1 if self.batched else 0
         kind = tuple((tensor.datatype, tensor.shape[skip:]) for tensor in inputs)
-        return Request(message.id, rows, kind, inputs, self._outputs_of(message), priority, timeout)
+        outputs = self._outputs_of(message, refused=lent is None)
+        if lent is None:
+            return Request(message.id, rows, kind, inputs, outputs, priority, timeout)
+        sources = tuple(tensor.data for tensor in inputs if isinstance(tensor, Referred))
+        return Request(message.id, rows, kind, inputs, outputs, priority, timeout, sources, lent.destinations)
 
     def plan(self, message: oip.ModelInferRequest, request: Request) -> Plan | None:
         """What can be kept of a request that was decoded from this message; None when its contents are not raw."""
@@ -159,32 +177,37 @@ class Schema:
         self._answers[key] = around
         return around
 
-    def _inputs_of(self, message: oip.ModelInferRequest) -> dict[str, Tensor]:
-        raw = message.raw_input_contents
-        given: dict[str, Tensor] = {}
+    def _inputs_of(self, message: oip.ModelInferRequest, sources: Mapping[str, Source]) -> dict[str, Tensor | Referred]:
+        raw, taken = message.raw_input_contents, 0
+        given: dict[str, Tensor | Referred] = {}
         for position, tensor in enumerate(message.inputs):
             where = f"inputs[{position}]"
             if tensor.name in given:
                 raise InvalidArgument(f"{where}: input {_shown(tensor.name)} comes twice", field=f"{where}.name")
-            if _SHARED_MEMORY in tensor.parameters:
+            source = sources.get(tensor.name)
+            if source is None and _SHARED_MEMORY in tensor.parameters:
                 raise Unsupported("shared memory is not offered here; send the tensor's bytes", field=where)
             shape = self._checked_shape(tensor, where)
+            if source is not None:
+                given[tensor.name] = _referred(tensor, shape, source, where)
+                continue
             if raw and tensor.HasField("contents"):
                 raise InvalidArgument(
                     f"{where}: contents and raw_input_contents must not come together", field=f"{where}.contents"
                 )
-            if raw and position >= len(raw):
+            if raw and taken >= len(raw):
                 raise InvalidArgument(f"unable to find data for input tensor {_shown(tensor.name)}", field=where)
             data: Buffer
             if raw:
                 row = datatype(tensor.datatype)
-                data = _checked_raw(tensor, element_count(shape), row.size, raw, position)
+                data = _checked_raw(tensor, element_count(shape), row.size, raw, taken)
+                taken += 1
             else:
                 data = _from_contents(tensor, where)
             given[tensor.name] = Tensor(tensor.name, tensor.datatype, shape, data)
-        if len(raw) > len(message.inputs):
+        if len(raw) > taken:
             raise InvalidArgument(
-                f"raw_input_contents: {len(raw)} buffers for {len(message.inputs)} inputs", field="raw_input_contents"
+                f"raw_input_contents: {len(raw)} buffers for {taken} inputs", field="raw_input_contents"
             )
         missing = [name for name in self._inputs if name not in given]
         if missing:
@@ -221,7 +244,7 @@ class Schema:
             )
         return shape
 
-    def _rows(self, inputs: Sequence[Tensor]) -> int:
+    def _rows(self, inputs: Sequence[Tensor | Referred]) -> int:
         if not self.batched:
             return 1
         rows = {tensor.shape[0] for tensor in inputs}
@@ -233,8 +256,8 @@ class Schema:
             raise InvalidArgument("the batch dimension must be at least 1, got 0", field="inputs[0].shape")
         return count
 
-    def _outputs_of(self, message: oip.ModelInferRequest) -> tuple[str, ...]:
-        """Names to answer: those that were asked for, or all."""
+    def _outputs_of(self, message: oip.ModelInferRequest, *, refused: bool) -> tuple[str, ...]:
+        """Names to answer: those that were asked for, or all. refused: none may go to shared memory."""
         if not message.outputs:
             return self.outputs
         names: dict[str, None] = {}
@@ -250,7 +273,7 @@ class Schema:
                     "the classification extension is not offered; publish the model with a top_k processor instead",
                     field=f"{where}.parameters.classification",
                 )
-            if _SHARED_MEMORY in wanted.parameters:
+            if refused and _SHARED_MEMORY in wanted.parameters:
                 raise Unsupported("shared memory is not offered here; take the tensor's bytes", field=where)
             names[wanted.name] = None
         return tuple(names)
@@ -269,7 +292,7 @@ def parse(payload: bytes) -> oip.ModelInferRequest:
 
 
 def _checked_raw(
-    tensor: oip.ModelInferRequest.InferInputTensor | Tensor,
+    tensor: oip.ModelInferRequest.InferInputTensor | Tensor | Referred,
     count: int,
     width: int,
     raws: Sequence[Buffer],
@@ -291,6 +314,29 @@ def _checked_raw(
         )
     unpack_bytes(data, count, f"raw_input_contents[{position}]")
     return data
+
+
+def _referred(
+    tensor: oip.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], source: Source, where: str
+) -> Tensor | Referred:
+    """An input in shared memory whose size is what datatype and shape say; a copy where it must be looked at."""
+    if tensor.HasField("contents"):
+        raise InvalidArgument(f"{where}: contents and shared memory must not come together", field=f"{where}.contents")
+    row, count = datatype(tensor.datatype), element_count(shape)
+    if row.size and len(source) != count * row.size:
+        raise InvalidArgument(
+            f"{where}: {len(source)} bytes for input {tensor.name!r}; "
+            f"{row.name} {list(shape)} takes {count * row.size}",
+            field=where,
+        )
+    if row.name not in COPIED:
+        return Referred(tensor.name, row.name, shape, source)
+    data = source.copy()
+    if row.name == "BYTES":
+        unpack_bytes(data, count, where)
+    elif data.translate(None, b"\x00\x01"):
+        raise InvalidArgument(f"{where}: a BOOL is a byte of 0 or 1", field=where)
+    return Tensor(tensor.name, row.name, shape, data)
 
 
 def _from_contents(tensor: oip.ModelInferRequest.InferInputTensor, where: str) -> bytes:

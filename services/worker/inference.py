@@ -8,6 +8,7 @@ that is READY here. The management half of the protocol (load, unload) belongs t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -22,6 +23,7 @@ from penstock.wire.call import (
     BATCH_SIZE,
     QUEUE_DEPTH,
     QUEUE_MICROSECONDS,
+    REGIONS,
     VERSION,
     WORKER,
     Answer,
@@ -35,6 +37,7 @@ from . import codec, head, metadata
 from .batcher import Result
 from .codec import Plan, Request, Schema
 from .head import Parts
+from .references import Lent, References
 from .serving import Directory, Serving, Standing
 
 M = TypeVar("M", bound=Message)
@@ -72,6 +75,7 @@ class Inference:
         self._worker = worker
         self._directory = directory
         self._not_ready = not_ready
+        self._references = References()
         self._plans: dict[tuple[bytes, str], tuple[str, int, Schema, Plan]] = {}
 
     @property
@@ -93,20 +97,39 @@ class Inference:
 
     async def infer(self, call: Call) -> Answer:
         """ModelInfer. Raises NotFound, Unavailable, InvalidArgument and whatever ended the request in the batcher."""
+        if REGIONS in call.headers:
+            return await self._by_reference(call)
         serving, request = self._request(call)
+        return await self._served(call, serving, request, None)
+
+    async def _by_reference(self, call: Call) -> Answer:
+        """A request whose tensors lie in shared memory, which is held until it has ended."""
+        message = codec.parse(call.payload)
+        serving = self._serving(message.model_name, message.model_version, call)
+        with ExitStack() as held:
+            try:
+                lent = held.enter_context(self._references.lent(call, message))
+                request = serving.schema.decode(message, lent)
+            except PenstockError as error:
+                serving.metrics.failed(error.code.name)
+                raise
+            return await self._served(call, serving, request, lent)
+
+    async def _served(self, call: Call, serving: Serving, request: Request, lent: Lent | None) -> Answer:
         if not _traced(call):
-            return self._answer(serving, request, await serving.batcher.submit(request, call.deadline))
+            return self._answer(serving, request, await serving.batcher.submit(request, call.deadline), lent)
         with telemetry.span(
             INFER_SPAN, call.headers, model=serving.name, version=serving.version, worker=self._worker
         ) as span:
             result = await serving.batcher.submit(request, call.deadline, span)
             queue_us, rows = int(result.ride.queue_seconds * 1e6), result.ride.batch_rows
             span.set_attributes({"queue_us": queue_us, "batch_size": rows})
-            return self._answer(serving, request, result)
+            return self._answer(serving, request, result, lent)
 
     def direct(self, call: Call, done: Done) -> Pending | None:
-        """ModelInfer without a task, for a call that is not traced. Raises as `infer` does."""
-        if _traced(call):
+        """ModelInfer without a task, for a call that is not traced and brings its tensors along. Raises as `infer`
+        does."""
+        if _traced(call) or REGIONS in call.headers:
             return None
         serving, request = self._request(call)
 
@@ -225,7 +248,7 @@ class Inference:
                 self._plans[parts.head, version] = (serving.name, serving.version, serving.schema, plan)
         return serving, request
 
-    def _answer(self, serving: Serving, request: Request, result: Result) -> Answer:
+    def _answer(self, serving: Serving, request: Request, result: Result, lent: Lent | None = None) -> Answer:
         ride = result.ride
         trailers = {
             WORKER: self._worker,
@@ -233,7 +256,8 @@ class Inference:
             QUEUE_MICROSECONDS: str(int(ride.queue_seconds * 1e6)),
             QUEUE_DEPTH: str(serving.batcher.depth),
         }
-        return Answer(serving.schema.encode(request.id, result.outputs), trailers)
+        payload = serving.schema.encode(request.id, result.outputs)
+        return Answer(payload if lent is None else lent.response(payload), trailers)
 
     def _serving(self, name: str, version: str, call: Call) -> Serving:
         """The replica that takes this request; raises NotFound or Unavailable with the truth."""

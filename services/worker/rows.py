@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Final, Protocol
 
-from penstock.errors import Internal, PenstockError
+from penstock.errors import Internal, InvalidArgument, PenstockError
 from penstock.tensors import DATATYPES
 
 from .codec import Tensor
+from .references import Destination
 
 _LENGTH: Final = struct.Struct("<I")
 
@@ -47,12 +48,16 @@ class Sliced:
         self._failures = failures
         self._bounds: dict[str, list[int]] = {}
 
-    def take(self, first: int, count: int, names: Sequence[str]) -> tuple[Tensor, ...] | PenstockError:
-        """Views of rows first … first + count - 1 of these outputs, or why one of the rows failed."""
+    def take(
+        self, first: int, count: int, names: Sequence[str], destinations: Mapping[str, Destination] | None = None
+    ) -> tuple[Tensor, ...] | PenstockError:
+        """Views of rows first … first + count - 1 of these outputs, or why one of the rows failed. What has a
+        destination is written there, and its tensor is empty."""
         for row in range(first, first + count) if self._failures else ():
             if (failure := self._failures.get(row)) is not None:
                 return failure if count == 1 else _numbered(failure, row - first)
-        return tuple(self._cut(name, first, count) for name in names)
+        cut = tuple(self._cut(name, first, count) for name in names)
+        return cut if destinations is None else _placed(cut, destinations)
 
     def _cut(self, name: str, first: int, count: int) -> Tensor:
         output = self._outputs.get(name)
@@ -74,6 +79,19 @@ class Sliced:
                 "the model's output does not have one row per item of the batch",
                 detail=f"output {output.name!r} has shape {list(output.shape)} for {self._size} rows",
             )
+
+
+def _placed(tensors: Sequence[Tensor], destinations: Mapping[str, Destination]) -> tuple[Tensor, ...] | PenstockError:
+    left = []
+    try:
+        for tensor in tensors:
+            destination = destinations.get(tensor.name)
+            if destination is not None:
+                tensor = Tensor(tensor.name, tensor.datatype, tensor.shape, destination.write(memoryview(tensor.data)))
+            left.append(tensor)
+    except InvalidArgument as misplaced:
+        return misplaced
+    return tuple(left)
 
 
 def _bounds(output: Output, size: int) -> list[int]:

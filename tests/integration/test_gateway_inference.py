@@ -229,7 +229,7 @@ async def test_tritonclient(clean_etcd: str) -> None:
 
 async def test_a_method_that_is_not_there(clean_etcd: str) -> None:
     async with gateway(clean_etcd) as it:
-        unknown: Any = it.channel.unary_unary(f"/{SERVICE}/SystemSharedMemoryStatus")
+        unknown: Any = it.channel.unary_unary(f"/{SERVICE}/TraceSetting")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await unknown(b"")
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

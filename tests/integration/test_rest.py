@@ -129,7 +129,7 @@ async def test_repository(bridge: Bridge) -> None:
         ("GET", "/v2/logging"),
         ("POST", "/v2/trace/setting"),
         ("GET", "/v2/models/echo/trace/setting"),
-        ("GET", "/v2/systemsharedmemory/status"),
+        ("GET", "/v2/cudasharedmemory/status"),
         ("POST", "/v2/cudasharedmemory/region/r/register"),
     ],
 )

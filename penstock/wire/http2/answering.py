@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from penstock import errors
 from penstock.wire.call import CALLER_OF_CALL, REQUEST_ID_OF_CALL, Answer, Call, Pending
+from penstock.wire.origin import ELSEWHERE
 
 from . import eager, replies
 from . import frames as f
@@ -94,6 +95,7 @@ class Answering(Connection):
         self.common, self.flush_soon = common, flush_soon
         self.held = 0
         self.leaving = False
+        self.origin = ELSEWHERE
         self._table_note = b""
 
     def charge(self, exchange: Exchange, size: int) -> None:
@@ -114,9 +116,10 @@ class Answering(Connection):
         """What a handler gets."""
         if not exchange.request_id:
             exchange.request_id = f"{_run}{next(_numbers):016x}"
-        return Call(
-            method.name, payload, exchange.deadline, exchange.head.headers, exchange.caller, exchange.request_id
-        )
+        head = exchange.head
+        call = Call(method.name, payload, exchange.deadline, head.headers, exchange.caller, exchange.request_id)
+        call.origin = self.origin
+        return call
 
     def await_end(self, exchange: Exchange, pending: Pending) -> None:
         """A call was begun without a task: whatever ends the exchange first cancels it."""

@@ -11,6 +11,8 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from penstock.wire.origin import Origin
+
 from . import frames as f
 from . import unix
 from .answering import Common
@@ -194,6 +196,7 @@ class ServerLink(Link):
             self.transport = transport
             self.abort()
             return
+        self.connection.origin = Origin(transport)
         super().connection_made(transport)
 
     def take(self, data: bytes | memoryview) -> None:

@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope
 
 from penstock.errors import Cancelled, InvalidArgument, TooLarge
 from penstock.wire.call import REQUEST_ID, TRACEPARENT
+from penstock.wire.origin import ELSEWHERE, RELAYED, Origin
 
 from . import compression
 
@@ -25,13 +26,16 @@ T = TypeVar("T")
 AUTHORIZATION: Final = "authorization"
 TIMEOUT: Final = "penstock-timeout-ms"
 MAX_TIMEOUT: Final = 3_600.0
+ORIGIN: Final = "origin"
+"""Key of the connection's Origin in the state of the ASGI scope."""
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Exchange:
-    """A request. `caller` is empty and `deadline` infinite until `admit`; `path` holds the parameters of the path."""
+    """A request. `caller` is empty and `deadline` infinite until `admit`; `path` holds the parameters of the path;
+    `origin`: where its connection comes from, as far as the server has said."""
 
     def __init__(self, scope: Scope, receive: Receive, max_body_bytes: int) -> None:
         self._receive = receive
@@ -44,6 +48,9 @@ class Exchange:
         given = self.headers.get(REQUEST_ID, "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self.caller = ""
+        # Headers that do not go on with the call (`forwarded`) are judged here.
+        relayed = not RELAYED.isdisjoint(self.headers)
+        self.origin: Origin = ELSEWHERE if relayed else scope.get("state", {}).get(ORIGIN, ELSEWHERE)
         self.deadline = float("inf")
         self.body_ended = not ("transfer-encoding" in headers or headers.get("content-length", "0").strip() != "0")
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from penstock.errors import Internal, InvalidArgument, Unsupported
+from penstock.errors import Internal, InvalidArgument
 from penstock.oip import inference_pb2 as oip
 from penstock.tensors import MAX_ELEMENTS, Buffer, element_count
 
@@ -21,7 +21,7 @@ from . import binary, json_codec, json_text
 MAX_TENSORS: Final = 1024
 MAX_RANK: Final = 32
 
-_SHARED_MEMORY: Final = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
+_SHARED_MEMORY: Final = "shared_memory_region"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def read_request(body: Buffer, json_size: int | None) -> tuple[oip.ModelInferReq
     """The request of a body, without model name and version, and how its outputs should come.
 
     json_size: value of Inference-Header-Content-Length, None without that header. Raises InvalidArgument naming the
-    field, TooLarge, or Unsupported for shared memory.
+    field, or TooLarge.
     """
     text, tail = binary.split(body, json_size)
     document = json_text.parse(text)
@@ -94,7 +94,9 @@ def write_response(response: oip.ModelInferResponse, wanted: Wanted) -> Written:
         content = raw[index] if raw else json_codec.raw_of(output)
         entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
         parameters = json_codec.parameters_out(output.parameters)
-        if wanted.binary(output.name):
+        if _SHARED_MEMORY in parameters:
+            pass  # its data is where the caller wanted it
+        elif wanted.binary(output.name):
             parameters["binary_data_size"] = len(content)
             buffers.append(content)
         else:
@@ -113,8 +115,13 @@ def _read_input(entry: dict[str, Any], path: str, tail: binary.Tail, request: oi
     kind = _text(entry.get("datatype"), f"{path}.datatype")
     shape = _shape(entry.get("shape"), f"{path}.shape")
     parameters = json_codec.parameters_in(entry.get("parameters"), f"{path}.parameters")
-    _refuse_shared_memory(parameters, f"{path}.parameters")
     size = parameters.pop("binary_data_size", None)
+    if _SHARED_MEMORY in parameters:
+        if size is not None or "data" in entry:
+            message = f"{path}: both data and `parameters.{_SHARED_MEMORY}`; a tensor takes one of them"
+            raise InvalidArgument(message, field=f"{path}.data")
+        _copy(parameters, request.inputs.add(name=name, datatype=kind, shape=shape).parameters)
+        return
     if size is None:
         if "data" not in entry:
             message = f"{path}: neither `data` nor `parameters.binary_data_size`; a tensor needs one of them"
@@ -133,17 +140,10 @@ def _read_input(entry: dict[str, Any], path: str, tail: binary.Tail, request: oi
 def _read_output(entry: dict[str, Any], path: str, request: oip.ModelInferRequest, outputs: dict[str, bool]) -> None:
     name = _text(entry.get("name"), f"{path}.name")
     parameters = json_codec.parameters_in(entry.get("parameters"), f"{path}.parameters")
-    _refuse_shared_memory(parameters, f"{path}.parameters")
     chosen = _flag(parameters.pop("binary_data", None), f"{path}.parameters.binary_data")
     if chosen is not None:
         outputs[name] = chosen
     _copy(parameters, request.outputs.add(name=name).parameters)
-
-
-def _refuse_shared_memory(parameters: Mapping[str, oip.InferParameter], path: str) -> None:
-    for name in _SHARED_MEMORY:
-        if name in parameters:
-            raise Unsupported(f"{path}.{name}: shared memory is not supported", field=f"{path}.{name}")
 
 
 def _copy(parameters: Mapping[str, oip.InferParameter], target: Any) -> None:

@@ -19,6 +19,7 @@ from penstock.wire.call import BATCH_SIZE, QUEUE_MICROSECONDS, WORKER, Call, Han
 
 from . import binary, infer_codec, json_text
 from .exchange import Exchange
+from .fields import INTEGER, TEXT, Field, read_body
 from .messages import to_plain
 from .replies import Reply, json_reply, plain_error
 
@@ -29,6 +30,12 @@ OCTETS: Final = "application/octet-stream"
 SHOWN_TRAILERS: Final = (WORKER, BATCH_SIZE, QUEUE_MICROSECONDS)
 MAX_CONTROL_BYTES: Final = 64 << 10
 """Body of a repository request that carries no files."""
+REGION: Final = (
+    Field("key", TEXT, "Name of a POSIX shared memory object, such as `/frames`.", required=True),
+    Field("offset", INTEGER, "Where in the object the region begins, in bytes."),
+    Field("byte_size", INTEGER, "Bytes of the region.", required=True),
+)
+"""What a registration holds."""
 
 _INLINE_BYTES: Final = 256 << 10
 """Bodies up to here are converted on the loop; it takes a few milliseconds at most."""
@@ -128,6 +135,27 @@ class InferenceRoutes:
         await self._call(exchange, "RepositoryModelUnload", request, oip.RepositoryModelUnloadResponse)
         return Reply()
 
+    async def regions(self, exchange: Exchange) -> Reply:
+        request = oip.SystemSharedMemoryStatusRequest(name=exchange.path.get("region", ""))
+        message, _ = await self._call(
+            exchange, "SystemSharedMemoryStatus", request, oip.SystemSharedMemoryStatusResponse
+        )
+        return json_reply([to_plain(message.regions[name], exact=False) for name in sorted(message.regions)])
+
+    async def register(self, exchange: Exchange) -> Reply:
+        given = read_body(await _control_body(exchange, MAX_CONTROL_BYTES), REGION)
+        request = oip.SystemSharedMemoryRegisterRequest(name=exchange.path["region"], **given)
+        await self._call(exchange, "SystemSharedMemoryRegister", request, oip.SystemSharedMemoryRegisterResponse)
+        return Reply()
+
+    async def unregister(self, exchange: Exchange) -> Reply:
+        request = oip.SystemSharedMemoryUnregisterRequest(name=exchange.path.get("region", ""))
+        await self._call(exchange, "SystemSharedMemoryUnregister", request, oip.SystemSharedMemoryUnregisterResponse)
+        return Reply()
+
+    async def cuda(self, exchange: Exchange) -> Reply:
+        raise Unsupported("CUDA shared memory is not offered; use system shared memory, or send the tensors' bytes")
+
     async def named_repository(self, exchange: Exchange) -> Reply:
         raise Unsupported("naming a repository is not supported; leave the name out of the path")
 
@@ -152,6 +180,7 @@ class InferenceRoutes:
             exchange.forwarded(),
             exchange.caller,
             exchange.request_id,
+            origin=exchange.origin,
         )
         answer = await exchange.while_connected(handler(call))
         return response.FromString(answer.payload), answer.trailers

@@ -14,6 +14,10 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from penstock.wire.origin import Origin
+
+from .exchange import ORIGIN
+
 MAX_HEAD_BYTES: Final = 64 << 10
 MAX_HEAD_FIELDS: Final = 256
 HEAD_SECONDS: Final = 20.0
@@ -34,6 +38,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, ORIGIN: Origin(transport)}
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -36,7 +36,7 @@ _TENSOR: Final = {
     "name": _TEXT,
     "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
     "datatype": {"type": "string", "enum": list(DATATYPES)},
-    "parameters": {**_PARAMETERS, "description": "`binary_data_size` in bytes instead of `data`."},
+    "parameters": {**_PARAMETERS, "description": "`binary_data_size` in bytes, or shared memory, instead of `data`."},
     "data": _DATA,
 }
 
@@ -70,6 +70,13 @@ INDEX_REQUEST: Final = _object({"ready": {"type": "boolean", "description": "Onl
 INDEX: Final[Json] = {
     "type": "array",
     "items": _object({"name": _TEXT, "version": _TEXT, "state": _TEXT, "reason": _TEXT}, ["name"]),
+}
+REGIONS: Final[Json] = {
+    "type": "array",
+    "items": _object(
+        {"name": _TEXT, "key": _TEXT, "offset": {"type": "integer"}, "byte_size": {"type": "integer"}},
+        ["name", "key", "offset", "byte_size"],
+    ),
 }
 REPOSITORY_REQUEST: Final = _object({"parameters": _PARAMETERS})
 OCTETS: Final[Json] = {"type": "string", "format": "binary"}

@@ -13,7 +13,7 @@ from penstock.v1 import cluster_pb2, models_pb2
 from . import management as manage
 from . import shapes
 from .fields import INTEGER, TEXT, Field
-from .inference import OCTETS, InferenceRoutes
+from .inference import OCTETS, REGION, InferenceRoutes
 from .management import ManagementRoutes
 from .operations import Operation
 from .replies import JSON, Dialect
@@ -35,7 +35,13 @@ _RANGE_HEADER: Final = (Field("Content-Range", TEXT, "`bytes <first>-<last>/<siz
 
 def inference_operations(routes: InferenceRoutes) -> list[Operation]:
     """Everything under /v2."""
-    return [*_server(routes), *_models(routes), *_repository(routes), *_unsupported(routes)]
+    return [
+        *_server(routes),
+        *_models(routes),
+        *_repository(routes),
+        *_regions(routes),
+        *_unsupported(routes),
+    ]
 
 
 def management_operations(routes: ManagementRoutes, uploads: UploadRoutes) -> list[Operation]:
@@ -93,6 +99,17 @@ def _repository(routes: InferenceRoutes) -> Iterator[Operation]:
         yield post("/v2/repository/{repository}" + path, refused, answer=routes.named_repository, status=501)
 
 
+def _regions(routes: InferenceRoutes) -> Iterator[Operation]:
+    """System shared memory; for this host only."""
+    everything, one = "/v2/systemsharedmemory", "/v2/systemsharedmemory/region/{region}"
+    region = partial(_oip, tag="shared memory")
+    for place in (everything, one):
+        yield region("GET", f"{place}/status", "Registered.", answer=routes.regions, result=shapes.REGIONS)
+        yield region("POST", f"{place}/unregister", "Forgets; what is not there is fine.", answer=routes.unregister)
+    body = shapes.of_fields(REGION)
+    yield region("POST", f"{one}/register", "Lets tensors refer to it.", answer=routes.register, body=body)
+
+
 def _unsupported(routes: InferenceRoutes) -> Iterator[Operation]:
     """Triton's routes that this server knows and does not implement."""
     refuse = partial(_oip, summary="Not implemented.", tag="not implemented", answer=routes.unsupported, status=501)
@@ -102,11 +119,10 @@ def _unsupported(routes: InferenceRoutes) -> Iterator[Operation]:
     for method in ("GET", "POST"):
         for path in ("/v2/models/{model}/trace/setting", "/v2/trace/setting", "/v2/logging"):
             yield refuse(method, path)
-    for kind in ("systemsharedmemory", "cudasharedmemory"):
-        for place in (f"/v2/{kind}", f"/v2/{kind}/region/{{region}}"):
-            yield refuse("GET", f"{place}/status")
-            yield refuse("POST", f"{place}/unregister")
-        yield refuse("POST", f"/v2/{kind}/region/{{region}}/register")
+    for place in ("/v2/cudasharedmemory", "/v2/cudasharedmemory/region/{region}"):
+        yield refuse("GET", f"{place}/status", answer=routes.cuda)
+        yield refuse("POST", f"{place}/unregister", answer=routes.cuda)
+    yield refuse("POST", "/v2/cudasharedmemory/region/{region}/register", answer=routes.cuda)
 
 
 def _catalogue(routes: ManagementRoutes) -> Iterator[Operation]:

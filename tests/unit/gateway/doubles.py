@@ -15,6 +15,7 @@ from penstock.wire.http2.messages import read_timeout
 from services.gateway.inference import Inference
 from services.gateway.repository import Registry, Repository
 from services.gateway.routes import RoutingTable
+from services.gateway.shared_memory import SharedMemory
 from services.gateway.upstream import Upstreams
 from tests.unit.gateway.records import keyed
 
@@ -125,6 +126,7 @@ class Gateway:
         replicas: list[ReplicaRecord],
         registry: Registry | None = None,
         *,
+        shared_memory: SharedMemory | None = None,
         max_body_bytes: int = 1 << 20,
     ) -> None:
         self.now = 1000.0
@@ -138,6 +140,7 @@ class Gateway:
             self.upstreams,
             Repository(self.routes, registry or NoRegistry()),
             max_body_bytes=max_body_bytes,
+            shared_memory=shared_memory,
             randrange=lambda count: 0,
         )
         self.rebuild()

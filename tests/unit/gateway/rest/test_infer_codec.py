@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.errors import Internal, InvalidArgument, TooLarge, Unsupported
+from penstock.errors import Internal, InvalidArgument, TooLarge
 from penstock.oip import inference_pb2 as oip
 from services.gateway.rest.infer_codec import ALL_BINARY, Wanted, Written, read_request, write_response
 
@@ -91,12 +91,39 @@ def test_a_wrong_binary_size(size: Any) -> None:
         read({"inputs": [entry]}, bytes(8))
 
 
-def test_shared_memory_is_refused() -> None:
-    shared = {"name": "x", "shape": [2], "datatype": "INT32", "parameters": {"shared_memory_region": "r"}}
-    with pytest.raises(Unsupported):
-        read({"inputs": [shared]})
-    with pytest.raises(Unsupported):
-        read({"inputs": [X], "outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]})
+def test_a_tensor_in_shared_memory_has_no_data_and_takes_no_buffer() -> None:
+    place = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
+    shared = {"name": "s", "shape": [2], "datatype": "INT32", "parameters": place}
+    request, _ = read({"inputs": [X, shared, X], "outputs": [{"name": "y", "parameters": place}]})
+    assert len(request.raw_input_contents) == 2
+    for tensor in (request.inputs[1], request.outputs[0]):
+        assert tensor.parameters["shared_memory_region"].string_param == "r"
+        assert tensor.parameters["shared_memory_byte_size"].int64_param == 8
+
+
+@pytest.mark.parametrize("extra", [{"data": [1, 2]}, {"parameters": {"binary_data_size": 8}}])
+def test_shared_memory_and_data_do_not_come_together(extra: dict[str, Any]) -> None:
+    place = {"shared_memory_region": "r", "shared_memory_byte_size": 8, **extra.pop("parameters", {})}
+    with pytest.raises(InvalidArgument, match="one of them"):
+        read({"inputs": [{"name": "s", "shape": [2], "datatype": "INT32", "parameters": place, **extra}]}, bytes(8))
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_an_output_in_shared_memory_comes_without_data(default: bool) -> None:
+    response = oip.ModelInferResponse(model_name="m", raw_output_contents=[b"", bytes(4)])
+    placed = response.outputs.add(name="y", datatype="INT32", shape=[2])
+    placed.parameters["shared_memory_region"].string_param = "r"
+    placed.parameters["shared_memory_byte_size"].int64_param = 8
+    response.outputs.add(name="z", datatype="INT32", shape=[1])
+    written = write_response(response, Wanted(default))
+    document = orjson.loads(written.body[: written.json_size])
+    assert document["outputs"][0] == {
+        "name": "y",
+        "datatype": "INT32",
+        "shape": [2],
+        "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 8},
+    }
+    assert ("data" in document["outputs"][1]) is not default
 
 
 def test_counts_are_bounded() -> None:
