@@ -12,7 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -91,7 +91,7 @@ Ended = Callable[[Result | PenstockError], None]
 class Seat:
     """A request in the batcher, from `enter` until it ends or its caller leaves."""
 
-    __slots__ = ("_batcher", "arrived", "deadline", "ended", "over", "request", "span", "timer", "waiting")
+    __slots__ = ("_batcher", "_kept", "arrived", "deadline", "ended", "over", "request", "span", "timer", "waiting")
 
     def __init__(self, batcher: Batcher, request: Request, arrived: float, deadline: float, span: Span | None) -> None:
         self._batcher, self.request, self.arrived, self.deadline, self.span = batcher, request, arrived, deadline, span
@@ -99,6 +99,17 @@ class Seat:
         self.over = False
         self.waiting: Waiting[Seat] | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self._kept: AbstractContextManager[object] | None = None
+
+    def keep(self, kept: AbstractContextManager[object]) -> None:
+        """Leaves this context when the request has ended, however it ends: what its tensors lie in."""
+        self._kept = kept
+
+    def release(self) -> None:
+        """The request has ended and everybody has been told."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.__exit__(None, None, None)
 
     def cancel(self) -> None:
         """The caller leaves: he is told nothing more. Nothing if the request has ended."""
@@ -176,6 +187,7 @@ class Batcher:
         """The request's caller has gone: it is taken out of the queue, or its rows are dropped."""
         now = self._clock()
         self._close_seat(seat)
+        seat.release()
         left = DeadlineExceeded if now >= seat.deadline else Cancelled
         self._count_failure(left.code.name, now - seat.arrived)
 
@@ -385,6 +397,7 @@ def _tell(seat: Seat, result: Result | PenstockError) -> None:
             ended(result)
         except Exception:
             log.exception("answer_failed")
+    seat.release()
 
 
 def _batch_span(batch: Sequence[Waiting[Seat]], size: int) -> Span | None:

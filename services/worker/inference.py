@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -104,16 +105,20 @@ class Inference:
 
     async def _by_reference(self, call: Call) -> Answer:
         """A request whose tensors lie in shared memory, which is held until it has ended."""
+        with ExitStack() as held:
+            serving, request, lent = self._borrowed(call, held)
+            return await self._served(call, serving, request, lent)
+
+    def _borrowed(self, call: Call, held: ExitStack) -> tuple[Serving, Request, Lent]:
+        """The request, checked; its regions are held until `held` is closed."""
         message = codec.parse(call.payload)
         serving = self._serving(message.model_name, message.model_version, call)
-        with ExitStack() as held:
-            try:
-                lent = held.enter_context(self._references.lent(call, message))
-                request = serving.schema.decode(message, lent)
-            except PenstockError as error:
-                serving.metrics.failed(error.code.name)
-                raise
-            return await self._served(call, serving, request, lent)
+        try:
+            lent = held.enter_context(self._references.lent(call, message))
+            return serving, serving.schema.decode(message, lent), lent
+        except PenstockError as error:
+            serving.metrics.failed(error.code.name)
+            raise
 
     async def _served(self, call: Call, serving: Serving, request: Request, lent: Lent | None) -> Answer:
         if not _traced(call):
@@ -127,19 +132,30 @@ class Inference:
             return self._answer(serving, request, result, lent)
 
     def direct(self, call: Call, done: Done) -> Pending | None:
-        """ModelInfer without a task, for a call that is not traced and brings its tensors along. Raises as `infer`
-        does."""
-        if _traced(call) or REGIONS in call.headers:
+        """ModelInfer without a task, for a call that is not traced. Raises as `infer` does."""
+        if _traced(call):
             return None
+        if REGIONS in call.headers:
+            with ExitStack() as held:
+                serving, request, lent = self._borrowed(call, held)
+                seat = serving.batcher.enter(request, call.deadline, partial(self._ended, serving, request, lent, done))
+                seat.keep(held.pop_all())
+                return seat
         serving, request = self._request(call)
+        return serving.batcher.enter(request, call.deadline, partial(self._ended, serving, request, None, done))
 
-        def ended(result: Result | PenstockError) -> None:
-            if isinstance(result, PenstockError):
-                done(None, result)
-            else:
-                done(self._answer(serving, request, result), None)
-
-        return serving.batcher.enter(request, call.deadline, ended)
+    def _ended(
+        self, serving: Serving, request: Request, lent: Lent | None, done: Done, result: Result | PenstockError
+    ) -> None:
+        if isinstance(result, PenstockError):
+            done(None, result)
+            return
+        try:
+            answer = self._answer(serving, request, result, lent)
+        except PenstockError as error:
+            done(None, error)
+        else:
+            done(answer, None)
 
     async def server_live(self, call: Call) -> Answer:
         """ServerLive: whoever answers lives."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import struct
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ import numpy.typing as npt
 from penstock.oip import inference_pb2 as oip
 from tests.bench.output import WrongAnswers
 from tests.bench.yardstick import OPTIONS, SERVICE
+from tests.harness.shared_memory import path_of, shared_object
 
 SAMPLES: Final = 5
 METHOD: Final = f"/{SERVICE}/ModelInfer"
@@ -51,6 +54,10 @@ class Exchange:
         tensor = {"name": self.input, "datatype": self.datatype, "shape": list(self.shape), "data": values}
         return json.dumps({"inputs": [tensor]}).encode()
 
+    def output(self, payload: bytes) -> Array:
+        """The output of a serialised ModelInferResponse."""
+        return np.frombuffer(oip.ModelInferResponse.FromString(payload).raw_output_contents[0], self.expected.dtype)
+
     def check(self, output: Array) -> None:
         """Raises WrongAnswers unless this is the expected output."""
         if output.size != self.expected.size:
@@ -58,6 +65,38 @@ class Exchange:
         difference = np.abs(output.ravel().astype("f8") - self.expected.ravel().astype("f8")).max()
         if not difference <= self.tolerance:
             raise WrongAnswers(f"{self.model}: a value is wrong by {difference:g}")
+
+
+@dataclass(frozen=True)
+class ByReference(Exchange):
+    """The same through shared memory: the input lies in the first half of a region, the output is put into the second.
+
+    region: name under which it is registered; path: where the object lies.
+    """
+
+    region: str = ""
+    path: str = ""
+
+    def message(self) -> bytes:
+        """See Exchange."""
+        request, size = oip.ModelInferRequest(model_name=self.model), len(self.data)
+        given = request.inputs.add(name=self.input, datatype=self.datatype, shape=self.shape)
+        wanted = request.outputs.add(name="y")
+        for tensor, offset in ((given, 0), (wanted, size)):
+            tensor.parameters["shared_memory_region"].string_param = self.region
+            tensor.parameters["shared_memory_byte_size"].int64_param = size
+            tensor.parameters["shared_memory_offset"].int64_param = offset
+        return request.SerializeToString()
+
+    def output(self, payload: bytes) -> Array:
+        """What lies in the region, which is wiped so that the next answer has to be written anew."""
+        size = len(self.data)
+        with open(self.path, "r+b") as file:
+            file.seek(size)
+            content = file.read(size)
+            file.seek(size)
+            file.write(bytes(size))
+        return np.frombuffer(content, self.expected.dtype)
 
 
 @dataclass(frozen=True)
@@ -89,9 +128,7 @@ def agreed(address: str, exchange: Exchange, samples: int = SAMPLES) -> Agreed:
     if len(payloads) != 1:
         raise WrongAnswers(f"{exchange.model} at {address}: answers to one request differ")
     payload = payloads.pop()
-    exchange.check(
-        np.frombuffer(oip.ModelInferResponse.FromString(payload).raw_output_contents[0], exchange.expected.dtype)
-    )
+    exchange.check(exchange.output(payload))
     return Agreed(payload, ",".join(sorted(workers)))
 
 
@@ -125,3 +162,16 @@ def image() -> Exchange:
     """600 KB there and back."""
     x = np.random.default_rng(1).integers(0, 256, (1, 600, 1000), np.uint8)
     return Exchange("image", "x", "UINT8", x.tobytes(), x.shape, x)
+
+
+@contextmanager
+def shared_image(address: str) -> Iterator[ByReference]:
+    """The same image in a shared memory object, registered at the gateway."""
+    it, region = image(), "bench"
+    with shared_object(2 * len(it.data), it.data) as key, grpc.insecure_channel(address, options=OPTIONS) as channel:
+        register = oip.SystemSharedMemoryRegisterRequest(name=region, key=key, byte_size=2 * len(it.data))
+        call: Any = channel.unary_unary(f"/{SERVICE}/SystemSharedMemoryRegister")
+        call(register.SerializeToString(), timeout=30.0)
+        yield ByReference(**vars(it), region=region, path=path_of(key))
+        unregister: Any = channel.unary_unary(f"/{SERVICE}/SystemSharedMemoryUnregister")
+        unregister(oip.SystemSharedMemoryUnregisterRequest(name=region).SerializeToString(), timeout=30.0)

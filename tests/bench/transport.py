@@ -43,7 +43,7 @@ def rest(run: Run) -> None:
 
 
 def image(run: Run) -> None:
-    """600 KB each way, through two hops and through one, beside bare grpc.aio through two and one."""
+    """600 KB each way, through two hops and through one, beside bare grpc.aio through two and one; and by reference."""
     asked = exchange.image()
     worker = run.deployed("image", models.image)
     heads = run.place.heads(worker)
@@ -60,6 +60,10 @@ def image(run: Run) -> None:
             run.keep(f"grpc one hop image {shape.name}", one)
             bare = run.bench.grpc(echo, {echo_pid: "server"}, asked, shape)
             run.keep(f"bare grpc.aio image {shape.name}", bare)
+        with exchange.shared_image(run.place.grpc) as shared:
+            for shape in (Shape(1, 1), Shape(8, 1)):
+                cell = run.bench.grpc(run.place.grpc, heads, shared, shape)
+                run.keep(f"shared memory image {shape.name}", cell)
     run.place.undeploy("image")
 
 
