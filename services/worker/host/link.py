@@ -112,7 +112,7 @@ class Link:
         try:
             while self._outgoing:
                 frame, descriptors = self._outgoing[0]
-                sent = socket.send_fds(self._socket, [frame], descriptors)
+                sent = socket.send_fds(self._socket, [frame], descriptors) if descriptors else self._socket.send(frame)
                 for descriptor in descriptors:
                     os.close(descriptor)
                 self._outgoing.popleft()
