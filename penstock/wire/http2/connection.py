@@ -2,7 +2,8 @@
 
 Both ends are made of it. It keeps frames, settings, windows, the life of streams and the budgets that make a hostile
 peer lose; header blocks and messages belong to who derives from it. A fault of the peer's either resets one stream or
-ends the connection with GOAWAY, after which nothing is read. Large DATA frames are handed on as they arrive.
+ends the connection with GOAWAY, after which nothing is read. Large DATA frames are handed on as they arrive, and what
+belongs to a large message is written to its place at once (`landing`, gathering.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from .outbound import Outbound, Stream
 _CRUMB: Final = 16
 """A DATA frame of fewer bytes that does not end its stream is a crumb."""
 _PIECES_FROM: Final = 4096
-"""DATA frames of this size are not waited for."""
+"""DATA frames of this size are not waited for, and not copied before they are handed on."""
+_ROOM_FROM: Final = 32 << 10
+"""So much of a frame must be left to receive it apart from what follows it."""
 _MAX_SETTINGS: Final = 64
 _SMALL_INCREMENT: Final = 1024
 
@@ -124,7 +127,12 @@ class Connection(Outbound):
                     self._charge_data(stream, size)
                     if size < _CRUMB and not flags & 1:
                         self._take_crumb()
-                    self._data(stream, bytes(data[start:stop]), flags & 1 == 1)
+                    if size < _PIECES_FROM:
+                        self._data(stream, bytes(data[start:stop]), flags & 1 == 1)
+                    else:
+                        self._data(stream, data[start:stop], flags & 1 == 1)
+                        if not flags & 1:
+                            stop = self._row(data, stop, stream)
                 else:
                     if kind != 0 and size > self.limits.max_header_block:
                         raise ConnectionFault(f.FRAME_SIZE_ERROR, "a frame of this kind is never so large")
@@ -182,18 +190,56 @@ class Connection(Outbound):
         if stream is not None:
             stream.credit -= size
 
+    def landing(self) -> memoryview | None:
+        """Where the bytes that come next may be received: the place of a message that they certainly belong to. What
+        was written there is given to `receive`, as if it had come from elsewhere."""
+        if self._data_left < _ROOM_FROM:
+            return None
+        stream = self.streams.get(self._data_stream)
+        if stream is None or stream.assembler is None or stream.remote_ended:
+            return None
+        large = stream.assembler.large
+        if large is None or large.missing < self._data_left or stream.credit < 0:
+            return None
+        return large.room(self._data_left)
+
     def _go_on_with_data(self, data: bytes | memoryview) -> int:
         """Hands on what there is of a large frame; how much that was."""
         take = min(len(data), self._data_left)
         if take:
             self._data_left -= take
             try:
-                self._data(self._data_stream, bytes(data[:take]), self._data_ends and not self._data_left)
+                self._data(self._data_stream, data[:take], self._data_ends and not self._data_left)
             except StreamFault as fault:
                 self.fault(fault.stream, fault.code, fault.text)
         return take
 
-    def _data(self, number: int, piece: bytes, ends: bool) -> None:
+    def _row(self, data: bytes | memoryview, at: int, number: int) -> int:
+        """Takes further whole frames from `at` on that do nothing but go on with the same large message, which small
+        frames make many of; where the others begin. What ends the message is among the others."""
+        stream = self.streams.get(number)
+        if stream is None or stream.assembler is None or stream.assembler.large is None:
+            return at
+        large, end, begun = stream.assembler.large, len(data), at
+        unpack, total, max_frame = f.HEAD.unpack_from, 0, self.limits.max_frame
+        missing = min(large.missing, stream.credit + 1)
+        while end - at >= 9:
+            high, low, kind, flags, stream_id = unpack(data, at)
+            size = high << 16 | low
+            stop = at + 9 + size
+            if kind | flags or stream_id != number or stop > end or not _CRUMB <= size < missing or size > max_frame:
+                break
+            large.add(data[at + 9 : stop])
+            missing -= size
+            total += size
+            at = stop
+        if at > begun:
+            stream.assembler.gathered(total)
+            self._charge_data(number, total)
+            self.data_gathered(stream, total)
+        return at
+
+    def _data(self, number: int, piece: bytes | memoryview, ends: bool) -> None:
         stream = self.streams.get(number)
         if stream is None or stream.remote_ended:
             if number == 0 or self._idle(number):
@@ -350,8 +396,12 @@ class Connection(Outbound):
         """A header block, which has to be decoded whatever becomes of the stream."""
         raise NotImplementedError
 
-    def data_received(self, stream: Stream, piece: bytes, ends: bool) -> None:
-        """DATA of an open stream; for a large frame in pieces, as they arrive."""
+    def data_received(self, stream: Stream, piece: bytes | memoryview, ends: bool) -> None:
+        """DATA of an open stream; for a large frame in pieces, as they arrive. A view is valid during the call only."""
+        raise NotImplementedError
+
+    def data_gathered(self, stream: Stream, size: int) -> None:
+        """So much DATA has been added to the large message of the stream's assembler."""
         raise NotImplementedError
 
     def table_allowed(self, size: int) -> None:
