@@ -1,8 +1,9 @@
 """Where a large message is put together: one buffer that each byte is written to once, by the kernel where it can be.
 
 Nothing is allocated for what a prefix only promises: a buffer grows with the bytes that have arrived, to at most twice
-as many. Buffers are used again once nobody looks at what lay in them, which spares the system's page faults and the
-growing; how many are kept is bounded for each thread, so a peer that promises much and sends little gains nothing.
+as many (64 KiB at first). Buffers are used again once nobody looks at what lay in them, which spares the growing and
+the system's page faults; how many are kept is bounded for each thread, so that a peer which promises much and sends
+little gains nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from .outbound import Bytes
 
 _STEP: Final = 64 << 10
 """Buffers are multiples of it, so that messages of nearly one size share them."""
-_KEPT_BYTES: Final = 16 << 20
+_KEPT_BYTES: Final = 32 << 20
 """Of all buffers that are kept in a thread."""
-_KEPT_SIZE: Final = 4 << 20
+_KEPT_SIZE: Final = 8 << 20
 """Larger buffers are not kept."""
 
 
@@ -92,10 +93,24 @@ class Gathering:
         return self._view[: self.size].toreadonly()
 
     def _grow(self, least: int) -> None:
-        """A larger buffer. The old one cannot be resized: whoever receives into it may not have let go of it yet."""
-        size = min(-(-self.size // _STEP) * _STEP, max(2 * self.have, least))
-        buffer = bytearray(size)
-        buffer[: self.have] = self._view[: self.have]
+        """Twice the room, and again, until it is `least` or more. Halves of the message's size, so that the last step
+        fits: the system only has to put pages behind those that are there."""
+        buffer = self._buffer
+        if buffer is None:
+            size = -(-self.size // _STEP) * _STEP
+            while size >= 2 * least and size > _STEP:
+                size = -(-size // 2)
+            buffer = bytearray(size)
+        else:
+            self._view.release()
+            try:
+                while len(buffer) < least:
+                    buffer *= 2
+            except BufferError:
+                # Somebody still holds a part of it, such as whoever received into it last.
+                fresh = bytearray(-(-least // len(buffer)) * len(buffer))
+                fresh[: self.have] = buffer[: self.have]
+                buffer = fresh
         self._buffer, self._view = buffer, memoryview(buffer)
 
 
