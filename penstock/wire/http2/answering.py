@@ -53,7 +53,6 @@ class Exchange(Stream):
         "deadline",
         "head",
         "held",
-        "inbox",
         "pending",
         "request_id",
         "room",
@@ -67,8 +66,7 @@ class Exchange(Stream):
         self.unsent_bytes = 0
         self.last = None
         self.connection, self.head, self.caller, self.deadline = connection, head, caller, deadline
-        self.assembler = None
-        self.inbox: Any = None
+        self.assembler = self.inbox = None
         self.pending: Pending | None = None
         self.room: asyncio.Future[None] | None = None
         self.held = self.tick = 0

@@ -73,7 +73,6 @@ class Sent(Stream):
         "deadline",
         "done",
         "headed",
-        "inbox",
         "message",
         "room",
         "tick",
@@ -85,7 +84,6 @@ class Sent(Stream):
         self.connection, self.deadline = connection, deadline
         self.tick = 0
         self.done: Done | None = None
-        self.inbox: ClientInbox | None = None
         self.room: asyncio.Future[None] | None = None
         self.message: bytes | None = None
         self.headed = False
@@ -257,14 +255,6 @@ class ClientConnection(Connection):
             return
         if ends:
             self._conclude(stream)
-
-    def data_gathered(self, stream: Stream, size: int) -> None:
-        """DATA in the midst of a large message."""
-        assert isinstance(stream, Sent)
-        if stream.inbox is not None:
-            stream.inbox.grant()
-        else:
-            self.regrant(stream)
 
     def _assemble(self, sent: Sent, piece: bytes | memoryview) -> None:
         if sent.message is not None:

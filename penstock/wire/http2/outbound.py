@@ -14,6 +14,7 @@ from .limits import Limits
 
 if TYPE_CHECKING:
     from .messages import Assembler
+    from .server_stream import Inbox
 
 Bytes = bytes | bytearray | memoryview
 
@@ -27,15 +28,16 @@ _RECENT: Final = 512
 class Stream:
     """One stream. credit: bytes that the peer may still send; window: bytes that we may; unsent: waits for window.
 
-    assembler: makes messages of what arrives, where more than one piece is needed; last: frames that follow the unsent
-    bytes and end our side.
+    assembler: makes messages of what arrives, where more than one piece is needed; inbox: where a streaming call takes
+    them; last: frames that follow the unsent bytes and end our side.
     """
 
-    __slots__ = ("assembler", "credit", "id", "last", "remote_ended", "unsent", "unsent_bytes", "window")
+    __slots__ = ("assembler", "credit", "id", "inbox", "last", "remote_ended", "unsent", "unsent_bytes", "window")
 
     def __init__(self, number: int, credit: int, window: int) -> None:
         self.id, self.credit, self.window = number, credit, window
         self.assembler: Assembler | None = None
+        self.inbox: Inbox | None = None
         self.remote_ended = False
         self.unsent: deque[memoryview] | None = None
         self.unsent_bytes = 0
@@ -115,7 +117,7 @@ class Outbound:
         idle = 0
         while waiting and self.writable and not self.ended and self.out_bytes < _BURST and idle < len(waiting):
             number, stream = next(iter(waiting.items()))
-            idle = 0 if self._advance(stream, _TURN if len(waiting) > 1 else _BURST - self.out_bytes) else idle + 1
+            idle = 0 if self._advance(stream) else idle + 1
             if stream.unsent:
                 waiting.move_to_end(number)
                 continue
@@ -125,14 +127,15 @@ class Outbound:
                 self.put(stream.last)
                 self.local_end(stream)
 
-    def _advance(self, stream: Stream, most: int) -> bool:
-        """Frames of the stream's DATA, with about so many bytes; False when no window is left for it."""
+    def _advance(self, stream: Stream) -> bool:
+        """Frames of the stream's DATA, fewer where others wait; False when no window is left for it."""
         unsent = stream.unsent
         if not unsent:
             return True
         allowed = min(stream.unsent_bytes, self.window, stream.window)
         if allowed <= 0:
             return False
+        most = _TURN if len(self._waiting) > 1 else _BURST - self.out_bytes
         out, frame, total = self.out, 0, 0
         head, part, at = b"", unsent[0], 0
         while total < most and allowed > total:

@@ -177,10 +177,7 @@ class ServerConnection(Answering):
         except errors.PenstockError as refusal:
             self.fail(stream, refusal)
             return
-        if stream.inbox is not None:
-            stream.inbox.grant()
-        else:
-            self.regrant(stream)
+        super().data_gathered(stream, size)
 
     def _serve(self, exchange: Exchange, payload: bytes) -> None:
         method = exchange.head.method

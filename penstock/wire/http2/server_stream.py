@@ -39,6 +39,10 @@ class Inbox:
         self.ended = self.ended or ends
         self._wake()
 
+    def grant(self) -> None:
+        """Lets the peer go on, unless enough waits here."""
+        raise NotImplementedError
+
     def close(self, failure: BaseException | None = None) -> None:
         """No more bytes will come; the reader ends, or fails."""
         self.ended = True
