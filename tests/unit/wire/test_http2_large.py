@@ -7,7 +7,7 @@ import random
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.wire.call import Answer, Call
@@ -156,6 +156,7 @@ def test_a_promise_gets_no_memory(size: int) -> None:
             tracemalloc.stop()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3_000_000), st.lists(st.integers(10_000, 500_000), min_size=1, max_size=30), st.booleans())
 def test_room_is_never_more_than_twice_what_has_come(size: int, pieces: list[int], hold: bool) -> None:
     kept.__init__()  # type: ignore[misc]
