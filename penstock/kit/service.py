@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from penstock import signals
-from penstock.kit import log, telemetry
+from penstock.kit import heap, log, telemetry
 from penstock.kit.admin import Admin
 from penstock.kit.config import ServiceConfig
 from penstock.kit.front import Front
@@ -275,6 +275,7 @@ def run(
     data_plane: what a connection may cost on a port that serves inference too (kit/front.py); None for a process of the
     control plane.
     """
+    heap.keep_freed()
     with asyncio.Runner(loop_factory=Loop) as runner:
         return runner.run(_main(name, config, assemble, data_plane))
 

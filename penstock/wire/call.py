@@ -37,11 +37,15 @@ QUEUE_DEPTH = "penstock-queue-depth"
 class Call:
     """A unary inference call.
 
-    method: bare name, such as `ModelInfer`; payload: the serialised request message; deadline: absolute, on the clock
-    of `asyncio`'s loop (`loop.time()`), always set; headers: lower-case names, as the caller sent them, not to be
-    changed; caller: authenticated name; request_id: well-formed, the caller's or one made up at its entry; sampled:
-    whether it is traced, None while nobody has decided; origin: where the connection comes from. Cancellation is
-    ordinary task cancellation of whoever handles the call.
+    method: bare name, such as `ModelInfer`; payload: the serialised request message (see below); deadline: absolute, on
+    the clock of `asyncio`'s loop (`loop.time()`), always set; headers: lower-case names, as the caller sent them, not
+    to be changed; caller: authenticated name; request_id: well-formed, the caller's or one made up at its entry;
+    sampled: whether it is traced, None while nobody has decided; origin: where the connection comes from. Cancellation
+    is ordinary task cancellation of whoever handles the call.
+
+    A large payload, of a call or an answer, is not bytes but a read-only memoryview of the buffer that it was received
+    into. It compares, slices, indexes and joins as bytes do, and stays as it is for as long as anybody holds it or a
+    part of it; it has no methods of bytes, `decode` among them, and does not add.
     """
 
     method: str

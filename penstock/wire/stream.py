@@ -74,7 +74,7 @@ async def _answer(handler: Handler, call: Call, ends_on_error: bool) -> bytes | 
     try:
         async with asyncio.timeout_at(call.deadline) as limit:
             answer = await handler(call)
-        return _wrapped(answer.payload + _FINAL_BYTES)
+        return _wrapped(answer.payload, _FINAL_BYTES)
     except errors.PenstockError as raised:
         error = raised
     except Exception as raised:
@@ -87,9 +87,9 @@ async def _answer(handler: Handler, call: Call, ends_on_error: bool) -> bytes | 
     return error if ends_on_error else _failed(call.payload, error)
 
 
-def _wrapped(response: bytes) -> bytes:
+def _wrapped(*response: bytes) -> bytes:
     """ModelStreamInferResponse{infer_response=2} around a serialised response; concatenated protobuf merges."""
-    return b"\x12" + varint(len(response)) + response
+    return b"".join((b"\x12", varint(sum(map(len, response))), *response))
 
 
 def _failed(payload: bytes, error: errors.PenstockError) -> bytes:

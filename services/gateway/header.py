@@ -108,7 +108,7 @@ def _varint(payload: bytes, position: int, end: int, longest: int) -> tuple[int,
 
 def _text(raw: bytes, field: str) -> str:
     try:
-        return raw.decode()
+        return str(raw, "utf-8")
     except UnicodeDecodeError:
         raise InvalidArgument(f"{field} is not valid UTF-8", field=field) from None
 

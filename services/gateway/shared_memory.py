@@ -43,7 +43,7 @@ class Shared:
 
 def named(payload: bytes) -> bool:
     """Whether a serialised ModelInferRequest may name a region; nearly all do not."""
-    return payload.find(regions.MARK, 0, SEARCHED) >= 0
+    return bytes(payload[:SEARCHED]).find(regions.MARK) >= 0
 
 
 class SharedMemory:

@@ -262,8 +262,10 @@ class Batcher:
     def _close_seat(self, seat: Seat) -> None:
         """The request is over; what was kept for it is given back."""
         seat.over = True
-        if seat.waiting is not None:
-            self._queue.discard(seat.waiting)
+        waiting, seat.waiting = seat.waiting, None
+        if waiting is not None:
+            # Seat and waiting point at each other: left so, a tensor would be kept until the collector runs.
+            self._queue.discard(waiting)
         if seat.timer is not None:
             seat.timer.cancel()
         self._outstanding -= 1

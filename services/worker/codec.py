@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -91,12 +91,14 @@ class Plan:
     __slots__ = ("_inputs", "_request", "tensors")
 
     def __init__(self, request: Request, positions: Sequence[int]) -> None:
-        """request: as it was decoded; positions: of each input's raw contents among those of the message."""
-        self._request = request
+        """request: as it was decoded; its tensors are not kept. positions: of each input's raw contents among those of
+        the message."""
+        inputs = tuple(Tensor(tensor.name, tensor.datatype, tensor.shape, b"") for tensor in request.inputs)
+        self._request = replace(request, inputs=inputs)
         self.tensors = len(positions)
         self._inputs = [
             (position, tensor, element_count(tensor.shape), datatype(tensor.datatype).size)
-            for position, tensor in zip(positions, request.inputs, strict=True)
+            for position, tensor in zip(positions, inputs, strict=True)
         ]
 
     def fill(self, request_id: str, raws: Sequence[Buffer]) -> Request:

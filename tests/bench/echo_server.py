@@ -21,8 +21,10 @@ async def echo_later(call: Call) -> Answer:
 
 
 async def ours(port: int, *, later: bool) -> None:
+    from penstock.kit import heap
     from penstock.wire.http2 import Method, Server
 
+    heap.keep_freed()
     server = Server({PATH: Method("ModelInfer", echo_later if later else echo)})
     await server.start("127.0.0.1", port)
     print("ready", flush=True)

@@ -1,7 +1,9 @@
 """One hop by itself: CPU-µs per request of the server process, ours beside bare grpc.aio in the same run.
 
-`python -m tests.bench.one_hop [--seconds 2] [--uvloop] [--kinds ours,task,grpcio]`; needs h2load (Debian:
-nghttp2-client). `task` is ours with a handler that waits once. Prints a table and, with --json, JSON.
+`python -m tests.bench.one_hop [--seconds 2] [--uvloop] [--kinds ours,task,grpcio] [--sizes 200,600000]
+[--shapes 1x1,8x1,8x8,64x1]`; needs h2load (Debian: nghttp2-client). `task` is ours with a handler that waits once.
+Prints a table and, with --json, JSON. Beside CPU time and rate stand page faults per request and the process's peak of
+resident memory over what it had at its start, in messages of that size.
 """
 
 from __future__ import annotations
@@ -34,10 +36,17 @@ def request(size: int) -> bytes:
     return b"\x00" + len(body).to_bytes(4, "big") + body
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, all its threads."""
+def spent(pid: int) -> tuple[float, int]:
+    """User and system seconds of a process, all its threads, and its page faults that needed no disk."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
+    return (int(fields[11]) + int(fields[12])) / _TICK, int(fields[7])
+
+
+def resident(pid: int, line: str) -> int:
+    """Bytes of resident memory: `VmRSS` now, `VmHWM` at most."""
+    found = re.search(rf"{line}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) << 10
 
 
 @contextlib.contextmanager
@@ -74,14 +83,20 @@ def load(port: int, body: Path, requests: int, clients: int, streams: int) -> fl
 
 
 def measure(pid: int, port: int, body: Path, seconds: float, clients: int, streams: int) -> dict[str, float]:
-    """CPU-µs per request and requests per second, over about `seconds`."""
+    """CPU-µs and page faults per request, requests per second, over about `seconds`, and the peak of memory so far."""
     probe = max(200, 20 * clients * streams) // (1 if body.stat().st_size < 10_000 else 10)
     probe = max(probe, clients * streams)
     rate = load(port, body, probe, clients, streams)
     requests = max(probe, int(rate * seconds))
-    before = cpu_seconds(pid)
+    before, faults_before = spent(pid)
     rate = load(port, body, requests, clients, streams)
-    return {"cpu_us": (cpu_seconds(pid) - before) / requests * 1e6, "rate": rate}
+    after, faults = spent(pid)
+    return {
+        "cpu_us": (after - before) / requests * 1e6,
+        "rate": rate,
+        "faults": (faults - faults_before) / requests,
+        "peak_bytes": resident(pid, "VmHWM"),
+    }
 
 
 def main() -> None:
@@ -91,10 +106,12 @@ def main() -> None:
     parser.add_argument("--uvloop", action="store_true")
     parser.add_argument("--kinds", default="ours,task,grpcio")
     parser.add_argument("--sizes", default="200,600000")
+    parser.add_argument("--shapes", default=",".join(f"{clients}x{streams}" for clients, streams in SHAPES))
     parser.add_argument("--json", default="")
     given = parser.parse_args()
     results: dict[str, dict[str, float]] = {}
-    print(f"{'server':8} {'bytes':>7} " + " ".join(f"{f'{c}x{m}':>20}" for c, m in SHAPES), flush=True)
+    shapes = [tuple(map(int, word.split("x"))) for word in given.shapes.split(",")]
+    print(f"{'server':8} {'bytes':>8} " + " ".join(f"{f'{c}x{m}':>38}" for c, m in shapes), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for size in (int(word) for word in given.sizes.split(",")):
             body = Path(folder) / str(size)
@@ -102,11 +119,14 @@ def main() -> None:
             for kind in given.kinds.split(","):
                 with serving(kind, uvloop=given.uvloop and kind != "grpcio") as (pid, port):
                     cells = []
-                    for clients, streams in SHAPES:
+                    began = resident(pid, "VmRSS")
+                    for clients, streams in shapes:
                         got = measure(pid, port, body, given.seconds, clients, streams)
                         results[f"{kind}/{size}/{clients}x{streams}"] = got
-                        cells.append(f"{got['cpu_us']:9.1f} µs {got['rate']:6.0f}/s")
-                    print(f"{kind:8} {size:7} " + " ".join(f"{cell:>20}" for cell in cells), flush=True)
+                        messages = (got["peak_bytes"] - began) / size
+                        said = f"{got['cpu_us']:9.1f} µs {got['rate']:6.0f}/s {got['faults']:6.1f} pf"
+                        cells.append(said + (f" {messages:5.1f} m" if size >= 10_000 else ""))
+                    print(f"{kind:8} {size:8} " + " ".join(f"{cell:>38}" for cell in cells), flush=True)
     if given.json:
         Path(given.json).write_text(json.dumps(results, indent=1))
 

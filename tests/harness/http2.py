@@ -92,7 +92,7 @@ class Ended:
             self.feed(HELLO)
             self.said()
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         self.connection.arrived(data)
 
     def said(self) -> list[Frame]:

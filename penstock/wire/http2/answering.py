@@ -25,7 +25,6 @@ from .connection import Connection
 from .deadlines import Deadlines
 from .head import Head, Method
 from .limits import Limits
-from .messages import Assembler
 from .outbound import Stream
 
 _LATE: Final = "the deadline passed before an answer was ready"
@@ -48,14 +47,12 @@ class Exchange(Stream):
     """A request and its answer. held: request bytes it is charged for; begun: response headers are out."""
 
     __slots__ = (
-        "assembler",
         "begun",
         "caller",
         "connection",
         "deadline",
         "head",
         "held",
-        "inbox",
         "pending",
         "request_id",
         "room",
@@ -69,8 +66,7 @@ class Exchange(Stream):
         self.unsent_bytes = 0
         self.last = None
         self.connection, self.head, self.caller, self.deadline = connection, head, caller, deadline
-        self.assembler: Assembler | None = None
-        self.inbox: Any = None
+        self.assembler = self.inbox = None
         self.pending: Pending | None = None
         self.room: asyncio.Future[None] | None = None
         self.held = self.tick = 0

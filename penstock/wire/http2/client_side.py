@@ -68,13 +68,11 @@ class Sent(Stream):
     end, or block: the same, portable, when it is well."""
 
     __slots__ = (
-        "assembler",
         "block",
         "connection",
         "deadline",
         "done",
         "headed",
-        "inbox",
         "message",
         "room",
         "tick",
@@ -86,9 +84,7 @@ class Sent(Stream):
         self.connection, self.deadline = connection, deadline
         self.tick = 0
         self.done: Done | None = None
-        self.inbox: ClientInbox | None = None
         self.room: asyncio.Future[None] | None = None
-        self.assembler: Assembler | None = None
         self.message: bytes | None = None
         self.headed = False
         self.trailers: list[Field] = []
@@ -239,7 +235,7 @@ class ClientConnection(Connection):
             self._blocks[block] = fields
         return fields
 
-    def data_received(self, stream: Stream, piece: bytes, ends: bool) -> None:
+    def data_received(self, stream: Stream, piece: bytes | memoryview, ends: bool) -> None:
         """DATA of an answer."""
         assert isinstance(stream, Sent)
         if not stream.headed:
@@ -251,7 +247,7 @@ class ClientConnection(Connection):
                 stream.inbox.grant()
             elif stream.message is None and stream.assembler is None and size >= 5 and prefixed(piece)[0] == size - 5:
                 check_prefix(piece[0], size - 5, self.limits.max_message)
-                stream.message = piece[5:]
+                stream.message = bytes(piece[5:])
             elif size:
                 self._assemble(stream, piece)
         except errors.PenstockError as refusal:
@@ -260,7 +256,7 @@ class ClientConnection(Connection):
         if ends:
             self._conclude(stream)
 
-    def _assemble(self, sent: Sent, piece: bytes) -> None:
+    def _assemble(self, sent: Sent, piece: bytes | memoryview) -> None:
         if sent.message is not None:
             raise errors.Internal("the server sent more than one message")
         if sent.assembler is None:

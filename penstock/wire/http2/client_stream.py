@@ -24,6 +24,7 @@ class ClientStream:
         self._sent = sent
         self._connection: ClientConnection = sent.connection
         self._inbox = sent.inbox = ClientInbox(self._connection, sent)
+        sent.assembler = sent.inbox.assembler
         self._ended = False
         self._connection.flush_soon()
 

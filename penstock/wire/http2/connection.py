@@ -12,36 +12,25 @@ from typing import Final
 
 from . import frames as f
 from .frames import ConnectionFault, StreamFault
-from .limits import Budget, Limits
-from .outbound import Outbound, Stream
+from .intake import CRUMB, PIECES_FROM, Intake
+from .limits import Limits
 
-_CRUMB: Final = 16
-"""A DATA frame of fewer bytes that does not end its stream is a crumb."""
-_PIECES_FROM: Final = 4096
-"""DATA frames of this size are not waited for."""
 _MAX_SETTINGS: Final = 64
 _SMALL_INCREMENT: Final = 1024
 
 
-class Connection(Outbound):
-    """What both ends share. Derived classes answer the hooks at the end of this class and of Outbound."""
+class Connection(Intake):
+    """What both ends share. Derived classes answer the hooks at the end of this class, of Intake and of Outbound."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float], *, client: bool) -> None:
-        super().__init__(limits, client=client)
-        self.clock = clock
+        super().__init__(limits, clock, client=client)
         self._rest = bytearray()
         self._need = 0 if client else len(f.PREFACE)
         self._preface = not client
         self._first = True
-        self._data_left = self._data_stream = 0
-        self._data_ends = False
         self._block: list[bytes] | None = None
         self._block_stream = self._block_bytes = 0
         self._block_ends = False
-        now = clock()
-        self.resets = Budget(limits.resets, limits.resets_per_second, now)
-        self._controls = Budget(limits.controls, limits.controls_per_second, now)
-        self.crumbs = Budget(limits.crumbs, limits.crumbs_per_second, now)
         self._kinds: dict[int, Callable[[int, int, bytes], None]] = {
             f.HEADERS: self._headers,
             f.CONTINUATION: self._continuation,
@@ -113,7 +102,7 @@ class Connection(Outbound):
                 self._check_order(kind, stream)
             try:
                 if kind == 0 and not flags & 8:
-                    if stop > end and size >= _PIECES_FROM:
+                    if stop > end and size >= PIECES_FROM:
                         # Let it pass through: no frame of this size is kept here.
                         self._data_left, self._data_stream, self._data_ends = size, stream, bool(flags & 1)
                         self._charge_data(stream, size)
@@ -122,9 +111,14 @@ class Connection(Outbound):
                     if stop > end:
                         break
                     self._charge_data(stream, size)
-                    if size < _CRUMB and not flags & 1:
+                    if size < CRUMB and not flags & 1:
                         self._take_crumb()
-                    self._data(stream, bytes(data[start:stop]), flags & 1 == 1)
+                    if size < PIECES_FROM:
+                        self._data(stream, bytes(data[start:stop]), flags & 1 == 1)
+                    else:
+                        self._data(stream, data[start:stop], flags & 1 == 1)
+                        if not flags & 1:
+                            stop = self._row(data, stop, stream)
                 else:
                     if kind != 0 and size > self.limits.max_header_block:
                         raise ConnectionFault(f.FRAME_SIZE_ERROR, "a frame of this kind is never so large")
@@ -156,63 +150,11 @@ class Connection(Outbound):
         if self._block is not None and (kind != f.CONTINUATION or stream != self._block_stream):
             raise ConnectionFault(f.PROTOCOL_ERROR, "a frame in the midst of a header block")
 
-    def _take_control(self) -> None:
-        if not self._controls.take(self.clock()):
-            raise ConnectionFault(f.ENHANCE_YOUR_CALM, "too many SETTINGS, PING or other control frames")
-
-    def _take_crumb(self) -> None:
-        if not self.crumbs.take(self.clock()):
-            raise ConnectionFault(f.ENHANCE_YOUR_CALM, "too many DATA frames with next to nothing in them")
-
-    def _take_reset(self) -> None:
-        if not self.resets.take(self.clock()):
-            raise ConnectionFault(f.ENHANCE_YOUR_CALM, "too many streams given up")
-
-    # Data.
-
-    def _charge_data(self, number: int, size: int) -> None:
-        """Flow control of what arrives; the whole frame is charged when its head is seen."""
-        self.credit -= size
-        if self.credit < 0:
-            raise ConnectionFault(f.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
-        if self.credit < self.limits.connection_window >> 1:
-            self.put(f.window_update(0, self.limits.connection_window - self.credit))
-            self.credit = self.limits.connection_window
-        stream = self.streams.get(number)
-        if stream is not None:
-            stream.credit -= size
-
-    def _go_on_with_data(self, data: bytes | memoryview) -> int:
-        """Hands on what there is of a large frame; how much that was."""
-        take = min(len(data), self._data_left)
-        if take:
-            self._data_left -= take
-            try:
-                self._data(self._data_stream, bytes(data[:take]), self._data_ends and not self._data_left)
-            except StreamFault as fault:
-                self.fault(fault.stream, fault.code, fault.text)
-        return take
-
-    def _data(self, number: int, piece: bytes, ends: bool) -> None:
-        stream = self.streams.get(number)
-        if stream is None or stream.remote_ended:
-            if number == 0 or self._idle(number):
-                raise ConnectionFault(f.PROTOCOL_ERROR, "DATA on a stream that is not open")
-            if number in self._given_up:
-                return
-            self._take_reset()
-            raise StreamFault(number, f.STREAM_CLOSED, "DATA on a stream that has ended")
-        if stream.credit < 0:
-            raise StreamFault(number, f.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
-        if ends:
-            stream.remote_ended = True
-        self.data_received(stream, piece, ends)
-
     def _whole_data(self, flags: int, number: int, payload: bytes) -> None:
         """A padded DATA frame."""
         self._charge_data(number, len(payload))
         piece = _unpadded(flags, payload)
-        if len(piece) < _CRUMB and not flags & f.END_STREAM:
+        if len(piece) < CRUMB and not flags & f.END_STREAM:
             self._take_crumb()
         self._data(number, piece, bool(flags & f.END_STREAM))
 
@@ -248,10 +190,6 @@ class Connection(Outbound):
         if not number:
             raise ConnectionFault(f.PROTOCOL_ERROR, "HEADERS on stream 0")
         self.block_received(number, block, ends)
-
-    def _idle(self, number: int) -> bool:
-        """Never opened. Streams of ours are even at a server, and we open none there."""
-        return number > self.last_seen or number & 1 == 0
 
     # Control frames.
 
@@ -348,10 +286,6 @@ class Connection(Outbound):
 
     def block_received(self, number: int, block: bytes, ends: bool) -> None:
         """A header block, which has to be decoded whatever becomes of the stream."""
-        raise NotImplementedError
-
-    def data_received(self, stream: Stream, piece: bytes, ends: bool) -> None:
-        """DATA of an open stream; for a large frame in pieces, as they arrive."""
         raise NotImplementedError
 
     def table_allowed(self, size: int) -> None:

@@ -1,6 +1,7 @@
 """A connection on a socket: bytes in without an allocation per read, one write per turn of the loop, both ends alike.
 
-All connections of a thread read into one scratch buffer: what is kept is copied out of it before the next read.
+All connections of a thread read into one scratch buffer: what is kept is copied out of it before the next read. The
+rest of a large frame is read to its place in its message.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Link(asyncio.BufferedProtocol):
         if scratch is None:
             scratch = _thread.scratch = memoryview(bytearray(_SCRATCH_BYTES))
         self._scratch: memoryview = scratch
+        self._place = scratch
 
     # What asyncio calls.
 
@@ -58,15 +60,17 @@ class Link(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
-        return self._scratch
+        self._place = place = self.connection.landing() or self._scratch
+        return place
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes have arrived."""
         self.heard = self._loop.time()
         self._scheduled = True
-        view = self._scratch[:nbytes]
+        place, self._place = self._place, self._scratch
+        view = place[:nbytes]
         try:
-            self.take(bytes(view) if nbytes <= _SMALL_READ else view)
+            self.take(bytes(view) if nbytes <= _SMALL_READ and place is self._scratch else view)
         except Exception:
             # A fault of ours costs this connection, and nobody else's.
             _log.exception("a connection broke")

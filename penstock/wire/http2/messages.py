@@ -6,16 +6,23 @@ import base64
 import binascii
 from collections import deque
 from struct import Struct
-from typing import Final
+from typing import Final, cast
 from urllib.parse import quote, unquote
 
 from penstock.errors import InvalidArgument, ResourceExhausted, Unsupported
+
+from .gathering import Gathering
+from .outbound import Bytes
 
 prefixed: Final = Struct(">xL").unpack_from
 """Length of the message that follows a prefix, as a tuple of one."""
 PREFIX: Final = 5
 """Bytes before a message: a flag that it is compressed, and its length."""
 _SMALL: Final = 1024
+_LARGE: Final = 64 << 10
+"""Messages from this size on get a buffer of their own."""
+_WORTH: Final = 8 << 10
+"""So much of a large message has to be there before it gets it."""
 _UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _MAX_TIMEOUT: Final = 31_536_000.0
 _SAFE: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -23,9 +30,10 @@ _SAFE: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "
 
 class Assembler:
     """Makes messages of DATA. It keeps the raw bytes and cuts a message only when asked, so that a million empty
-    messages cost no more than their bytes. Nothing is allocated for what a prefix only promises."""
+    messages cost no more than their bytes. Nothing is allocated for what a prefix only promises. A large message is
+    gathered in its own buffer as it comes, and taken out without a copy."""
 
-    __slots__ = ("_at", "_limit", "_pieces", "_size", "held")
+    __slots__ = ("_at", "_limit", "_pieces", "_size", "held", "large")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -33,19 +41,54 @@ class Assembler:
         self._at = 0
         self._size = -1
         self.held = 0
+        self.large: Gathering | None = None
 
-    def feed(self, piece: bytes) -> None:
-        """Takes bytes in any portions."""
-        if not piece:
+    def feed(self, piece: Bytes) -> None:
+        """Takes bytes in any portions. What is kept of them is copied, unless it was received into `large.room`."""
+        size = len(piece)
+        if not size:
             return
-        self.held += len(piece)
+        if self.large is None and not self.held and size >= _WORTH:
+            piece = self._begin(piece)
+            size = len(piece)
+        self.held += size
+        large = self.large
+        if large is not None and large.missing:
+            if size > large.missing:
+                view = memoryview(piece)
+                piece, rest = view[: large.missing], view[large.missing :]
+                large.add(piece)
+                self._keep(rest)
+            else:
+                large.add(piece)
+        else:
+            self._keep(piece)
+
+    def gathered(self, size: int) -> None:
+        """So many bytes were added to `large`, past this assembler."""
+        self.held += size
+
+    def _keep(self, piece: Bytes) -> None:
         pieces = self._pieces
         if len(piece) >= _SMALL:
-            pieces.append(piece)
+            pieces.append(bytes(piece))
         elif pieces and isinstance(pieces[-1], bytearray):
             pieces[-1] += piece
         else:
             pieces.append(bytearray(piece))
+
+    def _begin(self, piece: Bytes) -> Bytes:
+        """The first bytes of a message, or of the rest of one whose prefix was judged: a large one begins to be
+        gathered. Prefixes that have something wrong with them are left to `check`."""
+        if self._size < 0:
+            size = int.from_bytes(piece[1:PREFIX], "big")
+            if piece[0] or size > self._limit or size < _LARGE:
+                return piece
+            self._size = size
+            piece = memoryview(piece)[PREFIX:]
+        if self._size >= _LARGE:
+            self.large = Gathering(self._size)
+        return piece
 
     def check(self) -> None:
         """Judges the next message by its prefix, when that is there.
@@ -57,14 +100,29 @@ class Assembler:
             size = int.from_bytes(prefix[1:], "big")
             check_prefix(prefix[0], size, self._limit)
             self._size = size
+        if self.large is None and self._size >= _LARGE and _WORTH <= self.held < self._size:
+            held, pieces = self.held, self._pieces
+            large = Gathering(self._size)
+            large.add(memoryview(pieces.popleft())[self._at :])
+            while pieces:
+                large.add(pieces.popleft())
+            assert large.have == held
+            self.large, self._at = large, 0
 
     def take(self) -> bytes | None:
-        """The next whole message; None when there is none yet. Raises as `check`."""
+        """The next whole message, a view if it is large (penstock/wire/call.py); None when there is none yet.
+
+        Raises as `check`.
+        """
         self.check()
         if self._size < 0 or self.held < self._size:
             return None
-        message, self._size = self._cut(self._size), -1
-        return message
+        size, self._size = self._size, -1
+        large, self.large = self.large, None
+        if large is None:
+            return self._cut(size)
+        self.held -= size
+        return cast(bytes, large.message())
 
     @property
     def ready(self) -> bool:

@@ -7,28 +7,37 @@ socket has no room, stays with its stream, so what a slow reader costs is bounde
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import frames as f
 from .limits import Limits
+
+if TYPE_CHECKING:
+    from .messages import Assembler
+    from .server_stream import Inbox
 
 Bytes = bytes | bytearray | memoryview
 
 _BURST: Final = 1 << 20
 """Bytes put out at a time; beyond it the socket has its turn first."""
+_TURN: Final = 64 << 10
+"""Bytes of one stream while others wait."""
 _RECENT: Final = 512
 
 
 class Stream:
     """One stream. credit: bytes that the peer may still send; window: bytes that we may; unsent: waits for window.
 
-    last: frames that follow the unsent bytes and end our side.
+    assembler: makes messages of what arrives, where more than one piece is needed; inbox: where a streaming call takes
+    them; last: frames that follow the unsent bytes and end our side.
     """
 
-    __slots__ = ("credit", "id", "last", "remote_ended", "unsent", "unsent_bytes", "window")
+    __slots__ = ("assembler", "credit", "id", "inbox", "last", "remote_ended", "unsent", "unsent_bytes", "window")
 
     def __init__(self, number: int, credit: int, window: int) -> None:
         self.id, self.credit, self.window = number, credit, window
+        self.assembler: Assembler | None = None
+        self.inbox: Inbox | None = None
         self.remote_ended = False
         self.unsent: deque[memoryview] | None = None
         self.unsent_bytes = 0
@@ -103,7 +112,7 @@ class Outbound:
         self.pump()
 
     def pump(self) -> None:
-        """Puts out what may go now, a frame per stream in turn."""
+        """Puts out what may go now, the streams in turn."""
         waiting = self._waiting
         idle = 0
         while waiting and self.writable and not self.ended and self.out_bytes < _BURST and idle < len(waiting):
@@ -119,26 +128,40 @@ class Outbound:
                 self.local_end(stream)
 
     def _advance(self, stream: Stream) -> bool:
-        """One frame of the stream's DATA; False when no window is left for it."""
+        """Frames of the stream's DATA, fewer where others wait; False when no window is left for it."""
         unsent = stream.unsent
         if not unsent:
             return True
-        size = min(stream.unsent_bytes, self.window, stream.window, self.peer_frame)
-        if size <= 0:
+        allowed = min(stream.unsent_bytes, self.window, stream.window)
+        if allowed <= 0:
             return False
-        self.window -= size
-        stream.window -= size
-        stream.unsent_bytes -= size
-        self.put(f.pack_head(size >> 16, size & 0xFFFF, f.DATA, 0, stream.id))
-        while size:
-            part = unsent[0]
-            if len(part) <= size:
-                self.put(unsent.popleft())
-                size -= len(part)
-            else:
-                self.put(part[:size])
-                unsent[0] = part[size:]
-                size = 0
+        most = _TURN if len(self._waiting) > 1 else _BURST - self.out_bytes
+        out, frame, total = self.out, 0, 0
+        head, part, at = b"", unsent[0], 0
+        while total < most and allowed > total:
+            size = min(allowed - total, self.peer_frame)
+            if size != frame:
+                head, frame = f.pack_head(size >> 16, size & 0xFFFF, f.DATA, 0, stream.id), size
+            out.append(head)
+            total += size
+            self.out_bytes += 9 + size
+            while size:
+                there = len(part) - at
+                if there > size:
+                    out.append(part[at : at + size])
+                    at += size
+                    break
+                out.append(part[at:] if at else part)
+                size -= there
+                unsent.popleft()
+                at = 0
+                if unsent:
+                    part = unsent[0]
+        if at:
+            unsent[0] = part[at:]
+        self.window -= total
+        stream.window -= total
+        stream.unsent_bytes -= total
         self.data_sent(stream)
         return True
 

@@ -135,7 +135,7 @@ class ServerConnection(Answering):
             code = f.STREAM_CLOSED if number & 1 else f.PROTOCOL_ERROR
             raise ConnectionFault(code, "HEADERS on a stream that has ended")
 
-    def data_received(self, stream: Stream, piece: bytes, ends: bool) -> None:
+    def data_received(self, stream: Stream, piece: bytes | memoryview, ends: bool) -> None:
         """DATA of a request."""
         assert isinstance(stream, Exchange)
         size = len(piece)
@@ -150,7 +150,7 @@ class ServerConnection(Answering):
                 stream.held = size
                 self.held += size
                 self.common.held += size
-                self._serve(stream, piece[5:])
+                self._serve(stream, bytes(piece[5:]))
                 return
             if assembler is None:
                 assembler = stream.assembler = Assembler(self.limits.max_message)
@@ -168,6 +168,16 @@ class ServerConnection(Answering):
             self.fail(stream, refusal)
             return
         self._serve(stream, message)
+
+    def data_gathered(self, stream: Stream, size: int) -> None:
+        """DATA in the midst of a large message."""
+        assert isinstance(stream, Exchange)
+        try:
+            self.charge(stream, size)
+        except errors.PenstockError as refusal:
+            self.fail(stream, refusal)
+            return
+        super().data_gathered(stream, size)
 
     def _serve(self, exchange: Exchange, payload: bytes) -> None:
         method = exchange.head.method

@@ -33,11 +33,15 @@ class Inbox:
         self.failure: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def feed(self, piece: bytes, ends: bool) -> None:
+    def feed(self, piece: bytes | memoryview, ends: bool) -> None:
         """More bytes."""
         self.assembler.feed(piece)
         self.ended = self.ended or ends
         self._wake()
+
+    def grant(self) -> None:
+        """Lets the peer go on, unless enough waits here."""
+        raise NotImplementedError
 
     def close(self, failure: BaseException | None = None) -> None:
         """No more bytes will come; the reader ends, or fails."""
@@ -75,13 +79,14 @@ class ServerInbox(Inbox):
         super().__init__(connection.limits.max_message)
         self._connection, self._exchange = connection, exchange
 
-    def feed(self, piece: bytes, ends: bool) -> None:
+    def feed(self, piece: bytes | memoryview, ends: bool) -> None:
         """Raises ResourceExhausted when the connection holds too much; a message too large is refused at its prefix."""
         self._connection.charge(self._exchange, len(piece))
         super().feed(piece, ends)
-        self._grant()
+        self.grant()
 
-    def _grant(self) -> None:
+    def grant(self) -> None:
+        """Lets the peer go on, unless enough waits here."""
         assembler = self.assembler
         # A message that is larger than the window must still get through; its size is limited by itself.
         if assembler.held <= _AHEAD or not assembler.ready:
@@ -93,7 +98,7 @@ class ServerInbox(Inbox):
             size = min(len(message) + 5, self._exchange.held)
             if size and self._exchange.id in self._connection.streams:
                 self._connection.discharge(self._exchange, size)
-                self._grant()
+                self.grant()
                 if self._connection.out:
                     self._connection.flush_soon()
             yield message
@@ -106,6 +111,7 @@ def serve_stream(connection: Answering, exchange: Exchange, handler: StreamHandl
     inbox = ServerInbox(connection, exchange)
     inbox.ended = ends
     exchange.inbox = inbox
+    exchange.assembler = inbox.assembler
     call = connection.call_of(exchange, method, b"")
 
     async def write(message: bytes) -> None:

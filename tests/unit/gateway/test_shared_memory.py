@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -24,7 +24,7 @@ from penstock.wire.call import REGIONS, Answer, Call
 from penstock.wire.client import ConnectionLost
 from penstock.wire.origin import ELSEWHERE, RELAYED, Origin
 from services.gateway.region_table import RegionTable
-from services.gateway.shared_memory import SharedMemory
+from services.gateway.shared_memory import SharedMemory, named
 from tests.harness.shared_memory import NEIGHBOUR, STRANGER, shared_object
 from tests.unit.gateway.doubles import Gateway, echo, failing
 from tests.unit.gateway.records import deployment, replica
@@ -263,3 +263,11 @@ async def test_nothing_is_tried_twice_that_might_be_written_twice(
         await ask(it, "ModelInfer", infer(to=to))
     assert len(it.workers.sent) == tries
     table.close()
+
+
+def test_a_region_is_seen_in_a_large_payload_too() -> None:
+    """Large payloads are views (penstock/wire/call.py)."""
+    request = oip.ModelInferRequest(model_name="m", raw_input_contents=[bytes(100_000)])
+    assert not named(cast(bytes, memoryview(request.SerializeToString())))
+    request.inputs.add(name="x").parameters["shared_memory_region"].string_param = "r"
+    assert named(cast(bytes, memoryview(request.SerializeToString())))

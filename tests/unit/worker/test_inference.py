@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -296,3 +297,21 @@ async def test_what_a_known_head_does_not_excuse(shelf: Shelf) -> None:
     shelf.standings.clear()
     with pytest.raises(Unavailable, match="no longer on this worker"):
         await given(b"ab")
+
+
+async def test_a_request_that_is_over_keeps_nothing_of_its_payload(shelf: Shelf) -> None:
+    """Large payloads are views of buffers, which are used again when nobody looks at them: without the collector."""
+    shelf.put("m", 1)
+    inference = Inference("worker-1", shelf, lambda: None)
+    gc.disable()
+    try:
+        for _ in range(2):
+            buffer = bytearray(infer().SerializeToString())
+            deadline = asyncio.get_running_loop().time() + 10
+            payload: Any = memoryview(buffer).toreadonly()
+            await directly(inference, Call("ModelInfer", payload, deadline, {VERSION: "1"}))
+            del payload
+            await asyncio.sleep(0)
+            buffer.clear()  # BufferError while there is a view of it
+    finally:
+        gc.enable()
