@@ -90,7 +90,8 @@ class ServerConnection(Answering):
             if method is None or not method.open:
                 caller = self._authenticate(head.headers)
             if head.refusal is not None:
-                raise head.refusal
+                # Kept with its head, it would keep the trace of every call that it has refused.
+                raise head.refusal.with_traceback(None)
             if method is None:
                 raise errors.Unsupported("this server has no such method")
             if self.held > self.limits.max_buffered or self.common.held > self.common.max_held:
