@@ -276,7 +276,8 @@ class Connection(Outbound):
             raise ConnectionFault(f.ENHANCE_YOUR_CALM, "too many settings at once")
         # Before anything that only the new settings allow.
         self.put(f.frame(f.SETTINGS, f.ACK, 0))
-        for key, value in f.read_settings(payload):
+        # A setting that comes twice counts once: to change every stream's window is work.
+        for key, value in dict(f.read_settings(payload)).items():
             self._set(key, value)
 
     def _set(self, key: int, value: int) -> None:
