@@ -35,7 +35,8 @@ class Server:
     Args:
         methods: by full path, such as `/inference.GRPCInferenceService/ModelInfer`.
         authenticate: name of the caller by headers; raises PenstockError. None: every caller is "".
-        max_held: request bytes of all connections together, beyond which requests are refused.
+        max_held: bytes of requests, and of answers that wait for a window, of all connections together; beyond it
+            requests are refused. As much again may wait in buffers of peers that do not read.
         max_connections: beyond it, new ones are closed at once.
     """
 
@@ -165,7 +166,18 @@ class Server:
         now = asyncio.get_running_loop().time()
         for link in list(self._links):
             link.inspect(now)
+        self._relieve()
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
+
+    def _relieve(self) -> None:
+        """When peers that do not read keep too much here all together, those with the most are let go."""
+        unread = {link: link.unread for link in self._links}
+        excess = sum(unread.values()) - self._max_held
+        for link in sorted(unread, key=unread.__getitem__, reverse=True) if excess > 0 else ():
+            if excess <= 0:
+                break
+            excess -= unread[link]
+            link.abort()
 
 
 class ServerLink(Link):
