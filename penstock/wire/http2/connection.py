@@ -126,7 +126,7 @@ class Connection(Outbound):
                         self._take_crumb()
                     self._data(stream, bytes(data[start:stop]), flags & 1 == 1)
                 else:
-                    if kind != 0 and size > self.limits.max_header_block:
+                    if kind != 0 and size > self.limits.max_header_block and kind in self._kinds:
                         raise ConnectionFault(f.FRAME_SIZE_ERROR, "a frame of this kind is never so large")
                     if stop > end:
                         break
@@ -200,7 +200,6 @@ class Connection(Outbound):
                 raise ConnectionFault(f.PROTOCOL_ERROR, "DATA on a stream that is not open")
             if number in self._given_up:
                 return
-            self._take_reset()
             raise StreamFault(number, f.STREAM_CLOSED, "DATA on a stream that has ended")
         if stream.credit < 0:
             raise StreamFault(number, f.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
@@ -290,8 +289,8 @@ class Connection(Outbound):
         elif key == f.MAX_CONCURRENT_STREAMS:
             self.peer_streams = value
             self.streams_allowed()
-        elif key == f.ENABLE_PUSH and value > 1:
-            raise ConnectionFault(f.PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH is 0 or 1")
+        elif key == f.ENABLE_PUSH and value > (0 if self.client else 1):
+            raise ConnectionFault(f.PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH is 0 or 1, and 0 from a server")
         elif key == f.HEADER_TABLE_SIZE:
             self.table_allowed(value)
 
@@ -333,16 +332,22 @@ class Connection(Outbound):
         if not number:
             raise ConnectionFault(f.PROTOCOL_ERROR, "PRIORITY on stream 0")
         self._take_control()
+        if len(payload) == 5 and f.read_long(payload) & 0x7FFFFFFF != number:
+            return
+        code, text = f.PROTOCOL_ERROR, "a stream that depends on itself"
         if len(payload) != 5:
-            raise StreamFault(number, f.FRAME_SIZE_ERROR, "PRIORITY has five bytes")
-        if f.read_long(payload) & 0x7FFFFFFF == number:
-            raise StreamFault(number, f.PROTOCOL_ERROR, "a stream that depends on itself")
+            code, text = f.FRAME_SIZE_ERROR, "PRIORITY has five bytes"
+        if self._idle(number):
+            # There is no stream to reset.
+            raise ConnectionFault(code, text)
+        raise StreamFault(number, code, text)
 
     def _push_promise(self, flags: int, number: int, payload: bytes) -> None:
         raise ConnectionFault(f.PROTOCOL_ERROR, "PUSH_PROMISE, which nobody here may send")
 
     def fault(self, number: int, code: int, text: str) -> None:
-        """One stream is at fault: it is reset."""
+        """One stream is at fault: it is reset. Whoever makes us reset pays as if it had reset the stream itself."""
+        self._take_reset()
         self.give_up(number, code)
 
     # What a derived class must do.
