@@ -45,17 +45,20 @@ class Common:
 
 
 class Exchange(Stream):
-    """A request and its answer. held: request bytes it is charged for; begun: response headers are out."""
+    """A request and its answer. held: bytes it is charged for, of the request and of what waits to be sent; kept: the
+    latter; body: bytes received, if the head says how many there will be; begun: response headers are out."""
 
     __slots__ = (
         "assembler",
         "begun",
+        "body",
         "caller",
         "connection",
         "deadline",
         "head",
         "held",
         "inbox",
+        "kept",
         "pending",
         "request_id",
         "room",
@@ -73,7 +76,7 @@ class Exchange(Stream):
         self.inbox: Any = None
         self.pending: Pending | None = None
         self.room: asyncio.Future[None] | None = None
-        self.held = self.tick = 0
+        self.held = self.kept = self.body = self.tick = 0
         self.begun = False
         self.request_id = head.request_id
 
@@ -111,6 +114,16 @@ class Answering(Connection):
         exchange.held -= size
         self.held -= size
         self.common.held -= size
+
+    def keep(self, exchange: Exchange) -> None:
+        """An answer that its peer has no window for, or does not read, is charged like a request while it waits. Beyond
+        the limits it is dropped."""
+        change, exchange.kept = exchange.unsent_bytes - exchange.kept, exchange.unsent_bytes
+        try:
+            self.charge(exchange, change)
+        except errors.ResourceExhausted:
+            if change > 0:
+                self.abandon(exchange, f.ENHANCE_YOUR_CALM)
 
     def call_of(self, exchange: Exchange, method: Method, payload: bytes) -> Call:
         """What a handler gets."""
@@ -178,9 +191,11 @@ class Answering(Connection):
         else:
             if not exchange.begun:
                 self._put_opening(exchange)
+            self.discharge(exchange, exchange.held)
             self.send(exchange, replies.PREFIX.pack(0, size), payload, last=last)
             if number in self.streams:
                 self.common.deadlines.add(exchange)
+                self.keep(exchange)
         self.flush_soon()
 
     def _put_opening(self, exchange: Exchange) -> None:
@@ -215,6 +230,9 @@ class Answering(Connection):
         exchange.begun = True
         self._cut(exchange)
         self.send(exchange, last=last + self._stop(exchange))
+        if exchange.unsent_bytes:
+            self.common.deadlines.add(exchange)
+            self.keep(exchange)
         self.flush_soon()
 
     def _cut(self, exchange: Exchange) -> None:
@@ -264,6 +282,7 @@ class Answering(Connection):
     def _over(self, exchange: Exchange) -> None:
         held = exchange.held
         if held:
+            exchange.kept = 0
             self.discharge(exchange, held)
         exchange.assembler = None
         if exchange.tick:
@@ -289,6 +308,8 @@ class Answering(Connection):
     def data_sent(self, stream: Stream) -> None:
         """A writer that waits may go on."""
         assert isinstance(stream, Exchange)
+        if stream.kept:
+            self.keep(stream)
         if stream.room is not None:
             make_room(stream)
 
