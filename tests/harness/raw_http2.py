@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -29,15 +30,22 @@ class RawPeer:
         self._rest = b""
 
     @classmethod
-    async def to(cls, address: str, *, hello: bytes = HELLO) -> RawPeer:
-        """Connects to `host:port` and says hello."""
+    async def to(cls, address: str, *, hello: bytes = HELLO, buffer: int = 0) -> RawPeer:
+        """Connects to `host:port` and says hello. buffer: bytes that the kernel may keep unread, if not as usual."""
         host, _, port = address.rpartition(":")
-        it = cls(*await asyncio.open_connection(host, int(port)))
+        raw = socket.socket()
+        if buffer:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        raw.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(raw, (host, int(port)))
+        it = cls(*await asyncio.open_connection(sock=raw))
         it.writer.write(hello)
         return it
 
     async def send(self, data: bytes) -> None:
         """Sends, as far as the server takes it; a server that has closed is no fault."""
+        if self.writer.transport.is_closing():
+            return
         try:
             self.writer.write(data)
             await self.writer.drain()

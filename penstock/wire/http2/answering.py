@@ -29,6 +29,7 @@ from .messages import Assembler
 from .outbound import Stream
 
 _LATE: Final = "the deadline passed before an answer was ready"
+_LIGHT: Final = 64 << 10
 _log = logging.getLogger(__name__)
 _run = token_hex(8)
 _numbers = count(1)
@@ -101,12 +102,18 @@ class Answering(Connection):
         self.origin = ELSEWHERE
         self._table_note = b""
 
+    @property
+    def full(self) -> bool:
+        """No more is held for this connection. One that holds little is served even when all together hold too much."""
+        held = self.held
+        return held > self.limits.max_buffered or (self.common.held > self.common.max_held and held > _LIGHT)
+
     def charge(self, exchange: Exchange, size: int) -> None:
         """Counts request bytes that are kept; raises ResourceExhausted."""
         exchange.held += size
         self.held += size
         self.common.held += size
-        if self.held > self.limits.max_buffered or self.common.held > self.common.max_held:
+        if self.full:
             raise errors.ResourceExhausted("too many unanswered requests are held already")
 
     def discharge(self, exchange: Exchange, size: int) -> None:

@@ -35,8 +35,8 @@ class Server:
     Args:
         methods: by full path, such as `/inference.GRPCInferenceService/ModelInfer`.
         authenticate: name of the caller by headers; raises PenstockError. None: every caller is "".
-        max_held: bytes of requests, and of answers that wait for a window, of all connections together; beyond it
-            requests are refused. As much again may wait in buffers of peers that do not read.
+        max_held: bytes of requests, and of answers that wait for a window, of all connections together; beyond it only
+            connections that hold less than 64 KiB are served. As much again may wait for peers that do not read.
         max_connections: beyond it, new ones are closed at once.
     """
 
@@ -155,8 +155,7 @@ class Server:
         common = self._common
 
         def accept() -> ServerLink:
-            full = len(self._links) >= self._max_connections
-            link = ServerLink(loop, self._links, self._limits, self.connected, full=full)
+            link = ServerLink(loop, self._links, self._limits, self.connected, self._max_connections)
             link.connection = ServerConnection(common, self._methods, self._authenticate, self._limits, link.flush_soon)
             return link
 
@@ -189,11 +188,10 @@ class ServerLink(Link):
         links: set[ServerLink],
         limits: Limits,
         connected: dict[str, int],
-        *,
-        full: bool,
+        most: int,
     ) -> None:
         super().__init__(loop)
-        self._links, self._limits, self._connected, self._full = links, limits, connected, full
+        self._links, self._limits, self._connected, self._most = links, limits, connected, most
         self._kind = "tcp"
         self.over: asyncio.Future[None] = loop.create_future()
         self._pinged = 0.0
@@ -201,10 +199,12 @@ class ServerLink(Link):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes the connection, unless there are too many or its other end is a stranger on this host."""
+        # Not when it was accepted: a burst of them is accepted before the first of it is here.
+        full = len(self._links) >= self._most
         self._links.add(self)
         self._kind = _kind(transport)
         self._connected[self._kind] += 1
-        if self._full or (self._kind == "unix" and not unix.trusted(transport.get_extra_info("socket"))):
+        if full or (self._kind == "unix" and not unix.trusted(transport.get_extra_info("socket"))):
             self.transport = transport
             self.abort()
             return

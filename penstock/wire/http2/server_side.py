@@ -97,7 +97,7 @@ class ServerConnection(Answering):
                 raise head.refusal.with_traceback(None)
             if method is None:
                 raise errors.Unsupported("this server has no such method")
-            if self.held > self.limits.max_buffered or self.common.held > self.common.max_held:
+            if self.full:
                 raise errors.ResourceExhausted("too many unanswered requests are held already")
         except errors.PenstockError as refusal:
             self.refuse(number, ends, refusal, head.request_id)
