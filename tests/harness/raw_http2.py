@@ -34,6 +34,7 @@ class RawPeer:
         """Connects to `host:port` and says hello. buffer: bytes that the kernel may keep unread, if not as usual."""
         host, _, port = address.rpartition(":")
         raw = socket.socket()
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if buffer:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         raw.setblocking(False)
