@@ -121,12 +121,12 @@ def in_words(frames: Iterable[Frame]) -> list[str]:
     data: defaultdict[int, bytearray] = defaultdict(bytearray)
     for frame in frames:
         if frame.kind == f.GOAWAY:
-            words.append(f"GOAWAY {CODES[f.read_long(frame.payload[4:])]}")
+            words.append(f"GOAWAY {_code(frame.payload[4:])}")
         elif frame.kind == f.RST_STREAM:
-            words.append(f"RST {frame.stream} {CODES[f.read_long(frame.payload)]}")
+            words.append(f"RST {frame.stream} {_code(frame.payload)}")
             data.pop(frame.stream, None)
         elif frame.kind == f.PING and frame.payload != _MARK:
-            words.append(f"PING {frame.payload.decode()}")
+            words.append(f"PING {frame.payload.decode('latin-1')}")
         elif frame.kind == f.DATA:
             data[frame.stream] += frame.payload
         elif frame.kind == f.HEADERS:
@@ -138,3 +138,8 @@ def in_words(frames: Iterable[Frame]) -> list[str]:
             status = fields.get("grpc-status") or f"HTTP {fields[':status']}"
             words.append(f"{frame.stream}: {shown}{' ' if shown else ''}{status}")
     return words + [f"{stream}: {len(body)} bytes so far" for stream, body in data.items()]
+
+
+def _code(payload: bytes) -> str:
+    code = f.read_long(payload)
+    return CODES.get(code, f"code {code}")
