@@ -23,7 +23,8 @@ _METRIC = re.compile(r"^penstock_(worker_requests_total|gateway_in_flight)(?:\{(
 
 def metrics(suite: Suite) -> tuple[int, dict[str, int]]:
     """Requests under way at the gateway; requests of the model that have ended at the workers, by code."""
-    under_way, ended = 0, {}
+    under_way = 0
+    ended: dict[str, int] = {}
     for process in ("gateway", "worker_1", "worker_2"):
         port = suite.ports[f"{process}_admin"]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
@@ -60,14 +61,15 @@ def stream_of(requests: list[bytes], hold: Callable[[], bool]) -> Any:
 def test_requests_in_the_queue_leave_it_at_once(suite: Suite, client: Client, tmp_path: Any) -> None:
     serve(client, models.slow(tmp_path / NAME, NAME))
     unary, stream = "/inference.GRPCInferenceService/ModelInfer", "/inference.GRPCInferenceService/ModelStreamInfer"
-    with grpc.insecure_channel(grpc_address(suite)) as channel:
+    channel: Any = grpc.insecure_channel(grpc_address(suite))
+    other: Any = grpc.insecure_channel(grpc_address(suite), options=[("grpc.use_local_subchannel_pool", 1)])
+    with channel:
         call = channel.unary_unary(unary)
         busy = call.future(times(8_000), timeout=60)
         wait_until(lambda: metrics(suite)[0] == 1)
         # Seven wait: two will be cancelled, one has a deadline, one connection will break, a stream has three.
         cancelled = [call.future(times(1), timeout=60) for _ in range(2)]
         late = call.future(times(1), timeout=0.5)
-        other = grpc.insecure_channel(grpc_address(suite), options=[("grpc.use_local_subchannel_pool", 1)])
         broken = other.unary_unary(unary).future(times(1), timeout=60)
         streaming = channel.stream_stream(stream)(stream_of([times(1)] * 3, lambda: not streaming.done()), timeout=60)
         wait_until(lambda: metrics(suite)[0] == 8 or late.done())
@@ -87,7 +89,8 @@ def test_requests_in_the_queue_leave_it_at_once(suite: Suite, client: Client, tm
         assert busy.result()
     # The engine has never heard of them.
     request = oip.ModelStatisticsRequest(name=NAME)
-    with grpc.insecure_channel(grpc_address(suite)) as channel:
+    channel = grpc.insecure_channel(grpc_address(suite))
+    with channel:
         answer = channel.unary_unary("/inference.GRPCInferenceService/ModelStatistics")(request.SerializeToString())
     (statistics,) = oip.ModelStatisticsResponse.FromString(answer).model_stats
     assert statistics.execution_count == 1

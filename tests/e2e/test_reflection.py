@@ -20,19 +20,22 @@ SERVICE = "inference.GRPCInferenceService"
 
 
 def test_a_call_by_reflection_alone(suite: Suite, add1: str) -> None:
-    with grpc.insecure_channel(grpc_address(suite)) as channel:
+    channel: Any = grpc.insecure_channel(grpc_address(suite))
+    with channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         assert {SERVICE, "penstock.v1.ModelService", "grpc.health.v1.Health"} <= set(database.get_services())
         pool = descriptor_pool.DescriptorPool(database)
         method = pool.FindServiceByName(SERVICE).FindMethodByName("ModelReady")
         request: Any = message_factory.GetMessageClass(method.input_type)(name=add1)
         answer = channel.unary_unary(f"/{SERVICE}/ModelReady")(request.SerializeToString(), timeout=10)
-        assert message_factory.GetMessageClass(method.output_type).FromString(answer).ready is True
+        ready: Any = message_factory.GetMessageClass(method.output_type).FromString(answer)
+        assert ready.ready is True
 
 
 def test_who_asks_for_the_newer_reflection_is_told_to_ask_for_the_older(suite: Suite) -> None:
     """grpcurl asks for v1 first, and for v1alpha on UNIMPLEMENTED."""
-    with grpc.insecure_channel(grpc_address(suite)) as channel:
+    channel: Any = grpc.insecure_channel(grpc_address(suite))
+    with channel:
         ask = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
         with pytest.raises(grpc.RpcError) as caught:
             list(ask(iter([b""]), timeout=10))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from penstock.wire.http2 import frames as f
 from penstock.wire.http2 import replies
+from penstock.wire.http2.hpack import literal
 from penstock.wire.http2.huffman import encode
 from tests.harness.http2 import BLOCK, message
 from tests.integration.http2_cases import DEAF, FRAMES, WINDOWS, data, head, to
@@ -32,6 +33,16 @@ SEEDS: dict[str, list[bytes]] = {
         )
     ],
     "header_blocks": [bytes((len(block) - 1,)) + block for block in (*_BLOCKS, BLOCK) if 0 < len(block) <= 256],
+    "heads": [
+        b"".join(bytes((len(BLOCK) + len(more) - 1,)) + BLOCK + more for more in blocks)
+        for blocks in (
+            [literal("grpc-timeout", "5S"), literal("grpc-timeout", "7m")],
+            [literal("grpc-timeout", "5S") + literal("x-request-id", "a"), literal("x-request-id", "b")],
+            [literal("traceparent", "00-" + "a" * 32), literal("traceparent", "01-" + "b" * 32)],
+            [b"\x40\x01x\x01y" + literal("grpc-timeout", "5S"), b"\xbe" + literal("grpc-timeout", "6S")],
+            [literal("content-length", "9") + literal("grpc-timeout", "5S")] * 2,
+        )
+    ],
     "huffman_strings": [encode(b"www.example.com"), encode(bytes(range(256))), b"\xff\xff\xff\xff", b"\x1f\xff"],
     "messages": [
         b"\x05" + message(b"hello") * 3,

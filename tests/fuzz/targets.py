@@ -23,6 +23,8 @@ from penstock.wire.http2 import frames as f
 from penstock.wire.http2.client_side import ClientConnection
 from penstock.wire.http2.client_stream import ClientStream
 from penstock.wire.http2.deadlines import Deadlines
+from penstock.wire.http2.head import Head, Malformed, read_head
+from penstock.wire.http2.heads import Heads
 from penstock.wire.http2.hpack import BadBlock, Decoder, TooLong
 from penstock.wire.http2.messages import Assembler, read_binary, read_text, read_timeout
 from tests.harness.http2 import PATH, Ended, frames_of
@@ -111,7 +113,9 @@ async def _called(data: bytes) -> None:
     it.begin()
     never = float("inf")
     head = ((":method", "POST"), (":path", PATH), (":scheme", "http"))
-    futures = [it.ask(it.open(head, [], never), b"x" * size) for size in (0, 10, 100_000)]
+    ends: list[Answer | BaseException | None] = []
+    for size in (0, 10, 100_000):
+        it.ask(it.open(head, [], never), b"x" * size, lambda answer, problem: ends.append(answer or problem))
     stream = ClientStream(it.open(head, [], never))
     at = 0
     step = data[0] + 1 if data else 1
@@ -122,9 +126,8 @@ async def _called(data: bytes) -> None:
     _are_frames(b"".join(it.taken()).removeprefix(f.PREFACE))
     it.end(0)
     assert not it.streams
-    for future in futures:
-        assert future.done()
-        future.exception()
+    assert len(ends) == 3
+    assert None not in ends
     try:
         async with asyncio.timeout(1):
             while await stream.receive() is not None:
@@ -153,6 +156,36 @@ def header_blocks(data: bytes) -> None:
             assert isinstance(theirs, hpack.HPACKError) or "four bytes" in str(bad), (block, theirs)
             return
         assert found == theirs, block
+
+
+_METHODS = {PATH: Method("Echo", lambda call: _sleepy(call))}
+_APART = ("grpc-timeout", "x-request-id")
+"""Read into their own places; a head need not have them among its headers too."""
+
+
+def heads(data: bytes) -> None:
+    """Blocks of one connection, as in header_blocks: what is read by what is known of earlier ones is what would be
+    read anew."""
+    quick = Heads(_METHODS, LIMITS)
+    plain = Decoder(max_list=LIMITS.max_header_list, max_fields=LIMITS.max_header_fields)
+    while len(data) > 1:
+        size = data[0] + 1
+        block, data = data[1 : 1 + size], data[1 + size :]
+        found = _head(quick.read, block)
+        assert found == _head(lambda part: read_head(plain.decode(part), _METHODS), block), block
+        if isinstance(found, str) and found.startswith("BadBlock"):
+            return
+
+
+def _head(read: Callable[[bytes], Head], block: bytes) -> tuple[Any, ...] | str:
+    """What counts of a head; or how it is refused."""
+    try:
+        head = read(block)
+    except (BadBlock, TooLong, Malformed) as problem:
+        return f"{type(problem).__name__}: {problem}"
+    headers = {name: value for name, value in head.headers.items() if name not in _APART}
+    refusal = head.refusal and str(head.refusal)
+    return head.method, head.path, head.timeout, headers, head.request_id, head.http, head.length, refusal
 
 
 def _text(part: bytes) -> str:
@@ -216,5 +249,5 @@ def values(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    each.__name__: each for each in (server, client, header_blocks, huffman_strings, messages, values)
+    each.__name__: each for each in (server, client, header_blocks, heads, huffman_strings, messages, values)
 }

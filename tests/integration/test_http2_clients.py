@@ -84,7 +84,9 @@ async def test_tritonclient_unary_and_streams() -> None:
 
 def _grpcio(address: str, service: Service) -> None:
     """grpcio's older face: threads and blocking calls."""
-    with grpc.insecure_channel(address, options=OPTIONS) as channel:
+    # grpcio's types know no calls of bare bytes.
+    channel: Any = grpc.insecure_channel(address, options=OPTIONS)
+    with channel:
         answer, call = channel.unary_unary("/t.T/Echo").with_call(b"x", timeout=10, metadata=(("x-sent", "y"),))
         assert (answer, dict(call.trailing_metadata())["x-seen"]) == (b"x", "y")
         futures = [channel.unary_unary("/t.T/Echo").future(b"%d" % number, timeout=20) for number in range(500)]

@@ -295,7 +295,8 @@ class Answering(Connection):
         if exchange.tick:
             self.common.deadlines.discard(exchange)
         if exchange.inbox is not None:
-            exchange.inbox.close()
+            # A reader must not take the end of a call for the end of its messages.
+            exchange.inbox.close(None if exchange.remote_ended else asyncio.CancelledError("the caller has left"))
         if exchange.room is not None:
             make_room(exchange)
 
