@@ -42,7 +42,9 @@ SEEDS: dict[str, list[bytes]] = {
             [b"\x40\x01x\x01y" + literal("grpc-timeout", "5S"), b"\xbe" + literal("grpc-timeout", "6S")],
             [literal("content-length", "9") + literal("grpc-timeout", "5S")] * 2,
         )
-    ],
+    ]
+    # A field that varies, before the pseudo-headers.
+    + [b"".join(bytes((len(block) - 1,)) + block for block in (BLOCK, literal("grpc-timeout", "5S") + BLOCK))],
     "huffman_strings": [encode(b"www.example.com"), encode(bytes(range(256))), b"\xff\xff\xff\xff", b"\x1f\xff"],
     "messages": [
         b"\x05" + message(b"hello") * 3,
