@@ -29,7 +29,7 @@ def node() -> str:
     return found
 
 
-def test_inference_and_management_from_node(suite: Suite, add1: str, node: str) -> None:
+def test_inference_management_and_streams_from_node(suite: Suite, add1: str, node: str) -> None:
     command = [node, str(HERE / "client.js"), grpc_address(suite), str(ROOT / "protos")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -41,3 +41,12 @@ def test_inference_and_management_from_node(suite: Suite, add1: str, node: str) 
     assert said["ready"] == 2
     assert said["missing"]["code"] == 5
     assert "nobody" in said["missing"]["details"]
+    # Streams: in order, with errors as answers, unless the stream was opened with triton_grpc_error.
+    answers = said["open"]["answers"]
+    assert [answer["id"] for answer in answers] == [str(number) for number in range(20)]
+    assert ["nobody" in answer["error"] for answer in answers] == [number == 7 for number in range(20)]
+    assert said["open"]["code"] == 0
+    assert [answer["id"] for answer in said["strict"]["answers"]] == ["0"]
+    assert said["strict"]["code"] == 5
+    assert said["late"] == {"count": 1, "code": 4}
+    assert said["cancelled"] == {"count": 1, "code": 1}

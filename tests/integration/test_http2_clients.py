@@ -18,10 +18,14 @@ from penstock import errors
 from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import Answer, Call
 from penstock.wire.http2 import Server
+from penstock.wire.http2 import frames as f
 from penstock.wire.http2.client import SERVICE, Peer
 from penstock.wire.http2.forward import Forwarding
+from penstock.wire.http2.hpack import Decoder
 from penstock.wire.http2.service import inference_methods
+from tests.harness.http2 import FIELDS, message, plain_block
 from tests.harness.http2_services import OPTIONS, Service, ours, soon, theirs, within
+from tests.harness.raw_http2 import RawPeer
 
 
 @asynccontextmanager
@@ -78,6 +82,40 @@ async def test_tritonclient_unary_and_streams() -> None:
         await asyncio.to_thread(_triton, address)
 
 
+def _grpcio(address: str, service: Service) -> None:
+    """grpcio's older face: threads and blocking calls."""
+    # grpcio's types know no calls of bare bytes.
+    channel: Any = grpc.insecure_channel(address, options=OPTIONS)
+    with channel:
+        answer, call = channel.unary_unary("/t.T/Echo").with_call(b"x", timeout=10, metadata=(("x-sent", "y"),))
+        assert (answer, dict(call.trailing_metadata())["x-seen"]) == (b"x", "y")
+        futures = [channel.unary_unary("/t.T/Echo").future(b"%d" % number, timeout=20) for number in range(500)]
+        assert [future.result() for future in futures] == [b"%d" % number for number in range(500)]
+        numbers = (b"%d" % number for number in range(100))
+        assert list(channel.stream_stream("/t.T/Double")(numbers)) == [b"%d" % number * 2 for number in range(100)]
+        assert channel.stream_unary("/t.T/Total")(iter([bytes(1000)] * 30)) == b"30000"
+        assert list(channel.unary_stream("/t.T/Repeat")(b"r")) == [b"r"] * 5
+        for method, options, code in (
+            ("Missing", {}, grpc.StatusCode.NOT_FOUND),
+            ("Nothing", {}, grpc.StatusCode.UNIMPLEMENTED),
+            ("Hang", {"timeout": 0.1}, grpc.StatusCode.DEADLINE_EXCEEDED),
+            ("Echo", {"compression": grpc.Compression.Gzip}, grpc.StatusCode.UNIMPLEMENTED),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.unary_unary(f"/t.T/{method}")(bytes(5000), **options)
+            assert caught.value.code() is code
+        held = channel.unary_unary("/t.T/Hang").future(b"")
+        held.cancel()
+        assert held.cancelled()
+
+
+async def test_grpcio_with_threads() -> None:
+    service = Service()
+    async with ours(service) as (_, address):
+        await asyncio.to_thread(_grpcio, address, service)
+        await within(service.cancelled)
+
+
 async def test_curl() -> None:
     if not shutil.which("curl"):
         pytest.skip("no curl")
@@ -97,6 +135,18 @@ async def test_curl() -> None:
             input=b"\0\0\0\0\5hello",
         )
         assert sent.stdout.startswith(b"\0\0\0\0\5hello200 2")
+
+
+async def test_a_compressed_message_is_refused_with_what_would_be_taken() -> None:
+    async with ours(Service()) as (_, address):
+        peer = await RawPeer.to(address)
+        block = plain_block((*FIELDS[:2], (":path", "/t.T/Echo"), *FIELDS[3:], ("grpc-encoding", "gzip")))
+        await peer.send(f.headers(1, block, 0, f.DEFAULT_FRAME) + f.frame(f.DATA, 1, 1, message(b"\x1f\x8b", flag=1)))
+        (head,) = [frame for frame in await peer.ping() if frame.kind == f.HEADERS]
+        fields = dict(Decoder(max_list=1 << 16, max_fields=100).decode(head.payload))
+        assert (fields["grpc-status"], fields["grpc-accept-encoding"]) == ("12", "identity")
+        assert "compressed" in fields["grpc-message"]
+        await peer.close()
 
 
 async def test_h2load(tmp_path: Path) -> None:

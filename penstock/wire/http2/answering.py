@@ -28,6 +28,7 @@ from .limits import Limits
 from .outbound import Stream
 
 _LATE: Final = "the deadline passed before an answer was ready"
+_LIGHT: Final = 64 << 10
 _log = logging.getLogger(__name__)
 _run = token_hex(8)
 _numbers = count(1)
@@ -44,15 +45,18 @@ class Common:
 
 
 class Exchange(Stream):
-    """A request and its answer. held: request bytes it is charged for; begun: response headers are out."""
+    """A request and its answer. held: bytes it is charged for, of the request and of what waits to be sent; kept: the
+    latter; body: bytes received, if the head says how many there will be; begun: response headers are out."""
 
     __slots__ = (
         "begun",
+        "body",
         "caller",
         "connection",
         "deadline",
         "head",
         "held",
+        "kept",
         "pending",
         "request_id",
         "room",
@@ -69,7 +73,7 @@ class Exchange(Stream):
         self.assembler = self.inbox = None
         self.pending: Pending | None = None
         self.room: asyncio.Future[None] | None = None
-        self.held = self.tick = 0
+        self.held = self.kept = self.body = self.tick = 0
         self.begun = False
         self.request_id = head.request_id
 
@@ -94,12 +98,18 @@ class Answering(Connection):
         self.origin = ELSEWHERE
         self._table_note = b""
 
+    @property
+    def full(self) -> bool:
+        """No more is held for this connection. One that holds little is served even when all together hold too much."""
+        held = self.held
+        return held > self.limits.max_buffered or (self.common.held > self.common.max_held and held > _LIGHT)
+
     def charge(self, exchange: Exchange, size: int) -> None:
         """Counts request bytes that are kept; raises ResourceExhausted."""
         exchange.held += size
         self.held += size
         self.common.held += size
-        if self.held > self.limits.max_buffered or self.common.held > self.common.max_held:
+        if self.full:
             raise errors.ResourceExhausted("too many unanswered requests are held already")
 
     def discharge(self, exchange: Exchange, size: int) -> None:
@@ -107,6 +117,16 @@ class Answering(Connection):
         exchange.held -= size
         self.held -= size
         self.common.held -= size
+
+    def keep(self, exchange: Exchange) -> None:
+        """An answer that its peer has no window for, or does not read, is charged like a request while it waits. Beyond
+        the limits it is dropped."""
+        change, exchange.kept = exchange.unsent_bytes - exchange.kept, exchange.unsent_bytes
+        try:
+            self.charge(exchange, change)
+        except errors.ResourceExhausted:
+            if change > 0:
+                self.abandon(exchange, f.ENHANCE_YOUR_CALM)
 
     def call_of(self, exchange: Exchange, method: Method, payload: bytes) -> Call:
         """What a handler gets."""
@@ -174,9 +194,11 @@ class Answering(Connection):
         else:
             if not exchange.begun:
                 self._put_opening(exchange)
+            self.discharge(exchange, exchange.held)
             self.send(exchange, replies.PREFIX.pack(0, size), payload, last=last)
             if number in self.streams:
                 self.common.deadlines.add(exchange)
+                self.keep(exchange)
         self.flush_soon()
 
     def _put_opening(self, exchange: Exchange) -> None:
@@ -211,6 +233,9 @@ class Answering(Connection):
         exchange.begun = True
         self._cut(exchange)
         self.send(exchange, last=last + self._stop(exchange))
+        if exchange.unsent_bytes:
+            self.common.deadlines.add(exchange)
+            self.keep(exchange)
         self.flush_soon()
 
     def _cut(self, exchange: Exchange) -> None:
@@ -260,12 +285,14 @@ class Answering(Connection):
     def _over(self, exchange: Exchange) -> None:
         held = exchange.held
         if held:
+            exchange.kept = 0
             self.discharge(exchange, held)
         exchange.assembler = None
         if exchange.tick:
             self.common.deadlines.discard(exchange)
         if exchange.inbox is not None:
-            exchange.inbox.close()
+            # A reader must not take the end of a call for the end of its messages.
+            exchange.inbox.close(None if exchange.remote_ended else asyncio.CancelledError("the caller has left"))
         if exchange.room is not None:
             make_room(exchange)
 
@@ -285,6 +312,8 @@ class Answering(Connection):
     def data_sent(self, stream: Stream) -> None:
         """A writer that waits may go on."""
         assert isinstance(stream, Exchange)
+        if stream.kept:
+            self.keep(stream)
         if stream.room is not None:
             make_room(stream)
 

@@ -120,7 +120,7 @@ class Connection(Intake):
                         if not flags & 1:
                             stop = self._row(data, stop, stream)
                 else:
-                    if kind != 0 and size > self.limits.max_header_block:
+                    if kind != 0 and size > self.limits.max_header_block and kind in self._kinds:
                         raise ConnectionFault(f.FRAME_SIZE_ERROR, "a frame of this kind is never so large")
                     if stop > end:
                         break
@@ -214,7 +214,8 @@ class Connection(Intake):
             raise ConnectionFault(f.ENHANCE_YOUR_CALM, "too many settings at once")
         # Before anything that only the new settings allow.
         self.put(f.frame(f.SETTINGS, f.ACK, 0))
-        for key, value in f.read_settings(payload):
+        # A setting that comes twice counts once: to change every stream's window is work.
+        for key, value in dict(f.read_settings(payload)).items():
             self._set(key, value)
 
     def _set(self, key: int, value: int) -> None:
@@ -227,8 +228,8 @@ class Connection(Intake):
         elif key == f.MAX_CONCURRENT_STREAMS:
             self.peer_streams = value
             self.streams_allowed()
-        elif key == f.ENABLE_PUSH and value > 1:
-            raise ConnectionFault(f.PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH is 0 or 1")
+        elif key == f.ENABLE_PUSH and value > (0 if self.client else 1):
+            raise ConnectionFault(f.PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH is 0 or 1, and 0 from a server")
         elif key == f.HEADER_TABLE_SIZE:
             self.table_allowed(value)
 
@@ -270,16 +271,22 @@ class Connection(Intake):
         if not number:
             raise ConnectionFault(f.PROTOCOL_ERROR, "PRIORITY on stream 0")
         self._take_control()
+        if len(payload) == 5 and f.read_long(payload) & 0x7FFFFFFF != number:
+            return
+        code, text = f.PROTOCOL_ERROR, "a stream that depends on itself"
         if len(payload) != 5:
-            raise StreamFault(number, f.FRAME_SIZE_ERROR, "PRIORITY has five bytes")
-        if f.read_long(payload) & 0x7FFFFFFF == number:
-            raise StreamFault(number, f.PROTOCOL_ERROR, "a stream that depends on itself")
+            code, text = f.FRAME_SIZE_ERROR, "PRIORITY has five bytes"
+        if self._idle(number):
+            # There is no stream to reset.
+            raise ConnectionFault(code, text)
+        raise StreamFault(number, code, text)
 
     def _push_promise(self, flags: int, number: int, payload: bytes) -> None:
         raise ConnectionFault(f.PROTOCOL_ERROR, "PUSH_PROMISE, which nobody here may send")
 
     def fault(self, number: int, code: int, text: str) -> None:
-        """One stream is at fault: it is reset."""
+        """One stream is at fault: it is reset. Whoever makes us reset pays as if it had reset the stream itself."""
+        self._take_reset()
         self.give_up(number, code)
 
     # What a derived class must do.

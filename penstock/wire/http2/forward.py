@@ -17,7 +17,7 @@ from .client_stream import ClientStream
 from .head import Method, StreamHandler, Write
 
 _NOT_ONWARD: Final = frozenset(
-    ("te", "content-type", "user-agent", "grpc-timeout", "grpc-accept-encoding", "grpc-encoding")
+    ("te", "content-type", "content-length", "user-agent", "grpc-timeout", "grpc-accept-encoding", "grpc-encoding")
 )
 _NOT_BACK: Final = frozenset(("grpc-status", "grpc-message"))
 

@@ -47,7 +47,8 @@ class Method:
 @dataclass(slots=True)
 class Head:
     """method: None when the path leads nowhere; timeout: seconds, None without; request_id: empty when not well-formed;
-    http: status of the answer to what is not gRPC, else 0; refusal: why it is not served, whoever calls."""
+    http: status of the answer to what is not gRPC, else 0; length: content-length, -1 without; cost: bytes of
+    its names and values; refusal: why it is not served, whoever calls."""
 
     method: Method | None
     path: str
@@ -55,6 +56,8 @@ class Head:
     headers: dict[str, str]
     request_id: str
     http: int = 0
+    length: int = -1
+    cost: int = 0
     refusal: errors.PenstockError | None = None
 
 
@@ -76,6 +79,8 @@ def read_head(fields: list[Field], methods: Mapping[str, Method]) -> Head:
         if name[:1] == ":":
             if headers or name in pseudo or name not in _PSEUDO:
                 raise Malformed("pseudo-headers are wrong, double or late")
+            if _FORBIDDEN.search(value):
+                raise Malformed("a pseudo-header's value that HTTP/2 does not allow")
             pseudo[name] = value
             continue
         if name not in _KNOWN and (not _NAME.fullmatch(name) or name in _HOP_BY_HOP):
@@ -92,8 +97,13 @@ def read_head(fields: list[Field], methods: Mapping[str, Method]) -> Head:
         raise Malformed("a request needs :method, :scheme and :path")
     if headers.get("te", "trailers") != "trailers":
         raise Malformed("te may only be trailers")
+    length = headers.get("content-length", "-1")
+    if length != "-1" and not (length.isascii() and length.isdigit() and len(length) < 16):
+        raise Malformed("content-length is not a number")
     given = headers.get(REQUEST_ID, "")
     head = Head(methods.get(path), path, None, headers, given if well_formed(given) else "")
+    head.length = int(length)
+    head.cost = sum(map(len, headers)) + sum(map(len, headers.values())) + len(path)
     kind = headers.get("content-type", "")
     if pseudo[":method"] != "POST":
         head.http = 405
@@ -107,3 +117,10 @@ def read_head(fields: list[Field], methods: Mapping[str, Method]) -> Head:
         except errors.InvalidArgument as refusal:
             head.refusal = refusal
     return head
+
+
+def may_end(fields: list[Field]) -> bool:
+    """The fields could be the trailers of a request (RFC 9113, 8.1)."""
+    return all(
+        _NAME.fullmatch(name) and name not in _HOP_BY_HOP and not _FORBIDDEN.search(value) for name, value in fields
+    )

@@ -19,9 +19,10 @@ from .hpack import Decoder, Field
 from .limits import Limits
 from .messages import read_timeout
 
-_MAX_WHOLE: Final = 256
+_MAX_WHOLE: Final = 128
 _MAX_STARTS: Final = 64
-_KEPT_BLOCK: Final = 1024
+_KEPT_BYTES: Final = 1024
+"""Of a block and its head: together with the two numbers before, what a connection may make us keep."""
 _VARYING: Final = frozenset(("grpc-timeout", REQUEST_ID, TRACEPARENT))
 _NAMES: Final = {name.encode(): name for name in _VARYING}
 K = TypeVar("K")
@@ -57,14 +58,19 @@ class Heads:
         fields = self.decoder.decode(block, ends)
         constant = tuple([field for field in fields if field[0] not in _VARYING])
         start = self._constants.get(constant)
-        head = _varied(start, [field for field in fields if field[0] in _VARYING]) if start is not None else None
+        head = (
+            _varied(start, [field for field in fields if field[0] in _VARYING])
+            if start is not None and _in_order(fields)
+            else None
+        )
         if head is None:
             head = read_head(fields, self._methods)
-            self._keep(self._constants, constant, constant)
+            if head.cost <= _KEPT_BYTES:
+                self._keep(self._constants, constant, constant)
         if self.decoder.version != self._version:
             # It has changed the table: the same bytes would mean something else now.
             self._forget()
-        elif len(block) <= _KEPT_BLOCK:
+        elif len(block) + head.cost <= _KEPT_BYTES:
             count = len(constant)
             if 0 < count < len(fields) and tuple(fields[:count]) == constant:
                 self._keep(self._starts, block[: ends[count - 1]], constant)
@@ -89,6 +95,17 @@ class Heads:
         self._whole.clear()
         self._starts.clear()
         self._sizes = ()
+
+
+def _in_order(fields: list[Field]) -> bool:
+    """No varying field stands before a pseudo-header, which would be malformed."""
+    varying = False
+    for name, _ in fields:
+        if name in _VARYING:
+            varying = True
+        elif varying and name[:1] == ":":
+            return False
+    return True
 
 
 def _continued(start: Head, block: bytes, at: int) -> Head | None:
@@ -128,4 +145,4 @@ def _varied(start: Head, fields: list[Field]) -> Head | None:
             headers = {**headers, TRACEPARENT: value.strip(" ")}
         else:
             return None
-    return Head(start.method, start.path, timeout, headers, request_id)
+    return Head(start.method, start.path, timeout, headers, request_id, length=start.length, cost=start.cost)

@@ -119,7 +119,6 @@ class Intake(Outbound):
                 raise ConnectionFault(f.PROTOCOL_ERROR, "DATA on a stream that is not open")
             if number in self._given_up:
                 return
-            self._take_reset()
             raise StreamFault(number, f.STREAM_CLOSED, "DATA on a stream that has ended")
         if stream.credit < 0:
             raise StreamFault(number, f.FLOW_CONTROL_ERROR, "more DATA than the stream's window")

@@ -148,6 +148,11 @@ class Link(asyncio.BufferedProtocol):
         if self.transport is not None:
             self.transport.abort()
 
+    @property
+    def unread(self) -> int:
+        """Bytes that the socket has not taken yet."""
+        return 0 if self.transport is None else int(self.transport.get_write_buffer_size()) + self.connection.out_bytes
+
     def overdue(self, now: float, *, handshake: float, stall: float) -> bool:
         """Nothing good is to be expected of this peer any more."""
         if self.closing:

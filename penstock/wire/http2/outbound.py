@@ -106,26 +106,31 @@ class Outbound:
             if len(part):
                 unsent.append(memoryview(part))
                 stream.unsent_bytes += len(part)
+        self._waiting[stream.id] = stream
         if last is not None:
             stream.last = last
-        self._waiting[stream.id] = stream
+            if not unsent:
+                # An end alone needs no window, so it stands before those who wait for one.
+                self._waiting.move_to_end(stream.id, last=False)
         self.pump()
 
     def pump(self) -> None:
-        """Puts out what may go now, the streams in turn."""
+        """Puts out what may go now, the streams in turn. A stream without a window of its own does not wait here: else
+        every word of a peer about any window would cost a look at all that it stalls."""
         waiting = self._waiting
-        idle = 0
-        while waiting and self.writable and not self.ended and self.out_bytes < _BURST and idle < len(waiting):
+        while waiting and self.writable and not self.ended and self.out_bytes < _BURST:
             number, stream = next(iter(waiting.items()))
-            idle = 0 if self._advance(stream) else idle + 1
-            if stream.unsent:
+            if not self._advance(stream):
+                if self.window <= 0:
+                    return
+                del waiting[number]
+            elif stream.unsent:
                 waiting.move_to_end(number)
-                continue
-            waiting.pop(number, None)
-            idle = 0
-            if stream.last is not None:
-                self.put(stream.last)
-                self.local_end(stream)
+            else:
+                waiting.pop(number, None)
+                if stream.last is not None:
+                    self.put(stream.last)
+                    self.local_end(stream)
 
     def _advance(self, stream: Stream) -> bool:
         """Frames of the stream's DATA, fewer where others wait; False when no window is left for it."""
@@ -208,6 +213,7 @@ class Outbound:
     def widen(self, number: int, increment: int) -> None:
         """A WINDOW_UPDATE; the stream is known, or it is 0."""
         if not number:
+            awaited = self.window <= 0
             self.window += increment
             if not increment or self.window > f.MAX_WINDOW:
                 raise f.ConnectionFault(
@@ -220,7 +226,10 @@ class Outbound:
                 raise f.StreamFault(
                     number, f.FLOW_CONTROL_ERROR if increment else f.PROTOCOL_ERROR, "an increment of 0, or too large"
                 )
-        if self._waiting:
+            awaited = bool(stream.unsent) and self.window > 0
+            if stream.unsent:
+                self._waiting[number] = stream
+        if awaited:
             self.pump()
 
     def window_changed(self, value: int) -> None:
@@ -232,7 +241,10 @@ class Outbound:
             stream.window += change
             if stream.window > f.MAX_WINDOW:
                 raise f.ConnectionFault(f.FLOW_CONTROL_ERROR, "a window of more than 2**31 - 1")
-        self.pump()
+            if change > 0 and stream.unsent:
+                self._waiting[stream.id] = stream
+        if change > 0:
+            self.pump()
 
     def regrant(self, stream: Stream) -> None:
         """Fills the peer's window of the stream again, when half of it is gone and the peer may send more."""

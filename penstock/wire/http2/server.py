@@ -35,7 +35,8 @@ class Server:
     Args:
         methods: by full path, such as `/inference.GRPCInferenceService/ModelInfer`.
         authenticate: name of the caller by headers; raises PenstockError. None: every caller is "".
-        max_held: request bytes of all connections together, beyond which requests are refused.
+        max_held: bytes of requests, and of answers that wait for a window, of all connections together; beyond it only
+            connections that hold less than 64 KiB are served. As much again may wait for peers that do not read.
         max_connections: beyond it, new ones are closed at once.
     """
 
@@ -154,8 +155,7 @@ class Server:
         common = self._common
 
         def accept() -> ServerLink:
-            full = len(self._links) >= self._max_connections
-            link = ServerLink(loop, self._links, self._limits, self.connected, full=full)
+            link = ServerLink(loop, self._links, self._limits, self.connected, self._max_connections)
             link.connection = ServerConnection(common, self._methods, self._authenticate, self._limits, link.flush_soon)
             return link
 
@@ -165,7 +165,18 @@ class Server:
         now = asyncio.get_running_loop().time()
         for link in list(self._links):
             link.inspect(now)
+        self._relieve()
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
+
+    def _relieve(self) -> None:
+        """When peers that do not read keep too much here all together, those with the most are let go."""
+        unread = {link: link.unread for link in self._links}
+        excess = sum(unread.values()) - self._max_held
+        for link in sorted(unread, key=unread.__getitem__, reverse=True) if excess > 0 else ():
+            if excess <= 0:
+                break
+            excess -= unread[link]
+            link.abort()
 
 
 class ServerLink(Link):
@@ -177,11 +188,10 @@ class ServerLink(Link):
         links: set[ServerLink],
         limits: Limits,
         connected: dict[str, int],
-        *,
-        full: bool,
+        most: int,
     ) -> None:
         super().__init__(loop)
-        self._links, self._limits, self._connected, self._full = links, limits, connected, full
+        self._links, self._limits, self._connected, self._most = links, limits, connected, most
         self._kind = "tcp"
         self.over: asyncio.Future[None] = loop.create_future()
         self._pinged = 0.0
@@ -189,10 +199,12 @@ class ServerLink(Link):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes the connection, unless there are too many or its other end is a stranger on this host."""
+        # Not when it was accepted: a burst of them is accepted before the first of it is here.
+        full = len(self._links) >= self._most
         self._links.add(self)
         self._kind = _kind(transport)
         self._connected[self._kind] += 1
-        if self._full or (self._kind == "unix" and not unix.trusted(transport.get_extra_info("socket"))):
+        if full or (self._kind == "unix" and not unix.trusted(transport.get_extra_info("socket"))):
             self.transport = transport
             self.abort()
             return

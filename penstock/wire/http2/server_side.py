@@ -17,7 +17,7 @@ from . import frames as f
 from . import replies
 from .answering import Answering, Common, Exchange
 from .frames import ConnectionFault, StreamFault
-from .head import Head, Malformed, Method
+from .head import Head, Malformed, Method, may_end
 from .heads import Heads
 from .hpack import BadBlock, TooLong
 from .limits import Limits
@@ -28,6 +28,8 @@ from .server_stream import serve_stream
 Authenticate = Callable[[Mapping[str, str]], str]
 """Name of the caller by the headers of a call; raises PenstockError."""
 
+_CALL_COST: Final = 4096
+"""About what a call costs besides its bytes: charged, so that calls without bytes are bounded too."""
 _LEAVING: Final = b"leaving!"
 _log = logging.getLogger(__name__)
 
@@ -67,13 +69,14 @@ class ServerConnection(Answering):
         try:
             head = self._heads.read(block)
         except Malformed as malformed:
-            self._take_reset()
             raise StreamFault(number, f.PROTOCOL_ERROR, str(malformed)) from None
         except TooLong as too_long:
             self.refuse(number, ends, errors.ResourceExhausted(str(too_long)), "")
             return
         except BadBlock as bad:
             raise ConnectionFault(f.COMPRESSION_ERROR, str(bad)) from None
+        if ends and head.length > 0:
+            raise StreamFault(number, f.PROTOCOL_ERROR, "no body, though content-length says one")
         if number > self._last_accepted or len(self.streams) >= self.limits.max_streams:
             self._take_reset()
             self.give_up(number, f.REFUSED_STREAM)
@@ -90,10 +93,11 @@ class ServerConnection(Answering):
             if method is None or not method.open:
                 caller = self._authenticate(head.headers)
             if head.refusal is not None:
-                raise head.refusal
+                # Kept with its head, it would keep the trace of every call that it has refused.
+                raise head.refusal.with_traceback(None)
             if method is None:
                 raise errors.Unsupported("this server has no such method")
-            if self.held > self.limits.max_buffered or self.common.held > self.common.max_held:
+            if self.full:
                 raise errors.ResourceExhausted("too many unanswered requests are held already")
         except errors.PenstockError as refusal:
             self.refuse(number, ends, refusal, head.request_id)
@@ -108,6 +112,9 @@ class ServerConnection(Answering):
         exchange = Exchange(self, number, head, caller, self.clock() + timeout)
         self.streams[number] = exchange
         exchange.remote_ended = ends
+        exchange.held = cost = _CALL_COST + head.cost
+        self.held += cost
+        self.common.held += cost
         # A tiny message and its end may come in two frames.
         self.crumbs.give()
         if method.stream is not None:
@@ -120,19 +127,19 @@ class ServerConnection(Answering):
     def _late_block(self, number: int, block: bytes, ends: bool) -> None:
         """Trailers, or something that comes too late; it is decoded all the same, for the table's sake."""
         try:
-            self._heads.decoder.decode(block)
+            fields = self._heads.decoder.decode(block)
         except TooLong:
             raise ConnectionFault(f.ENHANCE_YOUR_CALM, "trailers that are too large") from None
         except BadBlock as bad:
             raise ConnectionFault(f.COMPRESSION_ERROR, str(bad)) from None
         stream = self.streams.get(number)
         if stream is not None and not stream.remote_ended:
-            if not ends:
-                raise StreamFault(number, f.PROTOCOL_ERROR, "a second HEADERS that does not end the stream")
+            if not ends or not may_end(fields):
+                raise StreamFault(number, f.PROTOCOL_ERROR, "a second HEADERS that is no trailers")
             stream.remote_ended = True
             self.data_received(stream, b"", True)
         elif not self.was_given_up(number):
-            code = f.STREAM_CLOSED if number & 1 else f.PROTOCOL_ERROR
+            code = f.STREAM_CLOSED if stream is not None or number == self.last_seen else f.PROTOCOL_ERROR
             raise ConnectionFault(code, "HEADERS on a stream that has ended")
 
     def data_received(self, stream: Stream, piece: bytes | memoryview, ends: bool) -> None:
@@ -140,6 +147,8 @@ class ServerConnection(Answering):
         assert isinstance(stream, Exchange)
         size = len(piece)
         assembler = stream.assembler
+        if stream.head.length >= 0:
+            self._measure(stream, size, ends)
         try:
             if stream.inbox is not None:
                 stream.inbox.feed(piece, ends)
@@ -147,7 +156,7 @@ class ServerConnection(Answering):
             if assembler is None and ends and size >= 5 and piece[0] == 0 and prefixed(piece)[0] == size - 5:
                 if size - 5 > self.limits.max_message:
                     check_prefix(0, size - 5, self.limits.max_message)
-                stream.held = size
+                stream.held += size
                 self.held += size
                 self.common.held += size
                 self._serve(stream, bytes(piece[5:]))
@@ -177,7 +186,15 @@ class ServerConnection(Answering):
         except errors.PenstockError as refusal:
             self.fail(stream, refusal)
             return
+        if stream.head.length >= 0:
+            self._measure(stream, size, False)
         super().data_gathered(stream, size)
+
+    def _measure(self, exchange: Exchange, size: int, ends: bool) -> None:
+        exchange.body += size
+        wanted = exchange.head.length
+        if exchange.body > wanted or (ends and exchange.body != wanted):
+            raise StreamFault(exchange.id, f.PROTOCOL_ERROR, "a body that is not as long as content-length says")
 
     def _serve(self, exchange: Exchange, payload: bytes) -> None:
         method = exchange.head.method

@@ -119,6 +119,8 @@ def serve_stream(connection: Answering, exchange: Exchange, handler: StreamHandl
             raise asyncio.CancelledError("the caller has left")
         connection.open_answer(exchange)
         connection.send(exchange, replies.PREFIX.pack(0, len(message)), message)
+        if exchange.unsent_bytes:
+            connection.keep(exchange)
         connection.flush_soon()
         while exchange.unsent_bytes > _AHEAD or not connection.writable:
             if connection.streams.get(exchange.id) is not exchange:

@@ -19,6 +19,27 @@ function call(client, method, request) {
   });
 }
 
+// Opens a stream and sends a request per model; resolves with every answer and the error that ended it, if any did.
+function stream(client, models, metadata, deadline, { cancelAfter = Infinity } = {}) {
+  return new Promise((resolve) => {
+    const answers = [];
+    const call = client.ModelStreamInfer(metadata, { deadline: new Date(Date.now() + deadline) });
+    let code = 0;
+    call.on('data', (answer) => {
+      answers.push({ id: answer.infer_response ? answer.infer_response.id : '', error: answer.error_message });
+      if (answers.length === cancelAfter) call.cancel();
+    });
+    call.on('error', (error) => { code = error.code; });
+    call.on('status', (status) => resolve({ answers, code: code || status.code }));
+    models.forEach((model, index) => call.write({
+      model_name: model,
+      id: String(index),
+      inputs: [{ name: 'x', datatype: 'FP32', shape: [1, 16], contents: { fp32_contents: Array(16).fill(1) } }],
+    }));
+    if (deadline > 1000 && cancelAfter === Infinity) call.end();
+  });
+}
+
 async function main() {
   const credentials = grpc.credentials.createInsecure();
   const inference = new (load('penstock/oip/inference.proto').inference.GRPCInferenceService)(address, credentials);
@@ -37,6 +58,13 @@ async function main() {
   const answer = values.map((_, index) => raw.readFloatLE(index * 4));
   const listed = await call(models, 'ListModels', { query: 'add1' });
   const status = await call(cluster, 'GetStatus', { name: 'add1' });
+  const models20 = Array.from({ length: 20 }, (_, index) => (index === 7 ? 'nobody' : 'add1'));
+  const open = await stream(inference, models20, new grpc.Metadata(), 10000);
+  const strictly = new grpc.Metadata();
+  strictly.set('triton_grpc_error', 'true');
+  const strict = await stream(inference, ['add1', 'nobody', 'add1'], strictly, 10000);
+  const late = await stream(inference, ['add1'], new grpc.Metadata(), 500);
+  const cancelled = await stream(inference, ['add1'], new grpc.Metadata(), 10000, { cancelAfter: 1 });
   const missing = await call(models, 'GetVersion', { name: 'nobody' }).catch((error) => error);
 
   console.log(JSON.stringify({
@@ -45,6 +73,10 @@ async function main() {
     answer,
     models: listed.models.map((model) => model.name),
     ready: status.status.versions[0].ready,
+    open,
+    strict,
+    late: { count: late.answers.length, code: late.code },
+    cancelled: { count: cancelled.answers.length, code: cancelled.code },
     missing: { code: missing.code, details: missing.details },
   }));
 }

@@ -22,6 +22,7 @@ from tests.harness.http2 import (
     PATH,
     Ended,
     Held,
+    block_with,
     message,
     request,
 )
@@ -48,6 +49,10 @@ def still(limits: Limits | None = None, methods: Any = None) -> Ended:
     return it
 
 
+def opened(stream: int) -> bytes:
+    return f.headers(stream, BLOCK, 0, 16384)
+
+
 FLOODS: dict[str, Any] = {
     "rapid reset": lambda: (f.headers(n, BLOCK, 0, 16384) + f.reset(n, 8) for n in range(1, 10**6, 2)),
     "settings": lambda: (f.settings({f.INITIAL_WINDOW_SIZE: n}) for n in range(10**5)),
@@ -72,13 +77,24 @@ FLOODS: dict[str, Any] = {
     ),
     "small increments": lambda: [f.headers(1, BLOCK, 0, 16384)] + [f.window_update(1, 1)] * 10**5,
     "late window updates": lambda: [request(1)] + [f.window_update(1, 1)] * 10**5,
+    # A peer can make us reset its streams, too.
+    "increments of nothing": lambda: (opened(n) + f.window_update(n, 0) for n in range(1, 10**6, 2)),
+    "windows past their end": lambda: (opened(n) + f.window_update(n, 2**31 - 1) for n in range(1, 10**6, 2)),
+    "priorities of four bytes": lambda: (opened(n) + f.frame(f.PRIORITY, 0, n, b"1234") for n in range(1, 10**6, 2)),
+    "headers in the midst": lambda: (opened(n) + opened(n) for n in range(1, 10**6, 2)),
+    "data after the end": lambda: (request(n) + f.frame(f.DATA, 0, n, bytes(20)) for n in range(1, 10**6, 2)),
+    "lengths that lie": lambda: (
+        f.headers(n, block_with(("content-length", "9")), 1, 16384) for n in range(1, 10**6, 2)
+    ),
 }
+HELD: frozenset[str] = frozenset(("rapid reset", "data after the end"))
+"""Here the handler never answers; else an answer would earn what a fault costs."""
 
 
 @pytest.mark.parametrize("case", FLOODS)
 async def test_floods_end_the_connection(case: str) -> None:
     held = Held()
-    it = still(methods={PATH: Method("Echo", held)} if case == "rapid reset" else None)
+    it = still(methods={PATH: Method("Echo", held)} if case in HELD else None)
     began = time.process_time()
     tracemalloc.start()
     try:
@@ -129,6 +145,106 @@ async def test_header_lists_over_the_limit_are_refused_alone() -> None:
     assert it.fields(it.said()[0])["grpc-status"] == "8"
     it.feed(request(3))
     assert [frame.payload for frame in it.said() if frame.kind == f.DATA] == [message(b"hello")]
+
+
+async def test_a_stalled_stream_is_not_looked_at() -> None:
+    """Else each word about a window would cost a look at every answer that waits for another one."""
+    it = Ended()
+    it.feed(f.settings({f.INITIAL_WINDOW_SIZE: 0}) + b"".join(request(2 * n + 1) for n in range(200)))
+    assert len(it.connection.streams) == 200
+    assert not it.connection._waiting
+    it.said()
+    it.feed(f.window_update(399, 5))
+    assert [(frame.stream, len(frame.payload)) for frame in it.said()] == [(399, 5)]
+    it.feed(f.settings({f.INITIAL_WINDOW_SIZE: 100}))
+    assert not it.connection.streams
+
+
+async def test_a_stalled_connection_goes_on_where_it_stood() -> None:
+    it = Ended()
+    it.feed(f.settings({f.INITIAL_WINDOW_SIZE: 1 << 20}) + b"".join(request(n, bytes(40_000)) for n in (1, 3, 5)))
+    it.said()
+    it.feed(f.window_update(3, 1) + f.window_update(0, 10))
+    assert sum(len(frame.payload) for frame in it.said()) == 10
+    # An end that needs no window is not held up by those who need one.
+    it.feed(f.headers(7, block_with(("grpc-timeout", "x")), 1, 16384))
+    assert [frame.stream for frame in it.said()] == [7]
+    it.feed(f.window_update(0, 1 << 20))
+    assert not it.connection.streams
+    assert it.common.held == 0
+
+
+async def test_a_setting_that_comes_twice_counts_once() -> None:
+    it = Ended()
+    changes: list[int] = []
+    it.connection.window_changed = changes.append  # type: ignore[assignment]
+    it.feed(f.frame(f.SETTINGS, 0, 0, b"\0\4\0\0\0\1" * 63 + b"\0\4\0\0\0\2"))
+    assert changes == [2]
+
+
+async def test_a_refusal_that_is_kept_keeps_no_trace_of_its_calls() -> None:
+    it = Ended()
+    block = block_with(("grpc-timeout", "5 parsecs"))
+    for number in range(100):
+        it.feed(request(2 * number + 1, block=block))
+    refusal = it.connection._heads._whole[block].refusal
+    assert refusal is not None
+    depth, trace = 0, refusal.__traceback__
+    while trace is not None:
+        depth, trace = depth + 1, trace.tb_next
+    assert depth <= 2
+
+
+async def test_heads_that_are_kept_are_few_and_small() -> None:
+    it = Ended()
+    it.feed(request(1, block=BLOCK + b"\x40\x01a" + integer(900, 0x7F, 0) + b"b" * 900))
+    tracemalloc.start()
+    for number in range(3, 2003, 2):
+        # Headers that unfold, and others that do not.
+        unfolds = b"\xbe" * 15 if number & 2 else b""
+        it.feed(request(number, block=BLOCK + unfolds + literal("x", f"{number:0200}")))
+        it.connection.taken()
+    assert tracemalloc.get_traced_memory()[0] < 512 << 10
+    tracemalloc.stop()
+    assert len(it.connection._heads._whole) <= 128
+
+
+async def test_answers_that_wait_are_charged_and_dropped_beyond_the_limit() -> None:
+    async def large(call: Call) -> Answer:
+        return Answer(bytes(30_000))
+
+    async def much(call: Call, requests: Any, write: Any) -> None:
+        for _ in range(10):
+            await write(bytes(3_000))
+
+    for method in (Method("Echo", large), Method("Echo", stream=much)):
+        it = Ended({PATH: method}, Limits(max_buffered=100_000))
+        it.feed(f.settings({f.INITIAL_WINDOW_SIZE: 0}) + request(1))
+        it.feed(b"".join(request(2 * n + 1) for n in range(1, 9)))
+        assert 30_000 <= it.connection.held <= 110_000
+        said = it.said()
+        codes = [f.read_long(frame.payload) for frame in said if frame.kind == f.RST_STREAM]
+        refused = [it.fields(frame).get("grpc-status") for frame in said if frame.kind == f.HEADERS]
+        assert codes.count(f.ENHANCE_YOUR_CALM) + refused.count("8") >= 6
+        # What was kept is sent once there is a window, and costs nothing afterwards.
+        it.feed(f.settings({f.INITIAL_WINDOW_SIZE: 1 << 20}) + f.window_update(0, 1 << 20))
+        while it.connection.streams:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert it.connection.held == it.common.held == 0
+        it.connection.end(0)
+
+
+async def test_who_holds_little_is_served_when_others_hold_too_much() -> None:
+    it, other = Ended(), Ended()
+    other.connection.common = it.common
+    it.common.max_held = 1 << 20
+    for number in range(1, 9, 2):
+        it.feed(opened(number) + f.frame(f.DATA, 0, number, message(bytes(500_000))[:400_000]))
+    assert "8" in [it.fields(frame).get("grpc-status") for frame in it.said() if frame.kind == f.HEADERS]
+    other.feed(request(1))
+    assert [frame.payload for frame in other.said() if frame.kind == f.DATA] == [message(b"hello")]
+    it.connection.end(0)
+    assert it.common.held == 0
 
 
 KINDS = st.builds(

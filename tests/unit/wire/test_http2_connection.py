@@ -102,7 +102,7 @@ GOAWAYS: dict[str, tuple[bytes, int]] = {
     "HEADERS on stream 0": (f.headers(0, BLOCK, 0, 16384), f.PROTOCOL_ERROR),
     "HEADERS on an even stream": (f.headers(2, BLOCK, 0, 16384), f.PROTOCOL_ERROR),
     "HEADERS on a finished stream": (request(1) + f.headers(1, BLOCK, 1, 16384), f.STREAM_CLOSED),
-    "stream numbers that go back": (request(5) + request(3), f.STREAM_CLOSED),
+    "stream numbers that go back": (request(5) + request(3), f.PROTOCOL_ERROR),
     "CONTINUATION alone": (f.frame(f.CONTINUATION, 4, 1, BLOCK), f.PROTOCOL_ERROR),
     "DATA inside a block": (f.frame(f.HEADERS, 0, 1, BLOCK) + f.frame(f.DATA, 0, 1, b""), f.PROTOCOL_ERROR),
     "CONTINUATION of another": (f.frame(f.HEADERS, 0, 1, BLOCK) + f.frame(f.CONTINUATION, 4, 3), f.PROTOCOL_ERROR),
