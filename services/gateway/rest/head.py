@@ -68,8 +68,8 @@ class Head:
     requests may follow. old: HTTP/1.0. continues: the caller waits for `100 Continue`. operation: None where the table
     has none for path and method; allowed: the methods of the path, empty where there is no such path. parameters: of
     the path. request_id: the caller's, empty where absent or malformed; forwarded: headers that go on with a call, a
-    well-formed traceparent. foreign: it would change something in the name of a visitor of another site's page; relayed: a proxy says
-    that it is somebody else's.
+    well-formed traceparent. foreign: it would change something in the name of a visitor of another site's page;
+    relayed: a proxy says that it is somebody else's.
     """
 
     __slots__ = (

@@ -195,7 +195,7 @@ class Prepared:
         request.model_name, request.model_version = model, version
         if kind is None:
             kind = Kind(wanted, request if key is not None else None)
-            if 0 < len(kind.head) <= MAX_SHAPE_BYTES:
+            if key is not None and len(kind.head) <= MAX_SHAPE_BYTES:
                 if len(self._kinds) >= MAX_KEPT:
                     self._kinds.clear()
                 self._kinds[key] = kind

@@ -140,6 +140,20 @@ def test_what_is_equal_in_python_is_not_one_kind() -> None:
         agree(known, {"inputs": [X], "outputs": [{"name": "y", "parameters": {"binary_data": value}}]})
 
 
+def test_shared_memory_is_not_prepared() -> None:
+    known = Prepared()
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
+    shared = {"name": "x", "shape": [2], "datatype": "INT32", "parameters": region}
+    for document in ({"inputs": [shared]}, {"inputs": [X], "outputs": [{"name": "y", "parameters": region}]}):
+        agree(known, document)
+        _, kind = known.request("m", "", orjson.dumps(document), None)
+        made = oip.ModelInferResponse(model_name="m")
+        made.outputs.add(name="y", datatype="INT32", shape=[2]).parameters["shared_memory_region"].string_param = "r"
+        for _ in range(2):
+            assert kind.written(made.SerializeToString()) == write_response(made, kind.wanted)
+    assert not kept(known)
+
+
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "3.5e38", "1e-60", "-0.0", "18446744073709551616", "16777217"])
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "UINT64"])
 def test_numbers_at_the_edge(number: str, datatype: str) -> None:
