@@ -38,7 +38,7 @@ class Wanted:
 ALL_BINARY: Final = Wanted(default=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Written:
     """Body of an answer. json_size: bytes of its JSON part when tensors follow, None when everything is JSON."""
 

@@ -43,9 +43,10 @@ class Dialect(Enum):
     MANAGEMENT = "management"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
-    """One HTTP answer. headers: lower-case names."""
+    """One HTTP answer, not to be changed (what enforces that costs as much as the answer's head). headers: lower-case
+    names."""
 
     status: int = 200
     body: bytes = b""
