@@ -1,8 +1,9 @@
-"""The management routes, driven in process: what is asked of which service, and what comes out."""
+"""The management routes, over a unix socket: what is asked of which service, and what comes out."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,8 +12,8 @@ from google.protobuf.message import Message
 
 from penstock.errors import Conflict
 from penstock.v1 import cluster_pb2, models_pb2
-from services.gateway.rest.app import build_app
-from tests.integration.rest_fakes import TOKEN, EchoInference, FakeControl, authenticate
+from tests.integration.rest_fakes import TOKEN, EchoInference, FakeControl
+from tests.integration.rest_served import clients
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -23,18 +24,12 @@ def control() -> FakeControl:
 
 
 @pytest.fixture
-async def http(control: FakeControl) -> AsyncIterator[httpx.AsyncClient]:
-    app = build_app(
-        inference=EchoInference(),
-        control=control,
-        ready=lambda: None,
-        max_body_bytes=4 << 20,
-        default_timeout=5.0,
-        authenticate=authenticate,
-    )
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway/api/v1", headers=TOKEN) as client:
-        yield client
+async def http(control: FakeControl, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with (
+        clients(tmp_path, EchoInference(), control) as client,
+        client(base_url="http://gateway/api/v1", headers=TOKEN) as http,
+    ):
+        yield http
 
 
 MANIFEST = "name: digits\nformat: onnx\n"

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.gateway.rest import protocol, serve_rest
+from services.gateway.rest import connection, serve_rest
 from tests.integration.rest_fakes import TOKEN, authenticate
 from tests.integration.rest_served import LIMIT, Served, served
 
@@ -230,7 +230,7 @@ async def test_tiny_chunks(served: Served) -> None:
 
 
 async def test_a_head_that_never_ends_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.1)
     assert (await served.exchange(b"GET /v2 HTTP/1.1\r\nho")).startswith(b"HTTP/1.1 408")
     assert (await served.exchange(b"GET /nope HTTP/1.1\r\nhost: h\r\n\r\nGET")).endswith(b'seconds"}')
 

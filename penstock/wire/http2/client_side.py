@@ -15,7 +15,7 @@ from . import frames as f
 from .connection import Connection
 from .deadlines import Deadlines
 from .frames import ConnectionFault, StreamFault
-from .hpack import BadBlock, Decoder, Encoder, Field, TooLong, literal, portable
+from .hpack import BadBlock, Decoder, Encoder, Field, TooLong, literal, portable, portable_fields
 from .limits import Limits
 from .messages import Assembler, check_prefix, prefixed, read_binary, read_text
 from .outbound import Bytes, Stream
@@ -60,7 +60,7 @@ class Received(Answer):
     @property
     def trailers(self) -> Mapping[str, str]:  # type: ignore[override]
         """Read when somebody asks."""
-        return _shown(Decoder(max_list=len(self.block) * 32, max_fields=len(self.block)).decode(self.block))
+        return _shown(portable_fields(self.block))
 
 
 class Sent(Stream):

@@ -6,6 +6,7 @@ Fields are pairs of `str`, decoded as latin-1, so that every byte has a letter a
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from typing import Final
 
 from .huffman import BadHuffman
@@ -198,6 +199,37 @@ def portable(block: bytes) -> bool:
     except IndexError:
         return False
     return at == end
+
+
+def portable_fields(block: bytes) -> list[Field]:
+    """The fields of a block that is portable, which is a good deal quicker read than another one."""
+    fields: list[Field] = []
+    at, end = 0, len(block)
+    while at < end:
+        first = block[at]
+        at += 1
+        if first >= 0x80:
+            fields.append(_BY_INDEX[first & 0x7F])
+            continue
+        index = first & 0x0F
+        if not index:
+            stop = at + 1 + block[at]
+            name = _name(block[at + 1 : stop])
+            at = stop
+        elif index == 0x0F:
+            name = _BY_INDEX[0x0F + block[at]][0]
+            at += 1
+        else:
+            name = _BY_INDEX[index][0]
+        stop = at + 1 + block[at]
+        fields.append((name, str(block[at + 1 : stop], "latin-1")))
+        at = stop
+    return fields
+
+
+@lru_cache(maxsize=256)
+def _name(raw: bytes) -> str:
+    return str(raw, "latin-1")
 
 
 def integer(value: int, mask: int, bits: int) -> bytes:

@@ -44,26 +44,26 @@ def split(body: Buffer, length: int | None) -> tuple[bytes, Tail]:
 
 
 class Tail:
-    """The binary part, taken from the front."""
+    """The binary part, taken from the front. view: all of it."""
 
     def __init__(self, view: memoryview) -> None:
-        self._view = view
+        self.view = view
         self._offset = 0
 
     def take(self, size: object, field: str) -> bytes:
         """The next `size` bytes; raises InvalidArgument when `size` is no size or the part is shorter."""
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             raise InvalidArgument(f"{field}: must be a size in bytes", field=field)
-        left = len(self._view) - self._offset
+        left = len(self.view) - self._offset
         if size > left:
             raise InvalidArgument(f"{field}: {size} bytes asked for, {left} left in the binary part", field=field)
-        taken = bytes(self._view[self._offset : self._offset + size])
+        taken = bytes(self.view[self._offset : self._offset + size])
         self._offset += size
         return taken
 
     def finish(self) -> None:
         """Raises InvalidArgument when bytes are left over."""
-        left = len(self._view) - self._offset
+        left = len(self.view) - self._offset
         if left:
             raise InvalidArgument(f"{left} bytes after the last tensor; the binary part must hold the tensors only")
 

@@ -38,7 +38,7 @@ class Wanted:
 ALL_BINARY: Final = Wanted(default=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Written:
     """Body of an answer. json_size: bytes of its JSON part when tensors follow, None when everything is JSON."""
 
@@ -52,8 +52,17 @@ def read_request(body: Buffer, json_size: int | None) -> tuple[oip.ModelInferReq
     json_size: value of Inference-Header-Content-Length, None without that header. Raises InvalidArgument naming the
     field, or TooLarge.
     """
+    return read_document(*parse(body, json_size))
+
+
+def parse(body: Buffer, json_size: int | None) -> tuple[object, binary.Tail]:
+    """JSON part and binary part of a body; raises InvalidArgument, TooLarge."""
     text, tail = binary.split(body, json_size)
-    document = json_text.parse(text)
+    return json_text.parse(text), tail
+
+
+def read_document(document: object, tail: binary.Tail) -> tuple[oip.ModelInferRequest, Wanted]:
+    """As `read_request`, of a body that has been parsed."""
     if not isinstance(document, dict):
         raise InvalidArgument("body: must be a JSON object", field="body")
     request = oip.ModelInferRequest()

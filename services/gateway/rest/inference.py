@@ -9,15 +9,16 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
 from penstock.errors import InvalidArgument, Unsupported
 from penstock.oip import inference_pb2 as oip
-from penstock.wire.call import BATCH_SIZE, QUEUE_MICROSECONDS, WORKER, Call, Handler
+from penstock.wire.call import BATCH_SIZE, QUEUE_MICROSECONDS, WORKER, Answer, Call, Done, Handler, Pending
 
-from . import binary, infer_codec, json_text
+from . import binary, infer_codec, json_text, prepared
 from .exchange import Exchange
 from .fields import INTEGER, TEXT, Field, read_body
 from .messages import to_plain
@@ -47,12 +48,16 @@ class Inference(Protocol):
     def handlers(self) -> Mapping[str, Handler]:
         """Handlers of the unary methods by bare name."""
 
+    def direct(self, call: Call, done: Done) -> Pending | None:
+        """ModelInfer without a task, where that can be (penstock.wire.call.Direct)."""
+
 
 class InferenceRoutes:
     """Answers for the routes of table.py. ready: None while the server takes requests, else the public reason."""
 
     def __init__(self, inference: Inference, ready: Callable[[], str | None]) -> None:
-        self._handlers = inference.handlers()
+        self._handlers, self._direct = inference.handlers(), inference.direct
+        self._prepared = prepared.Prepared()
         self._ready = ready
         # One large body at a time becomes Python objects, so their memory does not add up.
         self._large = asyncio.Lock()
@@ -95,6 +100,7 @@ class InferenceRoutes:
         return json_reply(to_plain(message, exact=False))
 
     async def infer(self, exchange: Exchange) -> Reply:
+        """Any request; those that can do without a task are answered by `infer_directly`."""
         json_size = binary.header_length(exchange.headers.get(binary.HEADER))
         body = await exchange.body()
         if json_size == 0:
@@ -105,12 +111,54 @@ class InferenceRoutes:
         request.model_name, request.model_version = exchange.path["model"], exchange.path.get("version", "")
         response, trailers = await self._call(exchange, "ModelInfer", request, oip.ModelInferResponse)
         size = sum(map(len, response.raw_output_contents))
-        written = await self._convert(size, lambda: infer_codec.write_response(response, wanted))
-        headers = {name: trailers[name] for name in SHOWN_TRAILERS if _fit_for_header(trailers.get(name, ""))}
-        if written.json_size is None:
-            return Reply(body=written.body, headers=headers)
-        headers[binary.HEADER] = str(written.json_size)
-        return Reply(body=written.body, media_type=OCTETS, headers=headers)
+        return _inferred(
+            await self._convert(size, lambda: infer_codec.write_response(response, wanted)), shown(trailers)
+        )
+
+    def infer_directly(self, exchange: Exchange) -> bool:
+        """Answers a request whose body is there, without a task; False where it takes one."""
+        headers, path, body = exchange.headers, exchange.path, exchange.received
+        json_size = binary.header_length(headers.get(binary.HEADER))
+        if json_size == 0 or (len(body) if json_size is None else json_size) > _INLINE_BYTES:
+            return False
+        payload, kind = self._prepared.request(path["model"], path.get("version", ""), body, json_size)
+        forwarded = exchange.head.forwarded
+        call = Call(
+            "ModelInfer",
+            payload,
+            exchange.deadline,
+            forwarded,
+            exchange.caller,
+            exchange.request_id,
+            origin=exchange.origin,
+        )
+        done = partial(self._landed, exchange, kind)
+        exchange.leaving_cancels = True
+        pending = self._direct(call, done)
+        if pending is not None:
+            exchange.bridge.await_end(exchange, pending)
+        else:
+            exchange.bridge.run(exchange, self._handlers["ModelInfer"](call), done)
+        return True
+
+    def _landed(
+        self, exchange: Exchange, kind: prepared.Kind, answer: Answer | None, problem: BaseException | None
+    ) -> None:
+        """The end of a call that `infer_directly` began."""
+        if answer is None:
+            exchange.fail(problem)
+            return
+        payload, headers = answer.payload, shown(answer.trailers)
+        if len(payload) <= _INLINE_BYTES or kind.in_binary:
+            try:
+                exchange.answer(_inferred(kind.written(payload), headers))
+            except Exception as failure:
+                exchange.fail(failure)
+        else:
+            exchange.bridge.start(exchange, self._write_large(kind, payload, headers))
+
+    async def _write_large(self, kind: prepared.Kind, payload: bytes, headers: dict[str, str]) -> Reply:
+        return _inferred(await self._convert(len(payload), lambda: kind.in_full(payload)), headers)
 
     async def index(self, exchange: Exchange) -> Reply:
         document = await _control_body(exchange, MAX_CONTROL_BYTES)
@@ -177,7 +225,7 @@ class InferenceRoutes:
             method,
             request.SerializeToString(),
             exchange.deadline,
-            exchange.forwarded(),
+            exchange.head.forwarded,
             exchange.caller,
             exchange.request_id,
             origin=exchange.origin,
@@ -196,8 +244,21 @@ def _names(exchange: Exchange) -> dict[str, str]:
     return {"name": exchange.path.get("model", ""), "version": exchange.path.get("version", "")}
 
 
-def _fit_for_header(value: str) -> bool:
-    return bool(value) and value.isascii() and value.isprintable()
+def _inferred(written: infer_codec.Written, headers: dict[str, str]) -> Reply:
+    if written.json_size is None:
+        return Reply(body=written.body, headers=headers)
+    headers[binary.HEADER] = str(written.json_size)
+    return Reply(body=written.body, media_type=OCTETS, headers=headers)
+
+
+def shown(trailers: Mapping[str, str]) -> dict[str, str]:
+    """The trailers that become headers, where they can."""
+    headers = {}
+    for name in SHOWN_TRAILERS:
+        value = trailers.get(name)
+        if value and value.isascii() and value.isprintable():
+            headers[name] = value
+    return headers
 
 
 def _index_entry(model: oip.RepositoryIndexResponse.ModelIndex) -> dict[str, str]:

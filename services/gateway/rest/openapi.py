@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from . import shapes
-from .exchange import TIMEOUT
 from .fields import FLAG, TEXT, Field, value_schema
+from .head import TIMEOUT
 from .operations import Operation, Schema
 from .replies import JSON, Dialect
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import Message
 
-from .exchange import Exchange
 from .fields import Field
 from .replies import JSON, Dialect, Reply
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
 
 Schema = dict[str, Any] | type[Message] | None
 """A JSON schema, a message class whose schema is derived, or None for no body."""
@@ -21,7 +23,8 @@ class Operation:
     """One method on one path.
 
     open: needs no credential; timeout: seconds granted instead of the default; accepts and returns: media types;
-    status: of success; body and result: schemas; query: parameters.
+    status: of success; body and result: schemas; query: parameters. direct: answers without a task, once the body is
+    there; False where `answer` is needed after all.
     """
 
     method: str
@@ -39,3 +42,9 @@ class Operation:
     accepts: Sequence[str] = (JSON,)
     result: Schema = None
     returns: Sequence[str] = (JSON,)
+    direct: Callable[[Exchange], bool] | None = None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it may be answered beside other requests of its connection: it changes nothing that they see."""
+        return self.direct is not None or self.method == "GET"

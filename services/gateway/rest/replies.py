@@ -1,4 +1,4 @@
-"""What goes back to a caller, and how a PenstockError becomes one. Pure.
+"""What goes back to a caller, how a PenstockError becomes one, and how it looks on the wire. Pure.
 
 Two dialects by the error table of penstock.errors: the inference protocol says `{"error": "<text>"}` with Triton's
 statuses, the management API says `{"error": {"code", "message", "field", "retryable", "request_id"}}`.
@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -17,6 +19,18 @@ import orjson
 from penstock.errors import PenstockError
 
 JSON: Final = "application/json"
+
+SAFE_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        "referrer-policy": "no-referrer",
+        "cross-origin-resource-policy": "same-origin",
+        "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+        "cache-control": "no-store",
+    }
+)
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _TRITON_BAD_REQUEST: Final = frozenset({409, 499})
 """Triton answers ALREADY_EXISTS, CANCELLED and their like with 400."""
@@ -29,14 +43,38 @@ class Dialect(Enum):
     MANAGEMENT = "management"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
-    """One HTTP answer. headers: lower-case names."""
+    """One HTTP answer, not to be changed (what enforces that costs as much as the answer's head). headers: lower-case
+    names."""
 
     status: int = 200
     body: bytes = b""
     media_type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def head(self, request_id: str, date: str, connection: str) -> bytes:
+        """Everything before the body. connection: value of that header, empty for none."""
+        safe = _SAFE
+        if not _SAFE_LINES.keys().isdisjoint(self.headers):
+            safe = "".join(line for name, line in _SAFE_LINES.items() if name not in self.headers)
+        own = "".join([f"{name}: {value}\r\n" for name, value in self.headers.items()])
+        text = f"{_STATUS_LINES[self.status]}{safe}{own}date: {date}\r\nx-request-id: {request_id}\r\n"
+        if self.body:
+            text += f"content-type: {self.media_type}\r\n"
+        if self.status != 204:
+            text += f"content-length: {len(self.body)}\r\n"
+        if connection:
+            text += f"connection: {connection}\r\n"
+        return f"{text}\r\n".encode("latin-1")
+
+
+_SAFE_LINES: Final = {name: f"{name}: {value}\r\n" for name, value in SAFE_HEADERS.items()}
+_SAFE: Final = "".join(_SAFE_LINES.values())
+_STATUS_LINES: Final = {
+    **{status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus},
+    499: "HTTP/1.1 499 Client Closed Request\r\n",
+}
 
 
 def json_reply(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:

@@ -1,44 +1,117 @@
-"""serve_rest: the bridge under uvicorn, inside of somebody else's event loop and task group."""
+"""serve_rest: the bridge on a socket, inside of somebody else's event loop and task group."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from email.utils import formatdate
 from typing import Final
 
-import uvicorn
-
-from .app import build_app
+from .bridge import Bridge
+from .connection import Connection
 from .inference import Inference
 from .management import Control
-from .protocol import BoundedProtocol
+
+MAX_CONNECTIONS: Final = 10_000
+MAX_HELD: Final = 1 << 30
+"""Bytes of requests of all connections together, beyond which requests are refused."""
 
 _BACKLOG: Final = 1024
-_KEEP_ALIVE_SECONDS: Final = 75
-"""Idle connections stay this long: longer than the pools of common clients, so that these close first."""
+_SWEEP: Final = 1.0
+_HANDSHAKE_SECONDS: Final = 10.0
+_CLOSING_SECONDS: Final = 5.0
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the chassis has the signals."""
+class Server:
+    """The connections of one bridge, and what they share. date: for the header of that name, true to a second."""
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    def __init__(self, bridge: Bridge, *, max_connections: int = MAX_CONNECTIONS, max_held: int = MAX_HELD) -> None:
+        self.bridge, self.heads = bridge, bridge.heads
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time
+        self.held, self.max_held = 0, max_held
+        self.date = formatdate(usegmt=True)
+        self._max_connections = max_connections
+        self._connections: set[Connection] = set()
+        self._listener: asyncio.Server | None = None
+        self._sweeper = self.loop.call_later(_SWEEP, self._sweep)
+        self._gone = asyncio.Event()
+
+    async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Takes connections from a bound socket. tls: as it is, for HTTPS."""
+        self._listener = await self.loop.create_server(
+            lambda: Connection(self),
+            sock=listener,
+            backlog=_BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=_HANDSHAKE_SECONDS if tls is not None else None,
+        )
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no new connection, lets answers under way be finished, and cuts off what is left after `seconds`."""
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(self._connections):
+            connection.leave()
+        await self._empty(seconds)
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends everything now. May be called more than once."""
+        if self._listener is not None:
+            self._listener.close()
+        self._sweeper.cancel()
+        for connection in list(self._connections):
+            connection.abort()
+        for task in self.bridge.tasks:
+            task.cancel()
+        await self._empty(_CLOSING_SECONDS)
+        if self.bridge.tasks:
+            await asyncio.wait(self.bridge.tasks, timeout=_CLOSING_SECONDS)
+
+    async def _empty(self, seconds: float) -> None:
+        """Waits until there is no connection, for so long at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._connections:
+                    self._gone.clear()
+                    await self._gone.wait()
+
+    def joined(self, connection: Connection) -> bool:
+        """A connection is made; False where there are too many."""
+        if len(self._connections) >= self._max_connections:
+            return False
+        self._connections.add(connection)
+        return True
+
+    def left(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        self._gone.set()
+
+    def _sweep(self) -> None:
+        self.date = formatdate(usegmt=True)
+        now = self.now()
+        for connection in list(self._connections):
+            connection.inspect(now)
+        self._sweeper = self.loop.call_later(_SWEEP, self._sweep)
 
 
 async def serve_rest(
     *,
-    host: str,
-    port: int,
     inference: Inference,
     control: Control,
     ready: Callable[[], str | None],
     max_body_bytes: int,
     default_timeout: float,
     authenticate: Callable[[Mapping[str, str]], str],
+    host: str = "127.0.0.1",
+    port: int = 0,
+    sock: socket.socket | None = None,
+    reuse_port: bool = False,
     tls: ssl.SSLContext | None = None,
     drain_seconds: float = 30.0,
     listening: Callable[[int], None] | None = None,
@@ -47,11 +120,12 @@ async def serve_rest(
 
     ready: None while the server takes requests, else the public reason. max_body_bytes: of one body, also after
     decompression. default_timeout: seconds for a request that brings no deadline. authenticate: caller's name by the
-    lower-case headers, raises Unauthenticated. tls: for HTTPS. drain_seconds: how long answers may take once
-    cancelled. listening: told the port once connections are taken; port 0 lets the system choose. Raises OSError when
-    the port is taken.
+    lower-case headers, raises Unauthenticated. sock: bound already, TCP or unix, instead of host and port; it is closed
+    at the end. reuse_port: other processes may take the same port. tls: for HTTPS. drain_seconds: how long answers may
+    take once cancelled. listening: told the port once connections are taken (0 for a unix socket); port 0 lets the
+    system choose. Raises OSError when the port is taken.
     """
-    app = build_app(
+    bridge = Bridge(
         inference=inference,
         control=control,
         ready=ready,
@@ -59,41 +133,23 @@ async def serve_rest(
         default_timeout=default_timeout,
         authenticate=authenticate,
     )
-    config = uvicorn.Config(
-        app,
-        http=BoundedProtocol,
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        proxy_headers=False,
-        server_header=False,
-        access_log=False,
-        log_config=None,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(drain_seconds)),
-    )
-    config.load()
-    config.ssl = tls
-    listener = _listen(host, port)
-    server = _Server(config)
-    serving = asyncio.ensure_future(server.serve(sockets=[listener]))
-    if listening is not None:
-        listening(listener.getsockname()[1])
+    listener = _bound(host, port, reuse_port=reuse_port) if sock is None else sock
+    server = Server(bridge)
     try:
-        await asyncio.shield(serving)
+        await server.listen(listener, tls)
+        if listening is not None:
+            listening(0 if listener.family == socket.AF_UNIX else listener.getsockname()[1])
+        await asyncio.Event().wait()
     except asyncio.CancelledError:
-        server.should_exit = True
-        await asyncio.wait({serving})
+        await server.drain(drain_seconds)
         raise
     finally:
-        # Only a second cancellation, while draining, finds it running.
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
+        await server.close()
         listener.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket that says it is TCP.
+def _bound(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+    """A socket that says it is TCP.
 
     asyncio switches Nagle's algorithm off only for sockets that were made with IPPROTO_TCP, which those of
     `socket.create_server` were not: head and body of an answer would lie 40 ms apart.
@@ -102,6 +158,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
         listener.listen(_BACKLOG)
     except OSError:

@@ -79,6 +79,7 @@ def _models(routes: InferenceRoutes) -> Iterator[Operation]:
             "Calls the model.",
             tag="inference",
             answer=routes.infer,
+            direct=routes.infer_directly,
             headers=_BINARY_HEADER,
             body=shapes.INFER_REQUEST,
             accepts=(JSON, OCTETS),
