@@ -5,13 +5,14 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 
+# Before gRPC is imported. Tests start processes beside its threads, uvloop forks for that, and gRPC's fork handlers,
+# which nobody here needs, now and then end the child before it has become what it should be.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 from penstock.kit.loop import Loop
 from tests.harness.etcd import clean_etcd, etcd, etcd_endpoint, store
 
 __all__ = ["clean_etcd", "etcd", "etcd_endpoint", "store"]
-
-# Tests start processes beside gRPC's threads; gRPC's fork handlers, which nobody here needs, would say so on stderr.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 # A shell without job control starts background jobs with SIGINT ignored, and every process that a test starts would
 # inherit that. Tests that press Ctrl-C mean what a terminal means.
