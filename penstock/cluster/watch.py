@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from penstock.cluster import records
+from penstock.cluster import keys, records
 from penstock.cluster.backoff import Backoff
 from penstock.cluster.etcd import Etcd
 from penstock.cluster.kv import Changes, Event, KeyValue, Point, Range
@@ -49,8 +49,9 @@ class Mirror(Generic[M]):
     """The records under a prefix.
 
     Args:
-        prefix: from `keys`.
-        message_class: what the values hold; a value that cannot be read is logged and the last good one kept.
+        prefix: from `keys`, ending with a slash; or one key.
+        message_class: what the values hold; a value that cannot be read is logged and the last good one kept. A key
+            that is none of ours is logged and passed over.
         on_change: called after records or `connected` have changed, on the loop; must not block.
         resync: seconds between full reads.
     """
@@ -179,6 +180,9 @@ class Mirror(Generic[M]):
         old = self._known.get(key)
         self._known[key] = new
         if old is not None and old.value == new.value and old.created == new.created:
+            return False
+        if not keys.known(key):
+            log.error("key_unknown", key=key[: keys.MAX_KEY], bytes=len(key))
             return False
         try:
             self._records[key] = records.from_json(self._class, new.value)
