@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 
 from penstock.kit.loop import Loop
 from tests.harness.etcd import clean_etcd, etcd, etcd_endpoint, store
+from tests.harness.etcd_cluster import etcd_cluster
 
-__all__ = ["clean_etcd", "etcd", "etcd_endpoint", "store"]
+__all__ = ["clean_etcd", "etcd", "etcd_cluster", "etcd_endpoint", "store"]
 
 # Tests start processes beside gRPC's threads; gRPC's fork handlers, which nobody here needs, would say so on stderr.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

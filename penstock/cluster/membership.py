@@ -1,7 +1,7 @@
 """A process's own records in etcd, alive as long as the process is: one lease, renewed in time, taken anew when lost.
 
 `put` and `delete` say what should be there and return at once; `run` makes it so, now or when etcd is back. What was
-written is read back now and then, and after every trouble: an older store may have been put in place of ours, with a
+written is read back once in a TTL, and after every trouble: an older store may have been put in place of ours, with a
 lease that still lives, or a write that nobody waited for any more may have come late. etcd's troubles never reach the
 service.
 """
@@ -24,6 +24,7 @@ from penstock.cluster.kv import (
     Compare,
     Delete,
     LeaseGone,
+    NoSpace,
     Op,
     Put,
     batches,
@@ -33,9 +34,6 @@ from penstock.cluster.kv import (
 from penstock.cluster.lease import Lease
 from penstock.errors import PenstockError, TooLarge
 from penstock.kit.log import get_logger
-
-READ_BACK = 10.0
-"""Seconds between two looks at what was written, where nothing suggests an earlier one."""
 
 log = get_logger()
 
@@ -170,18 +168,20 @@ class Membership:
         self._head = 0
 
     async def _read_back(self) -> None:
-        """Whether the store still holds what was written, as it was written; otherwise all is written again."""
+        """Once in a TTL: whether the store still holds what was written, as it was written; otherwise all is written
+        again."""
         now = asyncio.get_running_loop().time()
         if now < self._read_back_at:
             return
         held: list[Compare] = [modified(key, revision) for key, revision in self._written.items()]
-        for start in range(0, len(held), MAX_OPERATIONS):
-            found = await self._etcd.txn(held[start : start + MAX_OPERATIONS], (), within=self._patience())
-            if not found.succeeded:
-                log.warning("records_lost", revision=found.revision)
-                self._write_all_again()
-                break
-        self._read_back_at = now + READ_BACK
+        self._read_back_at = now + self._lease.ttl
+        # A full store (etcd 3.5.1) refuses even a transaction that writes nothing; nothing could be mended there.
+        with suppress(NoSpace):
+            for start in range(0, len(held), MAX_OPERATIONS):
+                found = await self._etcd.txn(held[start : start + MAX_OPERATIONS], (), within=self._patience())
+                if not found.succeeded:
+                    log.warning("records_lost", revision=found.revision)
+                    return self._write_all_again()
 
     async def _write(self) -> None:
         operations: list[Op] = []
