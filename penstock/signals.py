@@ -48,6 +48,12 @@ ETCD_FAILURES: Final = Metric(
     "Calls to etcd that failed: away (no answer, no leader), no_space (NOSPACE alarm), too_large, refused",
     ("reason",),
 )
+ETCD_REWINDS: Final = Metric(
+    "penstock_etcd_rewinds",
+    "counter",
+    "every",
+    "Times that a watched prefix turned out to be of an older or another store than before: restored, or emptied",
+)
 ETCD_CERTIFICATE_EXPIRES: Final = Metric(
     "penstock_etcd_certificate_expires_timestamp_seconds",
     "gauge",

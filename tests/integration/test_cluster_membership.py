@@ -7,13 +7,15 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from penstock.cluster import Membership, keys, records
 from penstock.cluster.etcd import Etcd
-from penstock.cluster.kv import KeyValue
+from penstock.cluster.kv import KeyValue, TxnResult
+from penstock.errors import Unavailable
 from penstock.internal.etcd import rpc_pb2 as pb
 from penstock.internal.etcd import rpc_pb2_grpc as rpc
 from penstock.internal.v1.records_pb2 import ReplicaRecord, WorkerRecord
@@ -137,6 +139,36 @@ async def test_comes_back_after_standing_still_past_its_lease(store: Etcd) -> No
         assert records.from_json(WorkerRecord, found.value) == RECORD
         assert membership.present
         await membership.leave()
+
+
+async def test_writes_whose_answers_are_lost_are_done_once_more(clean_etcd: str) -> None:
+    """Nobody knows whether they were done: some were, and some were not."""
+    store = Etcd([clean_etcd])
+    losses = iter(["before", "after", "before", "after"])
+    plain = store.txn
+
+    async def losing(*arguments: Any, **options: Any) -> TxnResult:
+        loss = next(losses, "")
+        if loss != "before":
+            result = await plain(*arguments, **options)
+        if loss:
+            raise Unavailable("lost")
+        return result
+
+    store.txn = losing  # type: ignore[method-assign]
+    async with joined(store, ttl=5) as membership:
+        await membership.settled()
+        found = await store.get(KEY)
+        assert found is not None and records.from_json(WorkerRecord, found.value) == RECORD
+        losses = iter(["after"])
+        await membership.put(KEY, WorkerRecord(id="worker-1", draining=True))
+        await membership.delete(keys.worker("worker-2"))
+        await membership.settled()
+        assert next(losses, None) is None
+        found = await store.get(KEY)
+        assert found is not None and records.from_json(WorkerRecord, found.value).draining
+        await membership.leave()
+    await store.close()
 
 
 async def test_what_was_written_is_read_back(store: Etcd) -> None:
