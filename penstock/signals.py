@@ -41,6 +41,25 @@ CERTIFICATE_EXPIRES: Final = Metric(
     "every",
     "When the certificate that the process shows ends, in seconds since the epoch; 0 without one",
 )
+ETCD_FAILURES: Final = Metric(
+    "penstock_etcd_failures",
+    "counter",
+    "every",
+    "Calls to etcd that failed: away (no answer, no leader), no_space (NOSPACE alarm), too_large, refused",
+    ("reason",),
+)
+ETCD_REWINDS: Final = Metric(
+    "penstock_etcd_rewinds",
+    "counter",
+    "every",
+    "Times that a watched prefix turned out to be of an older or another store than before: restored, or emptied",
+)
+ETCD_CERTIFICATE_EXPIRES: Final = Metric(
+    "penstock_etcd_certificate_expires_timestamp_seconds",
+    "gauge",
+    "every",
+    "When the certificate that the process shows to etcd ends, in seconds since the epoch; 0 without one",
+)
 
 # Gateway.
 GATEWAY_REQUESTS: Final = Metric(
@@ -157,6 +176,13 @@ SCHEDULER_MISSING_REPLICAS: Final = Metric(
 SCHEDULER_WORKERS: Final = Metric("penstock_scheduler_workers", "gauge", "scheduler", "Live workers")
 SCHEDULER_HELD_WORKERS: Final = Metric(
     "penstock_scheduler_held_workers", "gauge", "scheduler", "Workers gone whose assignments stay for now"
+)
+SCHEDULER_ETCD_ALARM: Final = Metric(
+    "penstock_scheduler_etcd_alarm",
+    "gauge",
+    "scheduler",
+    "1 while etcd has raised this alarm: NOSPACE (it refuses writes until there is room) or CORRUPT",
+    ("alarm",),
 )
 
 # Spans.

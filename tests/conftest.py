@@ -11,8 +11,9 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 from penstock.kit.loop import Loop
 from tests.harness.etcd import clean_etcd, etcd, etcd_endpoint, store
+from tests.harness.etcd_cluster import etcd_cluster
 
-__all__ = ["clean_etcd", "etcd", "etcd_endpoint", "store"]
+__all__ = ["clean_etcd", "etcd", "etcd_cluster", "etcd_endpoint", "store"]
 
 # A shell without job control starts background jobs with SIGINT ignored, and every process that a test starts would
 # inherit that. Tests that press Ctrl-C mean what a terminal means.

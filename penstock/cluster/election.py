@@ -57,7 +57,7 @@ class Term:
         return await self.write([Delete(key)])
 
     async def write(self, operations: Sequence[Op]) -> int:
-        """Several as one step, at most etcd.MAX_OPERATIONS. Raises as `put`."""
+        """Several as one step, at most one of `kv.batches`. Raises as `put`."""
         if self.over:
             raise TermOver("the term is over")
         result = await self._etcd.txn([created(self._key, self.number)], operations)

@@ -1,12 +1,14 @@
 """Every key that Penstock keeps in etcd, with its one writer. The same table, for people: docs/etcd.md.
 
-Segments are model names (penstock.names), version numbers and ids of processes; none holds a slash.
+Segments are model names (penstock.names), version numbers and ids of processes; none holds a slash, and none is longer
+than `MAX_SEGMENT`, so that no key is longer than `MAX_KEY`.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
 PREFIX = "/penstock/"
 DEPLOYMENTS = PREFIX + "deployments/"
@@ -16,7 +18,14 @@ ASSIGNMENTS = PREFIX + "assignments/"
 SERVICES = PREFIX + "services/"
 LEADER = PREFIX + "leader/scheduler"
 
-_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+MAX_SEGMENT: Final = 128
+MAX_VERSION: Final = 10**18 - 1
+"""As penstock.names has it."""
+MAX_KEY: Final = 320
+"""Bytes of the longest key there can be, and some more; etcd itself has no limit but that of a request."""
+
+_SEGMENT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_SEGMENT - 1}}}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,11 @@ TABLE = (
 )
 
 
+def known(key: str) -> bool:
+    """Whether the key has one of the forms of the table. Others are a stranger's: they are passed over."""
+    return len(key) <= MAX_KEY and any(form.fullmatch(key) for form in _FORMS)
+
+
 def deployment(name: str) -> str:
     """What the user wants of one model."""
     return DEPLOYMENTS + _segment(name)
@@ -82,7 +96,7 @@ def worker(worker_id: str) -> str:
 
 def replica(worker_id: str, name: str, version: int) -> str:
     """What a worker says of one replica."""
-    return f"{REPLICAS}{_segment(worker_id)}/{_segment(name)}@{version:d}"
+    return f"{REPLICAS}{_segment(worker_id)}/{_segment(name)}@{_version(str(version))}"
 
 
 def replicas_of(worker_id: str) -> str:
@@ -121,7 +135,7 @@ def parse_replica(key: str) -> tuple[str, str, int]:
     name, at, version = rest.rpartition("@")
     if not key.startswith(REPLICAS) or not slash or not at:
         raise ValueError(f"not the key of a replica: {key!r}")
-    return _segment(worker_id), _segment(name), int(version)
+    return _segment(worker_id), _segment(name), _version(version)
 
 
 def parse_assignment(key: str) -> str:
@@ -139,11 +153,25 @@ def parse_service(key: str) -> tuple[str, str]:
 
 def _segment(text: str) -> str:
     if not _SEGMENT.fullmatch(text):
-        raise ValueError(f"cannot be a part of a key: {text!r}")
+        raise ValueError(f"cannot be a part of a key: {text[:80]!r}")
     return text
+
+
+def _version(text: str) -> int:
+    if not _VERSION.fullmatch(text):
+        raise ValueError(f"cannot be the version of a key: {text[:80]!r}")
+    return int(text)
 
 
 def _rest(key: str, prefix: str) -> str:
     if not key.startswith(prefix):
         raise ValueError(f"{key!r} does not begin with {prefix}")
     return _segment(key.removeprefix(prefix))
+
+
+def _form(form: str) -> re.Pattern[str]:
+    pattern = re.escape(form).replace(re.escape("{version}"), _VERSION.pattern)
+    return re.compile(re.sub(r"\\\{\w+\\\}", lambda _: _SEGMENT.pattern, pattern))
+
+
+_FORMS = tuple(_form(key.form) for key in TABLE)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from penstock import errors
-from penstock.errors import Unavailable
+from penstock.errors import ResourceExhausted, TooLarge, Unavailable
+
+MAX_OPERATIONS: Final = 100
+"""Operations that one transaction may hold; etcd's own default limit is 128."""
+
+MAX_REQUEST_BYTES: Final = 1024 * 1024
+"""What one write may hold, keys and values together; etcd's own default limit is 1.5 MiB."""
+
+_OPERATION_BYTES: Final = 64
+"""More than an operation has around its key and its value."""
 
 
 class Compacted(Unavailable):
@@ -14,6 +25,10 @@ class Compacted(Unavailable):
 
 class Rewound(Unavailable):
     """The store is older than what we have seen of it (restored, or emptied): read everything again."""
+
+
+class NoSpace(ResourceExhausted):
+    """The store is full: it reads and renews leases, and refuses writes until somebody makes room (docs/etcd.md)."""
 
 
 class LeaseGone(errors.NotFound):
@@ -109,6 +124,35 @@ class Delete:
 
 
 Op = Put | Delete
+
+
+def size(op: Op) -> int:
+    """Bytes that the operation takes of a request, at most."""
+    return len(op.key) + (len(op.value) if isinstance(op, Put) else 0) + _OPERATION_BYTES
+
+
+def check_size(operations: Sequence[Op]) -> None:
+    """Raises TooLarge for what no single request may hold, so that nobody tries for ever what cannot be."""
+    total = sum(map(size, operations))
+    if total > MAX_REQUEST_BYTES:
+        raise TooLarge(
+            f"{total} bytes in one write; the coordination store takes {MAX_REQUEST_BYTES}",
+            detail=max(operations, key=size).key,
+        )
+
+
+def batches(operations: Sequence[Op], max_bytes: int = MAX_REQUEST_BYTES) -> Iterator[list[Op]]:
+    """All operations in their order, in runs that one transaction may hold. One that is too large comes alone."""
+    batch: list[Op] = []
+    total = 0
+    for op in operations:
+        if batch and (len(batch) == MAX_OPERATIONS or total + size(op) > max_bytes):
+            yield batch
+            batch, total = [], 0
+        batch.append(op)
+        total += size(op)
+    if batch:
+        yield batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,38 @@
 """A process's own records in etcd, alive as long as the process is: one lease, renewed in time, taken anew when lost.
 
-`put` and `delete` say what should be there and return at once; `run` makes it so, now or when etcd is back. etcd's
-troubles never reach the service.
+`put` and `delete` say what should be there and return at once; `run` makes it so, now or when etcd is back. What was
+written is read back once in a TTL, and after every trouble: an older store may have been put in place of ours, with a
+lease that still lives, or a write that nobody waited for any more may have come late. etcd's troubles never reach the
+service.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
+from itertools import islice
 
 from google.protobuf.message import Message
 
 from penstock.cluster import records
 from penstock.cluster.backoff import Backoff
-from penstock.cluster.etcd import MAX_OPERATIONS, Etcd
-from penstock.cluster.kv import Delete, LeaseGone, Op, Put
+from penstock.cluster.etcd import Etcd
+from penstock.cluster.kv import (
+    MAX_OPERATIONS,
+    MAX_REQUEST_BYTES,
+    Compare,
+    Delete,
+    LeaseGone,
+    NoSpace,
+    Op,
+    Put,
+    batches,
+    modified,
+    size,
+)
 from penstock.cluster.lease import Lease
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, TooLarge
 from penstock.kit.log import get_logger
 
 log = get_logger()
@@ -30,8 +46,13 @@ class Membership:
         self._lease = Lease(etcd, ttl)
         self._wanted: dict[str, bytes | None] = {}
         self._dirty: dict[str, None] = {}
-        self._written = 0
+        self._written: dict[str, int] = {}
+        """Revision at which the store confirmed each record."""
+        self._head = 0
+        """The highest of them so far."""
+        self._batch_bytes = MAX_REQUEST_BYTES
         self._renew_at = 0.0
+        self._read_back_at = 0.0
         self._left = False
         self._changed = asyncio.Event()
         self._settled = asyncio.Event()
@@ -67,10 +88,11 @@ class Membership:
                 if away:
                     log.info("membership_restored")
                 away = False
-                await self._pause(max(0.0, self._renew_at - asyncio.get_running_loop().time()))
+                await self._pause(min(self._renew_at, self._read_back_at) - asyncio.get_running_loop().time())
             except LeaseGone:
                 self._forget_lease()
             except PenstockError as problem:
+                self._read_back_at = 0.0
                 if not away:
                     log.warning("membership_at_risk", problem=problem.message, detail=problem.detail)
                 away = True
@@ -92,6 +114,9 @@ class Membership:
     def _want(self, key: str, value: bytes | None) -> None:
         if self._left or self._wanted.get(key, b"") == value:
             return
+        if value is not None and size(Put(key, value)) > MAX_REQUEST_BYTES:
+            log.error("record_too_large", key=key, bytes=len(value), limit=MAX_REQUEST_BYTES)
+            return
         self._wanted[key] = value
         self._dirty[key] = None
         self._settled.clear()
@@ -109,20 +134,25 @@ class Membership:
                 await self._lease.take()
                 self._schedule()
                 self._write_all_again()
+            await self._read_back()
             while self._dirty:
                 await self._write()
             self._settled.set()
 
     async def _renew(self) -> None:
-        # Never longer than half of what is left, so that one member that hangs does not cost the lease.
-        point = await self._lease.renew(within=max(self._lease.remaining() / 2, 0.2))
+        point = await self._lease.renew(within=self._patience())
         if point is None:
             log.warning("lease_lost")
         else:
             self._schedule()
-            if point.revision < self._written:
-                log.warning("store_rewound", from_revision=self._written, to_revision=point.revision)
+            if point.revision < self._head:
+                log.warning("store_rewound", from_revision=self._head, to_revision=point.revision)
                 self._write_all_again()
+
+    def _patience(self) -> float:
+        """Seconds that one call may take: while the lease lasts, a member that hangs must leave time for another."""
+        left = self._lease.remaining()
+        return max(left / 2, 0.2) if left else self._etcd.timeout
 
     def _schedule(self) -> None:
         """At half of what is left, so that one lost renewal still leaves time for more."""
@@ -134,14 +164,53 @@ class Membership:
 
     def _write_all_again(self) -> None:
         self._dirty = dict.fromkeys(self._wanted)
+        self._written.clear()
+        self._head = 0
+
+    async def _read_back(self) -> None:
+        """Once in a TTL: whether the store still holds what was written, as it was written; otherwise all is written
+        again."""
+        now = asyncio.get_running_loop().time()
+        if now < self._read_back_at:
+            return
+        held: list[Compare] = [modified(key, revision) for key, revision in self._written.items()]
+        self._read_back_at = now + self._lease.ttl
+        # A full store (etcd 3.5.1) refuses even a transaction that writes nothing; nothing could be mended there.
+        with suppress(NoSpace):
+            for start in range(0, len(held), MAX_OPERATIONS):
+                found = await self._etcd.txn(held[start : start + MAX_OPERATIONS], (), within=self._patience())
+                if not found.succeeded:
+                    log.warning("records_lost", revision=found.revision)
+                    return self._write_all_again()
 
     async def _write(self) -> None:
-        batch = {key: self._wanted[key] for key in list(self._dirty)[:MAX_OPERATIONS]}
-        operations: list[Op] = [
-            Delete(key) if value is None else Put(key, value, self._lease.id) for key, value in batch.items()
-        ]
-        self._written = (await self._etcd.txn((), operations)).revision
-        for key, value in batch.items():
+        operations: list[Op] = []
+        for key in islice(self._dirty, MAX_OPERATIONS):
+            value = self._wanted[key]
+            operations.append(Delete(key) if value is None else Put(key, value, self._lease.id))
+        batch = next(batches(operations, self._batch_bytes))
+        values = {op.key: self._wanted[op.key] for op in batch}
+        for key in values:
+            # Not known any more until it is answered.
+            self._written.pop(key, None)
+        try:
+            revision = (await self._etcd.txn((), batch, within=self._patience())).revision
+        except TooLarge as problem:
+            # This store takes less than etcd does by default. One record that it will never take must not keep the
+            # others out.
+            self._batch_bytes = sum(map(size, batch)) // 2
+            if len(batch) == 1:
+                log.error("record_too_large", key=batch[0].key, detail=problem.detail)
+                self._done(values, None)
+            return
+        self._head = max(self._head, revision)
+        self._done(values, revision)
+
+    def _done(self, values: Mapping[str, bytes | None], revision: int | None) -> None:
+        """Nothing is left to do for these, unless something else is wanted by now."""
+        for key, value in values.items():
+            if value is not None and revision is not None:
+                self._written[key] = revision
             if self._wanted[key] is value:
                 del self._dirty[key]
                 if value is None:
@@ -149,5 +218,5 @@ class Membership:
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(max(0.0, seconds)):
                 await self._changed.wait()

@@ -17,12 +17,14 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from penstock.cluster import records
+from penstock import signals
+from penstock.cluster import keys, records
 from penstock.cluster.backoff import Backoff
 from penstock.cluster.etcd import Etcd
 from penstock.cluster.kv import Changes, Event, KeyValue, Point, Range
 from penstock.errors import Internal, PenstockError
 from penstock.kit.log import get_logger
+from penstock.kit.metrics import counter
 
 M = TypeVar("M", bound=Message)
 
@@ -49,8 +51,9 @@ class Mirror(Generic[M]):
     """The records under a prefix.
 
     Args:
-        prefix: from `keys`.
-        message_class: what the values hold; a value that cannot be read is logged and the last good one kept.
+        prefix: from `keys`, ending with a slash; or one key.
+        message_class: what the values hold; a value that cannot be read is logged and the last good one kept. A key
+            that is none of ours is logged and passed over.
         on_change: called after records or `connected` have changed, on the loop; must not block.
         resync: seconds between full reads.
     """
@@ -70,6 +73,7 @@ class Mirror(Generic[M]):
         self.rewinds = 0
         """How often the store turned out older than it was; whoever remembers a term or revision should forget it."""
         self._etcd = etcd
+        self._rewound = counter(signals.ETCD_REWINDS)
         self._class = message_class
         self._on_change = on_change
         self._resync = resync
@@ -137,6 +141,7 @@ class Mirror(Generic[M]):
         rewound = self._is_rewound(everything)
         if rewound:
             self.rewinds += 1
+            self._rewound.inc()
             log.warning("store_rewound", prefix=self.prefix, from_revision=self._told, to_revision=everything.revision)
         there = {item.key for item in everything.items}
         dropped = [self._drop(key) for key in list(self._known) if key not in there]
@@ -179,6 +184,9 @@ class Mirror(Generic[M]):
         old = self._known.get(key)
         self._known[key] = new
         if old is not None and old.value == new.value and old.created == new.created:
+            return False
+        if not keys.known(key):
+            log.error("key_unknown", key=key[: keys.MAX_KEY], bytes=len(key))
             return False
         try:
             self._records[key] = records.from_json(self._class, new.value)

@@ -53,6 +53,9 @@ class ServiceConfig:
     port: int = setting(0, "port of the gRPC server; 0 takes a free one")
     admin_port: int = setting(0, "port of /metrics, /healthz and /readyz; 0 takes a free one")
     etcd: tuple[str, ...] = setting(("127.0.0.1:2379",), "etcd endpoints, host:port, comma-separated")
+    etcd_ca: str = setting("", "PEM file of CAs; etcd is then called by TLS and its members verified by them")
+    etcd_cert: str = setting("", "PEM file of the certificate, and its chain, that this process shows to etcd")
+    etcd_key: str = setting("", "PEM file of the key of etcd_cert")
     lease_seconds: float = setting(
         5.0, "how long the cluster waits for this process before it counts as lost", low=1, high=3600
     )

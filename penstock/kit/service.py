@@ -48,6 +48,9 @@ class Chassis:
         self.certificates = Certificates(
             Files(cert=config.tls_cert, key=config.tls_key, client_ca=config.tls_client_ca, ca=config.tls_ca)
         )
+        self.etcd_certificates = Certificates(
+            Files(cert=config.etcd_cert, key=config.etcd_key, ca=config.etcd_ca, prefix="etcd_", serves=False)
+        )
         self._exposed = not is_loopback(config.host) and not self.certificates.serves
         self.server, self._health = build_server(self.authenticator)
         self._front: Front | None = None
@@ -73,6 +76,7 @@ class Chassis:
         self._drain_seconds = config.drain_seconds
         self._ready = gauge(signals.READY)
         gauge(signals.CERTIFICATE_EXPIRES).set_function(lambda: self.certificates.expires)
+        gauge(signals.ETCD_CERTIFICATE_EXPIRES).set_function(lambda: self.etcd_certificates.expires)
         self._phase = "starting"
         self._checks: dict[str, Callable[[], str | None]] = {}
         self._drain: list[Step] = []

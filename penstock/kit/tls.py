@@ -33,20 +33,27 @@ class Files:
     """Paths of PEM files, empty for none.
 
     cert, key: what this process shows, the chain after its own certificate; client_ca: whose certificates callers must
-    have; ca: by which this process verifies whom it calls, which also means that it calls by TLS.
+    have; ca: by which this process verifies whom it calls, which also means that it calls by TLS. prefix: of the
+    settings that name them. serves: whether ports show cert; otherwise it is for calling alone, and need not be good
+    for a server.
     """
 
     cert: str = ""
     key: str = ""
     client_ca: str = ""
     ca: str = ""
+    prefix: str = "tls_"
+    serves: bool = True
 
     def check(self) -> None:
         """Raises ValueError for a combination that says nothing."""
+        cert, key, client_ca, ca = (f"{self.prefix}{name}" for name in ("cert", "key", "client_ca", "ca"))
         if bool(self.cert) != bool(self.key):
-            raise ValueError("tls_cert and tls_key go together: set both, or neither")
+            raise ValueError(f"{cert} and {key} go together: set both, or neither")
         if self.client_ca and not self.cert:
-            raise ValueError("tls_client_ca asks callers for certificates, which needs TLS: set tls_cert and tls_key")
+            raise ValueError(f"{client_ca} asks callers for certificates, which needs TLS: set {cert} and {key}")
+        if self.cert and not self.serves and not self.ca:
+            raise ValueError(f"{cert} is shown over TLS, which needs CAs to verify the other side by: set {ca}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,7 @@ class Certificates:
     @property
     def serves(self) -> bool:
         """Whether ports of this process speak TLS."""
-        return bool(self._files.cert)
+        return bool(self._files.cert) and self._files.serves
 
     @property
     def calls(self) -> bool:
@@ -164,9 +171,10 @@ def _stamp(path: str) -> tuple[int, int, int] | None:
 def _load(files: Files) -> _Loaded:
     """Reads and proves everything; raises ValueError."""
     signature = _signature(files)
-    cert, key = _read(files.cert, "tls_cert"), _read(files.key, "tls_key")
-    client_ca, ca = _read(files.client_ca, "tls_client_ca"), _read(files.ca, "tls_ca")
-    server = {protocol: _server_context(files, protocol) for protocol in ("h2", "http/1.1")} if files.cert else {}
+    cert, key = _read(files.cert, f"{files.prefix}cert"), _read(files.key, f"{files.prefix}key")
+    client_ca, ca = _read(files.client_ca, f"{files.prefix}client_ca"), _read(files.ca, f"{files.prefix}ca")
+    protocols = ("h2", "http/1.1") if files.cert and files.serves else ()
+    server = {protocol: _server_context(files, protocol) for protocol in protocols}
     loaded = _Loaded(
         signature=signature,
         server=server,
@@ -203,7 +211,7 @@ def _server_context(files: Files, protocol: str) -> ssl.SSLContext:
     context.set_alpn_protocols([protocol])
     _load_chain(context, files)
     if files.client_ca:
-        _load_ca(context, files.client_ca, "tls_client_ca")
+        _load_ca(context, files.client_ca, f"{files.prefix}client_ca")
         context.verify_mode = ssl.CERT_REQUIRED
         # A resumed session would outlive the CA that its caller was checked by (for hours; for minutes in TLS 1.2).
         context.options |= ssl.OP_NO_TICKET
@@ -214,7 +222,7 @@ def _server_context(files: Files, protocol: str) -> ssl.SSLContext:
 def _client_context(files: Files) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load_ca(context, files.ca, "tls_ca")
+    _load_ca(context, files.ca, f"{files.prefix}ca")
     if files.cert:
         _load_chain(context, files)
     return context
@@ -228,29 +236,37 @@ def _load_ca(context: ssl.SSLContext, path: str, setting: str) -> None:
 
 
 def _load_chain(context: ssl.SSLContext, files: Files) -> None:
+    both = f"{files.prefix}cert, {files.prefix}key"
     try:
         # An empty password, so that an encrypted key is refused rather than asked for at the terminal.
         context.load_cert_chain(files.cert, files.key, password="")
     except ssl.SSLError as problem:
         if problem.reason == "KEY_VALUES_MISMATCH":
-            raise ValueError(f"tls_key: {files.key} is not the key of the certificate in {files.cert}") from None
+            raise ValueError(
+                f"{files.prefix}key: {files.key} is not the key of the certificate in {files.cert}"
+            ) from None
         raise ValueError(
-            f"tls_cert, tls_key: {files.cert} and {files.key} must be a certificate and its key in PEM, "
-            "the key not encrypted"
+            f"{both}: {files.cert} and {files.key} must be a certificate and its key in PEM, the key not encrypted"
         ) from None
     except OSError as problem:
-        raise ValueError(f"tls_cert, tls_key: cannot be read: {problem.strerror}") from None
+        raise ValueError(f"{both}: cannot be read: {problem.strerror}") from None
 
 
 def _proved(files: Files) -> float:
-    """When the certificate ends. Raises ValueError when a caller who trusts it could not accept it as a server's: it
-    has expired, is not valid yet, or is for something else. A handshake with oneself says so."""
+    """When the certificate ends. Raises ValueError when the other side, trusting it, could not accept it as a server's,
+    or as a client's where it does not serve: it has expired, is not valid yet, or is for something else. A handshake
+    with oneself says so."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _load_chain(server, files)
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
-    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    client.load_verify_locations(cafile=files.cert)
+    judging = client if files.serves else server
+    if not files.serves:
+        client.verify_mode = ssl.CERT_NONE
+        _load_chain(client, files)
+        server.verify_mode = ssl.CERT_REQUIRED
+    judging.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    judging.load_verify_locations(cafile=files.cert)
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     asking = client.wrap_bio(back, there)
     answering = server.wrap_bio(there, back, server_side=True)
@@ -262,8 +278,8 @@ def _proved(files: Files) -> float:
                 except ssl.SSLWantReadError:
                     continue
     except ssl.SSLCertVerificationError as problem:
-        raise ValueError(f"tls_cert: {files.cert} cannot be used: {problem.verify_message}") from None
+        raise ValueError(f"{files.prefix}cert: {files.cert} cannot be used: {problem.verify_message}") from None
     except ssl.SSLError as problem:
-        raise ValueError(f"tls_cert: {files.cert} cannot be used: {problem.reason}") from None
-    shown = asking.getpeercert() or {}
+        raise ValueError(f"{files.prefix}cert: {files.cert} cannot be used: {problem.reason}") from None
+    shown = (asking if files.serves else answering).getpeercert() or {}
     return float(ssl.cert_time_to_seconds(str(shown["notAfter"])))

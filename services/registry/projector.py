@@ -18,7 +18,7 @@ from penstock.cluster.backoff import Backoff
 from penstock.cluster.etcd import Etcd
 from penstock.cluster.kv import Delete, KeyValue, Op, Put, absent, modified
 from penstock.cluster.watch import Mirror
-from penstock.errors import Internal, PenstockError
+from penstock.errors import Internal, PenstockError, TooLarge
 from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord
 from penstock.kit.log import get_logger
 from penstock.v1.cluster_pb2 import REPLICA_STATE_READY
@@ -128,7 +128,12 @@ class Projector:
     async def _write(self, key: str, item: KeyValue | None, record: DeploymentRecord | None) -> bool:
         operation: Op = Delete(key) if record is None else Put(key, records.to_json(record))
         condition = absent(key) if item is None else modified(key, item.mod_revision)
-        return (await self._etcd.txn([condition], [operation])).succeeded
+        try:
+            return (await self._etcd.txn([condition], [operation])).succeeded
+        except TooLarge as problem:
+            # Other deployments need not wait for one that no record can hold.
+            log.error("projection_too_large", key=key, problem=problem.message, detail=problem.detail)
+            return True
 
     async def _prune(self, deployed: Mapping[str, Deployed], replicas: Iterable[ReplicaRecord]) -> bool:
         """Drops what has retired; whether anything was."""

@@ -11,6 +11,7 @@ from penstock.v1 import cluster_pb2_grpc as rpc
 
 from . import metrics
 from .absence import Absences
+from .alarms import Alarms
 from .config import SchedulerConfig
 from .controller import Controller
 from .rpc import ClusterService
@@ -19,8 +20,10 @@ from .view import ClusterView
 
 async def assemble(chassis: Chassis, config: SchedulerConfig) -> None:
     """Starts everything that a scheduler runs on this chassis."""
-    etcd = Etcd(config.etcd)
+    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel)
     chassis.on_close(etcd.close)
+
+    chassis.start(Alarms(etcd).run(), "alarms of the store")
 
     absences = Absences(window=config.lease_seconds, grace=config.grace_seconds, settle=config.settle_seconds)
     view = ClusterView(etcd, absences, grace=config.grace_seconds)

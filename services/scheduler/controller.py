@@ -12,9 +12,8 @@ from contextlib import suppress
 
 from penstock.cluster import Election, Term, TermOver, keys, records
 from penstock.cluster.backoff import Backoff
-from penstock.cluster.etcd import MAX_OPERATIONS
-from penstock.cluster.kv import Delete, Op, Put
-from penstock.errors import PenstockError
+from penstock.cluster.kv import Delete, Op, Put, batches
+from penstock.errors import PenstockError, TooLarge
 from penstock.kit.log import get_logger
 
 from .metrics import ControllerMetrics
@@ -91,7 +90,11 @@ class Controller:
                 operations.append(Put(keys.assignment(worker), records.to_json(record)))
             told = None if replicas is None else [f"{item.id.name}@{item.id.version}" for item in replicas]
             log.info("assigning", worker=worker, term=term.number, replicas=told)
-        for start in range(0, len(operations), MAX_OPERATIONS):
-            batch = operations[start : start + MAX_OPERATIONS]
-            await term.write(batch)
-            self._metrics.wrote(len(batch))
+        for batch in batches(operations):
+            try:
+                await term.write(batch)
+            except TooLarge as problem:
+                # What one worker should run does not fit into a record; the others need not wait for that.
+                log.error("assignment_too_large", problem=problem.message, detail=problem.detail)
+            else:
+                self._metrics.wrote(len(batch))

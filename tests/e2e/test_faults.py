@@ -10,15 +10,18 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 from deploy.local.ports import Ports
 from deploy.local.suite import Suite
-from penstock import Client, errors
+from penstock import Client, errors, signals
 from tests.e2e.conftest import grpc_address, serve
 from tests.harness import models
 
@@ -175,6 +178,25 @@ def test_serving_goes_on_while_etcd_is_gone_for_30_seconds(troubled: Suite, call
     caller.deploy("add1", replicas=2, wait=30)
 
 
+def test_serving_goes_on_while_etcd_is_full(troubled: Suite, caller: Client) -> None:
+    """The alarm is raised by hand: half a gigabyte takes long to write. What is asked for meanwhile is done after."""
+    with Load(caller, callers=2) as load:
+        load.wait_for(20)
+        switch_nospace(troubled, on=True)
+        wait_until(lambda: alarms(troubled) > 0, 10)
+        caller.deploy("add1", replicas=1)
+        began = time.monotonic()
+        while time.monotonic() - began < 6:  # longer than a lease, which is the subject
+            load.wait_for(20)
+        assert len(caller.status("add1").versions[0].replicas) == 2
+        switch_nospace(troubled, on=False)
+        wait_until(lambda: len(caller.status("add1").versions[0].replicas) == 1)
+        wait_until(lambda: alarms(troubled) == 0, 10)
+    assert load.wrong == 0
+    assert load.failures == []
+    caller.deploy("add1", replicas=2, wait=30)
+
+
 def test_serving_goes_on_while_the_registry_is_gone(troubled: Suite, caller: Client) -> None:
     troubled.kill("registry")
     assert (caller.infer("add1", {"x": ONES})["y"] == 2).all()
@@ -216,6 +238,26 @@ def test_a_worker_told_to_stop_finishes_and_hands_over(troubled: Suite, caller: 
     assert load.wrong == 0
     assert load.failures == []
     caller.wait_ready(timeout=60)
+
+
+def switch_nospace(suite: Suite, *, on: bool) -> None:
+    """Raises or ends etcd's alarm, as it does itself when its quota is used up (`AlarmRequest`: action, alarm)."""
+    request = bytes((0x08, 1 if on else 2, 0x18, 1))
+    with grpc.insecure_channel(f"127.0.0.1:{suite.ports['etcd_client']}") as channel:
+        alarm: Any = channel.unary_unary("/etcdserverpb.Maintenance/Alarm")
+        alarm(request, timeout=10)
+
+
+def alarms(suite: Suite) -> float:
+    """How many schedulers tell of NOSPACE."""
+    name = f'{signals.SCHEDULER_ETCD_ALARM.name}{{alarm="NOSPACE"}} '
+    told = 0.0
+    for scheduler in ("scheduler_1", "scheduler_2"):
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{suite.ports[f'{scheduler}_admin']}/metrics", timeout=10
+        ) as page:
+            told += float(page.read().decode().partition(name)[2].split()[0])
+    return told
 
 
 def leads(client: Client, not_this: str) -> bool:

@@ -8,10 +8,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 
 from penstock.cluster import Election, Etcd, Term, TermOver, keys, records
+from penstock.cluster.kv import TxnResult
+from penstock.errors import Unavailable
 from penstock.internal.v1.records_pb2 import LeaderRecord
 from tests.harness.candidate import LEDGER, write_ledger
 from tests.harness.etcd import EtcdProcess
@@ -85,6 +88,26 @@ async def test_a_clean_handover_is_immediate(store: Etcd) -> None:
         resigned.set()
     assert terms == sorted(terms) and len(set(terms)) == 2
     assert await store.get(keys.LEADER) is None
+
+
+async def test_a_key_won_without_knowing_it_is_given_back(clean_etcd: str) -> None:
+    """The answer that made us leader was lost: we find our own key, do not act on it, and stand again."""
+    store = Etcd([clean_etcd])
+    plain, lost = store.txn, 0
+
+    async def losing(*arguments: Any, **options: Any) -> TxnResult:
+        nonlocal lost
+        result = await plain(*arguments, **options)
+        if not lost:
+            lost = result.revision
+            raise Unavailable("lost")
+        return result
+
+    store.txn = losing  # type: ignore[method-assign]
+    async with asyncio.timeout(10), election(store, "a", ttl=60).lead() as term:
+        assert term.number > lost > 0
+        await term.put("/penstock/x", b"1")
+    await store.close()
 
 
 async def test_an_error_in_the_body_comes_out_as_it_is_and_resigns(store: Etcd) -> None:

@@ -6,12 +6,16 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import grpc
+import pytest
 
 from penstock.cluster import Membership, keys, records
 from penstock.cluster.etcd import Etcd
-from penstock.cluster.kv import KeyValue
+from penstock.cluster.kv import KeyValue, TxnResult
+from penstock.errors import Unavailable
 from penstock.internal.etcd import rpc_pb2 as pb
 from penstock.internal.etcd import rpc_pb2_grpc as rpc
 from penstock.internal.v1.records_pb2 import ReplicaRecord, WorkerRecord
@@ -135,6 +139,103 @@ async def test_comes_back_after_standing_still_past_its_lease(store: Etcd) -> No
         assert records.from_json(WorkerRecord, found.value) == RECORD
         assert membership.present
         await membership.leave()
+
+
+async def test_writes_whose_answers_are_lost_are_done_once_more(clean_etcd: str) -> None:
+    """Nobody knows whether they were done: some were, and some were not."""
+    store = Etcd([clean_etcd])
+    losses = iter(["before", "after", "before", "after"])
+    plain = store.txn
+
+    async def losing(*arguments: Any, **options: Any) -> TxnResult:
+        loss = next(losses, "")
+        if loss != "before":
+            result = await plain(*arguments, **options)
+        if loss:
+            raise Unavailable("lost")
+        return result
+
+    store.txn = losing  # type: ignore[method-assign]
+    async with joined(store, ttl=5) as membership:
+        await membership.settled()
+        found = await store.get(KEY)
+        assert found is not None and records.from_json(WorkerRecord, found.value) == RECORD
+        losses = iter(["after"])
+        await membership.put(KEY, WorkerRecord(id="worker-1", draining=True))
+        await membership.delete(keys.worker("worker-2"))
+        await membership.settled()
+        assert next(losses, None) is None
+        found = await store.get(KEY)
+        assert found is not None and records.from_json(WorkerRecord, found.value).draining
+        await membership.leave()
+    await store.close()
+
+
+async def test_what_was_written_is_read_back(store: Etcd) -> None:
+    """Deleted behind its back, or overwritten by a write of its own that came late: the lease is alive all the time."""
+    async with joined(store, ttl=1) as membership:
+        await membership.settled()
+        before = await store.get(KEY)
+        assert before is not None
+        await store.delete(KEY)
+        assert (await appears(store, KEY)).value == before.value
+        late = records.to_json(WorkerRecord(id="worker-1", memory_bytes=1))
+        seen = await store.put(KEY, late, lease=before.lease)
+        async with asyncio.timeout(10), aclosing(store.watch(KEY, seen + 1)) as stream:
+            async for changes in stream:
+                if changes.events:
+                    assert changes.events[-1].value == before.value
+                    break
+        after = await store.get(KEY)
+        assert after is not None and after.lease == before.lease
+        await membership.leave()
+
+
+async def test_a_store_restored_from_a_snapshot_gets_everything_again_though_the_lease_lives(
+    etcd: EtcdProcess, tmp_path: Path
+) -> None:
+    store = Etcd([etcd.endpoint], timeout=1)
+    async with joined(store, ttl=3) as membership:
+        await membership.settled()
+        await asyncio.to_thread(etcd.ctl, "snapshot", "save", str(tmp_path / "snapshot"))
+        replica = keys.replica("worker-1", "digits", 3)
+        await membership.put(replica, ReplicaRecord(worker="worker-1", name="digits", version=3))
+        await membership.put(KEY, WorkerRecord(id="worker-1", draining=True))
+        await membership.settled()
+        await asyncio.to_thread(etcd.restore, tmp_path / "snapshot")
+        for number in range(20):  # past every revision that it knows
+            await store.put("/penstock/x", b"%d" % number)
+        assert await store.get(replica) is None
+        lease = (await appears(store, replica)).lease
+        found = await store.get(KEY)
+        assert found is not None and found.lease == lease
+        assert records.from_json(WorkerRecord, found.value).draining
+        await membership.leave()
+    await store.close()
+
+
+async def test_a_record_that_is_too_large_is_told_and_keeps_nobody_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether we know that it is, or only this etcd, which takes less than others."""
+    etcd = EtcdProcess(tmp_path / "etcd", "--max-request-bytes=20000")
+    await asyncio.to_thread(etcd.start)
+    store = Etcd([etcd.endpoint])
+    try:
+        async with joined(store, ttl=5) as membership:
+            for number, size in enumerate((10_000, 30_000, 2_000_000, 10_000, 10_000, 10_000)):
+                record = WorkerRecord(id=f"large-{number}", address="x" * size)
+                await membership.put(keys.worker(f"large-{number}"), record)
+            await membership.settled()
+            found = {item.key for item in (await store.range(keys.WORKERS)).items}
+            assert found == {KEY, *(keys.worker(f"large-{number}") for number in (0, 3, 4, 5))}
+            assert membership.present
+            await membership.leave()
+    finally:
+        await store.close()
+        etcd.kill()
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("record_too_large") == 2
 
 
 async def test_leaving_without_etcd_does_not_raise(etcd: EtcdProcess) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
+import pytest
 
 from penstock.cluster import Mirror, keys, records
+from penstock.cluster import etcd as client
 from penstock.cluster.etcd import Etcd
 from penstock.internal.etcd import rpc_pb2 as pb
 from penstock.internal.etcd import rpc_pb2_grpc as rpc
@@ -112,6 +118,122 @@ async def test_catches_up_after_its_revision_was_compacted_away(etcd: EtcdProces
         await changed.until(lambda: mirror.connected)
         assert mirror.rewinds == 0
     await store.close()
+
+
+async def shows(follower: asyncio.subprocess.Process, wanted: dict[str, int]) -> None:
+    """Reads what the follower prints until it shows that."""
+    assert follower.stdout is not None
+    async with asyncio.timeout(10):
+        while line := await follower.stdout.readline():
+            if json.loads(line) == wanted:
+                return
+    raise AssertionError("the follower has ended")
+
+
+async def test_a_stopped_process_wakes_up_past_a_compaction_with_nothing_stale(etcd: EtcdProcess) -> None:
+    """Its watch is standing, and far behind: more has happened than etcd and the connection hold for it."""
+    store = Etcd([etcd.endpoint])
+    await store.put(*worker("worker-1"))
+    await store.put(*worker("worker-2"))
+    arguments = [sys.executable, "-m", "tests.harness.follower", etcd.endpoint]
+    follower = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
+    try:
+        await shows(follower, {"worker-1": 1, "worker-2": 1})
+        # The watch stands.
+        await store.put(*worker("worker-2", 2))
+        await shows(follower, {"worker-1": 1, "worker-2": 2})
+        follower.send_signal(signal.SIGSTOP)
+        await store.delete(keys.worker("worker-1"))
+        missing = {f"engine-{number}": "x" * 100 for number in range(200)}
+        for memory in range(3, 203):
+            record = WorkerRecord(id="worker-3", memory_bytes=memory, missing_engines=missing)
+            last = await store.put(keys.worker("worker-3"), records.to_json(record))
+        await store.delete(keys.worker("worker-2"))
+        await store.compact(last + 1)
+        follower.send_signal(signal.SIGCONT)
+        await shows(follower, {"worker-3": 202})
+        await store.put(*worker("worker-4", 4))
+        await shows(follower, {"worker-3": 202, "worker-4": 4})
+    finally:
+        follower.kill()
+        await follower.wait()
+    await store.close()
+
+
+@pytest.mark.parametrize("grown", [0, 20])
+async def test_a_store_restored_from_an_older_snapshot_is_noticed(
+    etcd: EtcdProcess, tmp_path: Path, grown: int
+) -> None:
+    """Also when it has grown past what we knew before we look again. What was deleted since is there again."""
+    store = Etcd([etcd.endpoint])
+    await store.put(*worker("worker-1"))
+    await store.put(*worker("worker-2"))
+    await asyncio.to_thread(etcd.ctl, "snapshot", "save", str(tmp_path / "snapshot"))
+    async with mirrored(store) as (mirror, changed):
+        await changed.until(lambda: mirror.connected)
+        await store.put(*worker("worker-1", 7))
+        await store.delete(keys.worker("worker-2"))
+        await store.put(*worker("worker-3"))
+        await changed.until(lambda: seen(mirror) == {"worker-1": 7, "worker-3": 1})
+        etcd.restore(tmp_path / "snapshot")
+        while_this_process_stands_still(etcd.endpoint, *[put("worker-4", n) for n in range(grown)])
+        expected = {"worker-1": 1, "worker-2": 1} | ({"worker-4": grown - 1} if grown else {})
+        await changed.until(lambda: seen(mirror) == expected)
+        assert mirror.rewinds == 1
+        await changed.until(lambda: mirror.connected)
+        await store.put(*worker("worker-5", 5))
+        await changed.until(lambda: seen(mirror) == expected | {"worker-5": 5})
+    await store.close()
+
+
+async def test_a_large_prefix_is_read_in_pages(store: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PAGE", 7)
+    for count in (0, 6, 7, 8, 15):
+        for number in range(count):
+            await store.put(*worker(f"worker-{number}", number))
+        found = await store.range(keys.WORKERS)
+        assert sorted(item.key for item in found.items) == sorted(keys.worker(f"worker-{n}") for n in range(count))
+    async with mirrored(store) as (mirror, _):
+        assert seen(mirror) == {f"worker-{number}": number for number in range(15)}
+
+
+async def test_a_strangers_keys_are_passed_over(etcd: EtcdProcess) -> None:
+    store = Etcd([etcd.endpoint])
+    await store.put(*worker("worker-1"))
+    async with mirrored(store) as (mirror, changed):
+        await changed.until(lambda: mirror.connected)
+        strange = [b"a/b", b"", b"\xff\xfe", b"x" * 5000]
+
+        def intrude(kv: rpc.KVStub) -> None:
+            for name in strange:
+                kv.Put(pb.PutRequest(key=keys.WORKERS.encode() + name, value=b"{}"), timeout=5)
+
+        while_this_process_stands_still(etcd.endpoint, intrude)
+        await store.put(*worker("worker-2"))
+        await changed.until(lambda: seen(mirror) == {"worker-1": 1, "worker-2": 1})
+        await mirror.refresh()
+        assert seen(mirror) == {"worker-1": 1, "worker-2": 1} and mirror.rewinds == 0
+    # Whoever owns the prefix can name them and take them away.
+    for item in (await store.range(keys.WORKERS)).items:
+        assert await store.delete(item.key)
+    assert not (await store.range(keys.WORKERS)).items
+    await store.close()
+
+
+async def test_a_single_key_is_not_a_prefix(store: Etcd) -> None:
+    """The mirror of worker-1's orders is not one of worker-10's too."""
+    changed = Changed()
+    mirror = Mirror(store, keys.worker("worker-1"), WorkerRecord, changed)
+    await store.put(*worker("worker-10"))
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(mirror.run())
+        await changed.until(lambda: mirror.connected)
+        await store.put(*worker("worker-11"))
+        await store.put(*worker("worker-1"))
+        await changed.until(lambda: seen(mirror) == {"worker-1": 1})
+        await mirror.refresh()
+        assert seen(mirror) == {"worker-1": 1}
+        task.cancel()
 
 
 async def test_an_emptied_store_is_noticed_by_one_who_saw_it_begin_empty(etcd: EtcdProcess) -> None:

@@ -44,6 +44,35 @@ def test_another_kind_of_key_is_no_replica(bad: str) -> None:
         keys.parse_replica(bad)
 
 
+def test_every_key_is_bounded() -> None:
+    segment = "x" * keys.MAX_SEGMENT
+    longest = (
+        keys.deployment(segment),
+        keys.worker(segment),
+        keys.assignment(segment),
+        keys.service(segment, segment),
+        keys.replica(segment, segment, keys.MAX_VERSION),
+    )
+    for key in longest:
+        assert len(key) <= keys.MAX_KEY
+        assert keys.known(key)
+        assert not keys.known(key + "x")
+
+
+def test_what_has_none_of_the_forms_is_not_known() -> None:
+    assert all(keys.known(key.example) for key in keys.TABLE)
+    for strange in ("", "/", "/penstock/x", "/penstock/workers/", "/penstock/workers/a/b", "/penstock/workers/ä"):
+        assert not keys.known(strange)
+    for version in ("0", "01", "+3", " 3", "1_0", "-1", "", "9" * 19, "٣"):
+        key = f"/penstock/replicas/w/m@{version}"
+        assert not keys.known(key)
+        with pytest.raises(ValueError):
+            keys.parse_replica(key)
+    for number in (0, -1, keys.MAX_VERSION + 1):
+        with pytest.raises(ValueError):
+            keys.replica("w", "m", number)
+
+
 def test_the_table_has_every_prefix_once_with_one_writer() -> None:
     prefixes = {keys.DEPLOYMENTS, keys.WORKERS, keys.REPLICAS, keys.ASSIGNMENTS, keys.SERVICES, keys.LEADER}
     assert {key.form.partition("{")[0] for key in keys.TABLE} == prefixes

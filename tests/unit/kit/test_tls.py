@@ -6,6 +6,7 @@ import os
 import shutil
 import ssl
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,30 @@ def test_what_cannot_be_used_is_named(certs: Certs, tmp_path: Path) -> None:
             Certificates(files)
 
 
+def test_what_is_shown_to_others_alone_need_be_good_for_clients_alone(certs: Certs, tmp_path: Path) -> None:
+    """As the certificates of etcd's clients are; messages name the settings by their prefix."""
+    client_only = client_certificate(tmp_path / "client", certs)
+    server_only = client_certificate(tmp_path / "server", certs, "serverAuth")
+    expired = Certs.make(tmp_path / "expired", days=-1)
+    calling = Files(cert=client_only.cert, key=client_only.key, ca=certs.ca, prefix="etcd_", serves=False)
+    made = Certificates(calling)
+    assert made.calls and not made.serves
+    assert made.server("h2") is None and made.server_credentials() is None
+    assert made.channel() is not None
+    assert 0 < made.expires - time.time() < 3 * 86400
+    assert Certificates(replace(calling, cert="", key="")).expires == 0
+    for files, said in (
+        (replace(calling, key=""), "etcd_cert and etcd_key go together"),
+        (replace(calling, ca=""), "set etcd_ca"),
+        (replace(calling, key=certs.key), "etcd_key: .* is not the key"),
+        (replace(calling, ca=str(tmp_path / "away.pem")), "etcd_ca: .*away.pem cannot be read"),
+        (replace(calling, cert=expired.cert, key=expired.key), "etcd_cert: .* certificate has expired"),
+        (replace(calling, cert=server_only.cert, key=server_only.key), "etcd_cert: .* purpose"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Certificates(files)
+
+
 def test_an_encrypted_key_is_refused_and_not_asked_for(certs: Certs) -> None:
     subprocess.run(
         ["openssl", "pkey", "-in", certs.key, "-aes256", "-passout", "pass:secret", "-out", certs.key + ".locked"],
@@ -123,11 +148,11 @@ def test_an_encrypted_key_is_refused_and_not_asked_for(certs: Certs) -> None:
         Certificates(replace(certs.files(), key=certs.key + ".locked"))
 
 
-def client_certificate(folder: Path, authority: Certs) -> Certs:
-    """A certificate of the same CA that is good for clients only."""
+def client_certificate(folder: Path, authority: Certs, usage: str = "clientAuth") -> Certs:
+    """A certificate of the same CA that is good for clients only, or for that usage."""
     made = Certs.make(folder)
     extensions = folder / "extensions"
-    extensions.write_text("extendedKeyUsage=clientAuth\n")
+    extensions.write_text(f"extendedKeyUsage={usage}\n")
     request = folder / "request"
     subprocess.run(
         ["openssl", "req", "-new", "-key", made.key, "-subj", "/CN=client", "-out", request],
