@@ -77,6 +77,19 @@ def span(name: str, headers: Mapping[str, str], **attributes: Any) -> Iterator[S
         yield started
 
 
+def server_span(name: str, headers: Mapping[str, str], **attributes: Any) -> Span:
+    """As `span`, for a call that is served without a task: its caller ends it, with `end_span`."""
+    return _tracer.start_span(name, context=_context(headers), kind=SpanKind.SERVER, attributes=attributes or None)
+
+
+def end_span(span: Span, problem: BaseException | None = None) -> None:
+    """Ends a span, by its problem if there was one."""
+    if problem is not None:
+        span.record_exception(problem)
+        span.set_status(trace.Status(trace.StatusCode.ERROR, f"{type(problem).__name__}: {problem}"))
+    span.end()
+
+
 def start_span(
     name: str, headers: Mapping[str, str], *, links: Sequence[Span] = (), start_ns: int | None = None, **attributes: Any
 ) -> Span:

@@ -16,8 +16,8 @@ from .upstream import Place
 
 GoOn = Callable[[str, PenstockError], Awaitable[Answer]]
 """Tries other replicas after the one at this address failed so; raises what ended the call."""
-Ended = Callable[[str], None]
-"""Counts the call: OK or the code of an error."""
+Ended = Callable[[str, BaseException | None], None]
+"""Counts the call: OK or the code of an error, and the error."""
 
 
 class Flight:
@@ -43,7 +43,7 @@ class Flight:
         assert place is not None
         place.ended(problem)
         if answer is not None:
-            self._ended("OK")
+            self._ended("OK", None)
             self._done(answer, None)
         elif isinstance(problem, Unavailable | ResourceExhausted):
             self._under_way = asyncio.get_running_loop().create_task(self._try_again(place.address, problem))
@@ -58,22 +58,22 @@ class Flight:
             place, self._place = self._place, None
             if place is not None:
                 place.left()
-                self._ended("CANCELLED")
+                self._ended("CANCELLED", None)
 
     async def _try_again(self, address: str, failure: PenstockError) -> None:
         try:
             answer = await self._go_on(address, failure)
         except asyncio.CancelledError:
-            self._ended("CANCELLED")
+            self._ended("CANCELLED", None)
             raise
         except Exception as problem:
             self._under_way = None
             self._fail(problem)
         else:
             self._under_way = None
-            self._ended("OK")
+            self._ended("OK", None)
             self._done(answer, None)
 
     def _fail(self, problem: BaseException | None) -> None:
-        self._ended(problem.code.name if isinstance(problem, PenstockError) else "INTERNAL")
+        self._ended(problem.code.name if isinstance(problem, PenstockError) else "INTERNAL", problem)
         self._done(None, problem)

@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 
+from opentelemetry.trace import Span
+
 from penstock import __version__, signals
 from penstock.errors import (
     NotFound,
@@ -123,13 +125,13 @@ class Inference:
             self._metrics.ended(model, code, loop.time() - started)
 
     def direct(self, call: Call, done: Done) -> Pending | None:
-        """ModelInfer without a task: a call that is not traced, to a replica against which nothing speaks and whose
-        connection is there. Everything else is for `infer`, which also says what is wrong with a request."""
+        """ModelInfer without a task: to a replica against which nothing speaks and whose connection is there.
+        Everything else is for `infer`, which also says what is wrong with a request."""
         if call.sampled is None:
             call.sampled = telemetry.sampled(call.headers)
         payload, started = call.payload, self._clock()
         left = call.deadline - started
-        if call.sampled or left <= 0 or len(payload) > self._max_body_bytes:
+        if left <= 0 or len(payload) > self._max_body_bytes:
             return None
         try:
             target = header.of_infer(payload)
@@ -145,10 +147,14 @@ class Inference:
         if free is None:
             return None
         place, connection = free
-        go_on, ended = partial(self._go_on, call, target, shared), partial(self._count, route.model, started)
-        flight = Flight(place, done, go_on, ended)
+        span = (
+            telemetry.server_span(signals.GATEWAY_INFER_SPAN, call.headers, model=route.model) if call.sampled else None
+        )
+        parent = telemetry.traceparent_of(span) if span is not None else call.headers.get(TRACEPARENT, "")
+        go_on = partial(self._go_on, call, target, shared, parent)
+        flight = Flight(place, done, go_on, partial(self._count, route.model, started, span))
         varying = [("grpc-timeout", write_timeout(left)), (REQUEST_ID, call.request_id)]
-        if (parent := call.headers.get(TRACEPARENT)) is not None:
+        if parent:
             varying.append((TRACEPARENT, parent))
         if shared is not None:
             varying.append((REGIONS, shared.header))
@@ -156,6 +162,7 @@ class Inference:
             call.method, payload, constant=_constant(route.version), varying=varying, done=flight.landed
         )
         if under_way is None:
+            # `infer` begins anew, with a span of its own.
             place.left()
             return None
         flight.took_off(under_way)
@@ -173,17 +180,25 @@ class Inference:
         return await self._attempt(call, target, _onward(call, traceparent, shared), set(), None, shared)
 
     async def _go_on(
-        self, call: Call, target: RoutingHeader, shared: Shared | None, address: str, failure: PenstockError
+        self,
+        call: Call,
+        target: RoutingHeader,
+        shared: Shared | None,
+        parent: str,
+        address: str,
+        failure: PenstockError,
     ) -> Answer:
         """As `forward`, after the replica at that address has failed."""
         if isinstance(failure, ConnectionLost):
             failure = _stopped(target.model, failure)
             if shared is not None and shared.writes:
                 raise failure
-        return await self._attempt(call, target, _onward(call, "", shared), {address}, failure, shared)
+        return await self._attempt(call, target, _onward(call, parent, shared), {address}, failure, shared)
 
-    def _count(self, model: str, started: float, code: str) -> None:
+    def _count(self, model: str, started: float, span: Span | None, code: str, problem: BaseException | None) -> None:
         self._metrics.ended(model, code, self._clock() - started)
+        if span is not None:
+            telemetry.end_span(span, problem)
 
     async def _attempt(
         self,
@@ -204,7 +219,7 @@ class Inference:
             if failure is not None:
                 self._metrics.retried(failure.code.name)
             tried.add(replica.address)
-            headers[VERSION] = str(route.version)
+            onward = {VERSION: str(route.version), **headers}
             try:
                 return await self._upstreams.call(
                     replica.address,
@@ -212,7 +227,7 @@ class Inference:
                     call.method,
                     call.payload,
                     deadline=call.deadline,
-                    headers=headers,
+                    headers=onward,
                 )
             except ConnectionLost as lost:
                 failure = _stopped(route.model, lost)

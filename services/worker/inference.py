@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
+from opentelemetry.trace import Span
 
 import penstock
 from penstock import names
@@ -127,29 +128,50 @@ class Inference:
             INFER_SPAN, call.headers, model=serving.name, version=serving.version, worker=self._worker
         ) as span:
             result = await serving.batcher.submit(request, call.deadline, span)
-            queue_us, rows = int(result.ride.queue_seconds * 1e6), result.ride.batch_rows
-            span.set_attributes({"queue_us": queue_us, "batch_size": rows})
+            _rode(span, result)
             return self._answer(serving, request, result, lent)
 
     def direct(self, call: Call, done: Done) -> Pending | None:
-        """ModelInfer without a task, for a call that is not traced. Raises as `infer` does."""
-        if _traced(call):
-            return None
-        if REGIONS in call.headers:
-            with ExitStack() as held:
-                serving, request, lent = self._borrowed(call, held)
-                seat = serving.batcher.enter(request, call.deadline, partial(self._ended, serving, request, lent, done))
-                seat.keep(held.pop_all())
-                return seat
+        """ModelInfer without a task. Raises as `infer` does."""
+        if _traced(call) or REGIONS in call.headers:
+            return self._direct_holding(call, done)
         serving, request = self._request(call)
-        return serving.batcher.enter(request, call.deadline, partial(self._ended, serving, request, None, done))
+        return serving.batcher.enter(request, call.deadline, partial(self._ended, serving, request, None, None, done))
+
+    def _direct_holding(self, call: Call, done: Done) -> Pending:
+        """`direct`, with what has to be let go of when the request has ended: its regions, its span."""
+        with ExitStack() as held:
+            lent, span = None, None
+            if _traced(call):
+                span = telemetry.server_span(INFER_SPAN, call.headers, worker=self._worker)
+                held.push(partial(_end, span))
+            if REGIONS in call.headers:
+                serving, request, lent = self._borrowed(call, held)
+            else:
+                serving, request = self._request(call)
+            if span is not None:
+                span.set_attributes({"model": serving.name, "version": serving.version})
+            ended = partial(self._ended, serving, request, lent, span, done)
+            seat = serving.batcher.enter(request, call.deadline, ended, span)
+            seat.keep(held.pop_all())
+            return seat
 
     def _ended(
-        self, serving: Serving, request: Request, lent: Lent | None, done: Done, result: Result | PenstockError
+        self,
+        serving: Serving,
+        request: Request,
+        lent: Lent | None,
+        span: Span | None,
+        done: Done,
+        result: Result | PenstockError,
     ) -> None:
         if isinstance(result, PenstockError):
+            if span is not None:
+                telemetry.end_span(span, result)
             done(None, result)
             return
+        if span is not None:
+            _rode(span, result)
         try:
             answer = self._answer(serving, request, result, lent)
         except PenstockError as error:
@@ -309,6 +331,18 @@ class Inference:
         standings = self._directory.versions(name)
         ready = [standing.version for standing in standings if standing.state == READY]
         return max(ready or [standing.version for standing in standings], default=None)
+
+
+def _rode(span: Span, result: Result) -> None:
+    """What a request met on its way, on its span."""
+    queue_us = int(result.ride.queue_seconds * 1e6)
+    span.set_attributes({"queue_us": queue_us, "batch_size": result.ride.batch_rows})
+
+
+def _end(span: Span, _: object, problem: BaseException | None, __: object) -> None:
+    """Ends a span that is not over yet: by what was raised, or because the request's caller has left."""
+    if span.is_recording():
+        telemetry.end_span(span, problem)
 
 
 def _traced(call: Call) -> bool:
