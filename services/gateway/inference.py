@@ -11,8 +11,6 @@ import random
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 
-from opentelemetry.trace import Span
-
 from penstock import __version__, signals
 from penstock.errors import (
     NotFound,
@@ -22,6 +20,7 @@ from penstock.errors import (
     Unavailable,
 )
 from penstock.kit import telemetry
+from penstock.kit.telemetry import Span
 from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import REGIONS, REQUEST_ID, TRACEPARENT, VERSION, Answer, Call, Done, Handler, Pending
 from penstock.wire.client import ConnectionLost, Field, write_timeout
@@ -113,7 +112,7 @@ class Inference:
             shared = self._shared_memory.resolve(call) if shared_memory.named(call.payload) else None
             if telemetry.sampled(call.headers) if call.sampled is None else call.sampled:
                 with telemetry.span(signals.GATEWAY_INFER_SPAN, call.headers, model=model) as span:
-                    return await self.forward(call, target, telemetry.traceparent_of(span), shared)
+                    return await self.forward(call, target, span.traceparent, shared)
             return await self.forward(call, target, shared=shared)
         except PenstockError as error:
             code = error.code.name
@@ -147,10 +146,8 @@ class Inference:
         if free is None:
             return None
         place, connection = free
-        span = (
-            telemetry.server_span(signals.GATEWAY_INFER_SPAN, call.headers, model=route.model) if call.sampled else None
-        )
-        parent = telemetry.traceparent_of(span) if span is not None else call.headers.get(TRACEPARENT, "")
+        span = telemetry.begin(signals.GATEWAY_INFER_SPAN, call.headers, model=route.model) if call.sampled else None
+        parent = span.traceparent if span is not None else call.headers.get(TRACEPARENT, "")
         go_on = partial(self._go_on, call, target, shared, parent)
         flight = Flight(place, done, go_on, partial(self._count, route.model, started, span))
         varying = [("grpc-timeout", write_timeout(left)), (REQUEST_ID, call.request_id)]
@@ -198,7 +195,7 @@ class Inference:
     def _count(self, model: str, started: float, span: Span | None, code: str, problem: BaseException | None) -> None:
         self._metrics.ended(model, code, self._clock() - started)
         if span is not None:
-            telemetry.end_span(span, problem)
+            span.end(problem)
 
     async def _attempt(
         self,

@@ -16,12 +16,11 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from opentelemetry.trace import Span
-
 from penstock.errors import Cancelled, DeadlineExceeded, Internal, PenstockError, Unavailable
 from penstock.internal.v1 import engine_pb2
 from penstock.kit import telemetry
 from penstock.kit.log import get_logger
+from penstock.kit.telemetry import Span
 
 from . import rows
 from .batching import BatchPolicy, BatchQueue, ServiceEstimate, Waiting, timeout_expired
@@ -407,5 +406,5 @@ def _batch_span(batch: Sequence[Waiting[Seat]], size: int) -> Span | None:
     traced = [waiting.item.span for waiting in batch if waiting.item.span is not None]
     if not traced:
         return None
-    parent = {telemetry.TRACEPARENT: telemetry.traceparent_of(traced[0])}
-    return telemetry.start_span(BATCH_SPAN, parent, links=traced, batch_size=size, requests=len(batch))
+    parent = {telemetry.TRACEPARENT: traced[0].traceparent}
+    return telemetry.begin(BATCH_SPAN, parent, links=traced, batch_size=size, requests=len(batch))

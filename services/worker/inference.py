@@ -13,12 +13,12 @@ from functools import partial
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from opentelemetry.trace import Span
 
 import penstock
 from penstock import names
 from penstock.errors import InvalidArgument, NotFound, PenstockError, Unavailable, Unsupported
 from penstock.kit import telemetry
+from penstock.kit.telemetry import Span
 from penstock.oip import inference_pb2 as oip
 from penstock.v1 import cluster_pb2
 from penstock.wire.call import (
@@ -143,14 +143,14 @@ class Inference:
         with ExitStack() as held:
             lent, span = None, None
             if _traced(call):
-                span = telemetry.server_span(INFER_SPAN, call.headers, worker=self._worker)
+                span = telemetry.begin(INFER_SPAN, call.headers, worker=self._worker)
                 held.push(partial(_end, span))
             if REGIONS in call.headers:
                 serving, request, lent = self._borrowed(call, held)
             else:
                 serving, request = self._request(call)
             if span is not None:
-                span.set_attributes({"model": serving.name, "version": serving.version})
+                span.attributes.update(model=serving.name, version=serving.version)
             ended = partial(self._ended, serving, request, lent, span, done)
             seat = serving.batcher.enter(request, call.deadline, ended, span)
             seat.keep(held.pop_all())
@@ -167,7 +167,7 @@ class Inference:
     ) -> None:
         if isinstance(result, PenstockError):
             if span is not None:
-                telemetry.end_span(span, result)
+                span.end(result)
             done(None, result)
             return
         if span is not None:
@@ -336,13 +336,12 @@ class Inference:
 def _rode(span: Span, result: Result) -> None:
     """What a request met on its way, on its span."""
     queue_us = int(result.ride.queue_seconds * 1e6)
-    span.set_attributes({"queue_us": queue_us, "batch_size": result.ride.batch_rows})
+    span.attributes.update(queue_us=queue_us, batch_size=result.ride.batch_rows)
 
 
 def _end(span: Span, _: object, problem: BaseException | None, __: object) -> None:
     """Ends a span that is not over yet: by what was raised, or because the request's caller has left."""
-    if span.is_recording():
-        telemetry.end_span(span, problem)
+    span.end(problem)
 
 
 def _traced(call: Call) -> bool:

@@ -17,7 +17,7 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 @pytest.fixture
 def spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Tracing into a file, at a ratio of 0: only what a caller asks for."""
-    for name in ("_ratio", "_tracer", "_provider"):
+    for name in ("_ratio", "_resource", "_processors"):
         monkeypatch.setattr(telemetry, name, getattr(telemetry, name))
     path = tmp_path / "sub" / "traces.jsonl"
     telemetry.setup("tiny", "tiny-1", otlp_endpoint="", trace_file=str(path), trace_ratio=0.0)
@@ -31,7 +31,7 @@ def written(path: Path) -> list[dict[str, object]]:
 
 
 def test_without_a_destination_nothing_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "_provider", None)
+    monkeypatch.setattr(telemetry, "_processors", [])
     monkeypatch.setattr(telemetry, "_ratio", 1.0)
     telemetry.setup("tiny", "tiny-1", otlp_endpoint="", trace_file="", trace_ratio=1.0)
     assert not telemetry.sampled({"traceparent": f"00-{TRACE}-{SPAN}-01"})
@@ -84,9 +84,9 @@ def test_where_the_process_before_has_decided_no_trace_means_no(
 
 def test_a_span_is_the_callers_child_and_the_next_hops_parent(spans: Path) -> None:
     with telemetry.span("tiny.work", {"traceparent": f"00-{TRACE}-{SPAN}-01"}, model="digits") as outer:
-        onward = telemetry.traceparent_of(outer)
+        onward = outer.traceparent
         assert telemetry.sampled({"traceparent": onward})
-        telemetry.start_span("tiny.inner", {"traceparent": onward}, links=[outer]).end()
+        telemetry.begin("tiny.inner", {"traceparent": onward}, links=[outer]).end()
     inner, whole = sorted(written(spans), key=lambda each: str(each["name"]))
     assert whole["parent_id"] == f"0x{SPAN}"
     assert whole["attributes"] == {"model": "digits"}
@@ -105,7 +105,7 @@ def test_an_unreadable_parent_is_no_parent(spans: Path) -> None:
 
 def test_the_environment_cannot_unsample_what_was_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
-    for name in ("_ratio", "_tracer", "_provider"):
+    for name in ("_ratio", "_resource", "_processors"):
         monkeypatch.setattr(telemetry, name, getattr(telemetry, name))
     path = tmp_path / "traces.jsonl"
     telemetry.setup("tiny", "tiny-1", otlp_endpoint="", trace_file=str(path), trace_ratio=1.0)
