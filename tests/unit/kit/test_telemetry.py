@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.errors import NotFound
 from penstock.kit import telemetry
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -94,6 +95,19 @@ def test_a_span_is_the_callers_child_and_the_next_hops_parent(spans: Path) -> No
     assert inner["parent_id"] == whole["context"]["span_id"]  # type: ignore[index]
     assert len(inner["links"]) == 1  # type: ignore[arg-type]
     assert whole["resource"]["attributes"]["service.instance.id"] == "tiny-1"  # type: ignore[index]
+
+
+def test_what_failed_says_so_and_a_span_ends_once(spans: Path) -> None:
+    with pytest.raises(NotFound), telemetry.span("tiny.work", {}):
+        raise NotFound("there is no such thing")
+    begun = telemetry.begin("tiny.work", {})
+    begun.end()
+    begun.end(NotFound("too late"))
+    failed, well = written(spans)
+    assert failed["status"] == {"status_code": "ERROR", "description": "NotFound: there is no such thing"}
+    assert failed["events"][0]["attributes"]["exception.message"] == "there is no such thing"  # type: ignore[index]
+    assert well["status"] == {"status_code": "UNSET"} and well["events"] == []
+    assert failed["context"]["trace_id"] != well["context"]["trace_id"]  # type: ignore[index]
 
 
 def test_an_unreadable_parent_is_no_parent(spans: Path) -> None:
