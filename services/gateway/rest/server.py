@@ -23,6 +23,7 @@ _BACKLOG: Final = 1024
 _SWEEP: Final = 1.0
 _HANDSHAKE_SECONDS: Final = 10.0
 _CLOSING_SECONDS: Final = 5.0
+_TURNS_TO_CONNECT: Final = 3
 
 
 class Server:
@@ -54,6 +55,9 @@ class Server:
         """Takes no new connection, lets answers under way be finished, and cuts off what is left after `seconds`."""
         if self._listener is not None:
             self._listener.close()
+        # What was accepted just before becomes a connection within the next turns of the loop; its caller cannot know.
+        for _ in range(_TURNS_TO_CONNECT):
+            await asyncio.sleep(0)
         for connection in list(self._connections):
             connection.leave()
         await self._empty(seconds)
@@ -115,6 +119,7 @@ async def serve_rest(
     tls: ssl.SSLContext | None = None,
     drain_seconds: float = 30.0,
     listening: Callable[[int], None] | None = None,
+    share: int = 1,
 ) -> None:
     """Serves HTTP/1.1 until cancelled; then takes no new connection and lets answers finish.
 
@@ -123,7 +128,8 @@ async def serve_rest(
     lower-case headers, raises Unauthenticated. sock: bound already, TCP or unix, instead of host and port; it is closed
     at the end. reuse_port: other processes may take the same port. tls: for HTTPS. drain_seconds: how long answers may
     take once cancelled. listening: told the port once connections are taken (0 for a unix socket); port 0 lets the
-    system choose. Raises OSError when the port is taken.
+    system choose. share: processes of the gateway, each of which takes its part of all connections and bytes. Raises
+    OSError when the port is taken.
     """
     bridge = Bridge(
         inference=inference,
@@ -134,7 +140,7 @@ async def serve_rest(
         authenticate=authenticate,
     )
     listener = _bound(host, port, reuse_port=reuse_port) if sock is None else sock
-    server = Server(bridge)
+    server = Server(bridge, max_connections=MAX_CONNECTIONS // share, max_held=MAX_HELD // share)
     try:
         await server.listen(listener, tls)
         if listening is not None:
