@@ -7,9 +7,10 @@ import os
 import re
 import signal
 import socket
+import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ from penstock.wire.client import Peer
 from tests.harness.processes import Service, started
 
 TINY = "tests.harness.tiny_service"
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files that has no others; pytest's own is too deep for a socket."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 class Group:
@@ -205,8 +213,8 @@ class Load:
 # One service.
 
 
-async def test_one_port_one_admin_one_exit_status(tmp_path: Path) -> None:
-    async with group("--port=0", TMPDIR=str(tmp_path)) as running:
+async def test_one_port_one_admin_one_exit_status(temporary: Path) -> None:
+    async with group("--port=0", TMPDIR=str(temporary)) as running:
         assert len(running.children()) == 2
         assert await running.get("/readyz") == (200, "ok: 2 of 2 processes are ready\n")
         assert await running.get("/healthz") == (200, "ok: 2 of 2 processes run\n")
@@ -216,14 +224,14 @@ async def test_one_port_one_admin_one_exit_status(tmp_path: Path) -> None:
                 assert await unary(channel, b"hello") == b"hello"
         names = {record["process"] for record in running.service.records if record.get("event") == "started"}
         assert names == {"tiny", "tiny.1", "tiny.2"}
-        assert len(folders(tmp_path)) == 1
+        assert len(folders(temporary)) == 1
         children = running.children()
         running.service.send(signal.SIGTERM)
         assert await running.service.ended() == 0
         assert not any(alive(pid) for pid in children)
         for peer in peers:
             await peer.close()
-    assert folders(tmp_path) == [], "nothing is left behind"
+    assert folders(temporary) == [], "nothing is left behind"
 
 
 async def test_counters_are_summed_and_do_not_go_back_when_a_process_dies_or_is_renewed() -> None:
@@ -303,8 +311,8 @@ async def test_a_second_signal_ends_all_at_once() -> None:
         assert all(isinstance(each, PenstockError) for each in await asyncio.gather(*held, return_exceptions=True))
 
 
-async def test_processes_whose_supervisor_was_killed_drain_by_themselves(tmp_path: Path) -> None:
-    async with group("--drain-seconds=60", TMPDIR=str(tmp_path)) as running:
+async def test_processes_whose_supervisor_was_killed_drain_by_themselves(temporary: Path) -> None:
+    async with group("--drain-seconds=60", TMPDIR=str(temporary)) as running:
         peers = await spread_peers(running)
         held = [asyncio.create_task(said(peer, b"hold", 60)) for peer in peers]
         for _ in held:
@@ -319,8 +327,8 @@ async def test_processes_whose_supervisor_was_killed_drain_by_themselves(tmp_pat
         assert await asyncio.gather(*held) == [b"hold"] * len(held)
         for pid in children:
             await gone(pid)
-    async with group(TMPDIR=str(tmp_path)) as again:
-        assert len(folders(tmp_path)) == 1, "the next start sweeps what was left"
+    async with group(TMPDIR=str(temporary)) as again:
+        assert len(folders(temporary)) == 1, "the next start sweeps what was left"
         again.service.send(signal.SIGTERM)
         assert await again.service.ended() == 0
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from penstock.kit.runtime import RuntimeFolder
 HOLDER = """
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from penstock.kit.runtime import RuntimeFolder
 folder = RuntimeFolder.join(Path(sys.argv[1])) if len(sys.argv) > 1 else RuntimeFolder.make()
@@ -27,11 +30,12 @@ sys.stdin.read()
 
 
 @pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where folders are made, here and in processes."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    return tmp_path
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where folders are made, here and in processes; pytest's own is too deep for a socket."""
+    with tempfile.TemporaryDirectory() as name:
+        monkeypatch.setenv("TMPDIR", name)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield Path(name)
 
 
 class Holder:
@@ -99,6 +103,20 @@ def test_a_sweep_touches_nothing_else(temporary: Path) -> None:
     (temporary / "penstock-bench-1").mkdir(mode=0o700)
     runtime.sweep()
     assert len(list(temporary.iterdir())) == 5
+
+
+def test_a_socket_in_it_has_an_address_however_deep_temporary_files_lie(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for length in (60, 61, 200):
+        deep = temporary / ("d" * (length - len(str(temporary)) - 1))
+        deep.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(deep))
+        folder = RuntimeFolder.make()
+        assert (folder.path.parent == deep) is (length == 60)
+        with socket.socket(socket.AF_UNIX) as longest:
+            longest.bind(str(folder.path / "control-4194304.sock"))
+        folder.close()
 
 
 def test_a_folder_swept_while_it_was_made_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
