@@ -153,8 +153,9 @@ class Chassis(Life):
     async def _met(self) -> None:
         # Conditions are questions, asked from any thread; nothing tells when an answer changes.
         while True:
-            if self._unmet() is None:
+            if (reason := self._unmet()) is None:
                 return
+            self.phase = reason
             await asyncio.sleep(_ASK_SECONDS)
 
     def begin(self) -> None:
