@@ -35,13 +35,14 @@ class RuntimeFolder:
         sweep()
         while True:
             path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_parent()))
-            lock = _opened(path)
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            # Another's sweep may have come between the two steps; then this is the lock of a folder without a name.
-            with suppress(OSError):
-                if os.path.samestat(os.fstat(lock), path.stat()):
-                    return cls(path, lock, own=True)
-            os.close(lock)
+            # Another's sweep may come between any two of these steps; then there is nothing of that name any more.
+            with suppress(FileNotFoundError):
+                lock = _opened(path)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(lock), path.stat()):
+                        return cls(path, lock, own=True)
+                os.close(lock)
 
     @classmethod
     def join(cls, path: Path) -> RuntimeFolder:

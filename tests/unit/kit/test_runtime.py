@@ -119,15 +119,19 @@ def test_a_socket_in_it_has_an_address_however_deep_temporary_files_lie(
         folder.close()
 
 
-def test_a_folder_swept_while_it_was_made_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("when", ["before it is opened", "before it is locked"])
+def test_a_folder_swept_while_it_was_made_is_not_used(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = runtime._opened
     swept: list[Path] = []
 
     def sweeping(path: Path) -> int:
-        lock = opened(path)
-        if not swept:
-            swept.append(path)
+        if swept:
+            return opened(path)
+        swept.append(path)
+        if when == "before it is opened":
             path.rmdir()
+        lock = opened(path)
+        path.rmdir()
         return lock
 
     monkeypatch.setattr(runtime, "_opened", sweeping)
@@ -136,3 +140,18 @@ def test_a_folder_swept_while_it_was_made_is_not_used(monkeypatch: pytest.Monkey
     assert swept and folder.path != swept[0] and folder.path.exists()
     folder.close()
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+CROWD = """
+from penstock.kit.runtime import RuntimeFolder
+for _ in range(200):
+    folder = RuntimeFolder.make()
+    assert folder.path.exists()
+    (folder.path / "some.sock").touch()
+    folder.close()
+"""
+
+
+def test_many_that_start_at_the_same_time_do_not_sweep_each_other() -> None:
+    crowd = [subprocess.Popen([sys.executable, "-c", CROWD]) for _ in range(4)]
+    assert [each.wait() for each in crowd] == [0] * 4
