@@ -13,9 +13,17 @@ SIZES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 """Rows; buckets of batch sizes."""
 
 
+Merge = Literal["sum", "max", "min"]
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. Counters are named without `_total`, which Prometheus appends."""
+    """One metric. Counters are named without `_total`, which Prometheus appends.
+
+    gauge_merge: what becomes of a gauge where several processes are one service. A thing that each of them has a part
+    of is summed; a thing that all see alike is said once, by the one that has most of it (or least, where that is the
+    one to worry about). None: never several processes.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -23,6 +31,12 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = field(default=FAST)
+    gauge_merge: Merge | None = None
+
+    @property
+    def merge(self) -> Merge | None:
+        """How the values of several processes become one; what counts is always summed."""
+        return self.gauge_merge if self.kind == "gauge" else "sum"
 
 
 # Every service.
@@ -33,13 +47,23 @@ CONNECTIONS: Final = Metric(
     "every",
     "Connections to the port of inference and to the unix socket beside it (gateway, worker); kind: tcp, tls, unix",
     ("kind",),
+    gauge_merge="sum",
 )
-READY: Final = Metric("penstock_ready", "gauge", "every", "1 while the process is ready")
+READY: Final = Metric("penstock_ready", "gauge", "every", "1 while the service is ready", gauge_merge="max")
 CERTIFICATE_EXPIRES: Final = Metric(
     "penstock_certificate_expires_timestamp_seconds",
     "gauge",
     "every",
     "When the certificate that the process shows ends, in seconds since the epoch; 0 without one",
+    gauge_merge="min",
+)
+
+# Supervisor: a service of several processes.
+PROCESSES: Final = Metric(
+    "penstock_processes", "gauge", "every", "Processes that are ready, of a service of several", gauge_merge="sum"
+)
+PROCESS_RESTARTS: Final = Metric(
+    "penstock_process_restarts", "counter", "every", "Processes started again because they had ended unasked"
 )
 ETCD_FAILURES: Final = Metric(
     "penstock_etcd_failures",
@@ -59,6 +83,7 @@ ETCD_CERTIFICATE_EXPIRES: Final = Metric(
     "gauge",
     "every",
     "When the certificate that the process shows to etcd ends, in seconds since the epoch; 0 without one",
+    gauge_merge="min",
 )
 
 # Gateway.
@@ -82,11 +107,21 @@ GATEWAY_RETRIES: Final = Metric(
 GATEWAY_EJECTIONS: Final = Metric(
     "penstock_gateway_ejections", "counter", "gateway", "Times that a worker was avoided after its connection failed"
 )
-GATEWAY_IN_FLIGHT: Final = Metric("penstock_gateway_in_flight", "gauge", "gateway", "Requests that wait for a worker")
-GATEWAY_WORKERS: Final = Metric("penstock_gateway_workers", "gauge", "gateway", "Workers connected to")
-GATEWAY_MODELS: Final = Metric("penstock_gateway_models", "gauge", "gateway", "Deployed models in the routing table")
+GATEWAY_IN_FLIGHT: Final = Metric(
+    "penstock_gateway_in_flight", "gauge", "gateway", "Requests that wait for a worker", gauge_merge="sum"
+)
+GATEWAY_WORKERS: Final = Metric(
+    "penstock_gateway_workers", "gauge", "gateway", "Workers connected to", gauge_merge="max"
+)
+GATEWAY_MODELS: Final = Metric(
+    "penstock_gateway_models", "gauge", "gateway", "Deployed models in the routing table", gauge_merge="max"
+)
 GATEWAY_HELD: Final = Metric(
-    "penstock_gateway_held_replicas", "gauge", "gateway", "Replicas served from though the store no longer has them"
+    "penstock_gateway_held_replicas",
+    "gauge",
+    "gateway",
+    "Replicas served from though the store no longer has them",
+    gauge_merge="max",
 )
 
 # Worker. `code` is OK or a code of docs/errors.md.

@@ -44,7 +44,7 @@ class Suite:
     """The suite over one state folder.
 
     say: gets one line per step, for people. environment: added to every process's own. trace_ratio: share of calls
-    that are traced, None for no tracing at all.
+    that are traced, None for no tracing at all. gateway_processes: that the gateway starts, 0 for one per core.
     """
 
     def __init__(
@@ -55,12 +55,14 @@ class Suite:
         say: Callable[[str], None] = lambda line: None,
         environment: Mapping[str, str] | None = None,
         trace_ratio: float | None = 0.01,
+        gateway_processes: int = 1,
     ) -> None:
         self.state = state
         self.ports = ports
         self._say = say
         self._environment = dict(environment or {})
         self._trace_ratio = trace_ratio
+        self._gateway_processes = gateway_processes
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self.etcd = find_etcd()
 
@@ -77,7 +79,12 @@ class Suite:
             self._service("scheduler", "scheduler-2"),
             self._service("worker", "worker-1", f"--cache-dir={state / 'worker-1'}"),
             self._service("worker", "worker-2", f"--cache-dir={state / 'worker-2'}"),
-            self._service("gateway", "gateway", f"--http-port={ports['gateway_rest']}"),
+            self._service(
+                "gateway",
+                "gateway",
+                f"--http-port={ports['gateway_rest']}",
+                f"--processes={self._gateway_processes}",
+            ),
         ]
         return rows
 

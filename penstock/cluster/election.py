@@ -15,12 +15,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from penstock.cluster import keys, records
-from penstock.cluster.backoff import Backoff
 from penstock.cluster.etcd import Etcd
 from penstock.cluster.kv import Delete, Op, Put, absent, created
 from penstock.cluster.lease import Lease
 from penstock.errors import Conflict, PenstockError
 from penstock.internal.v1 import records_pb2
+from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
 
 SURE = 2 / 3

@@ -16,7 +16,6 @@ from itertools import islice
 from google.protobuf.message import Message
 
 from penstock.cluster import records
-from penstock.cluster.backoff import Backoff
 from penstock.cluster.etcd import Etcd
 from penstock.cluster.kv import (
     MAX_OPERATIONS,
@@ -33,6 +32,7 @@ from penstock.cluster.kv import (
 )
 from penstock.cluster.lease import Lease
 from penstock.errors import PenstockError, TooLarge
+from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
 
 log = get_logger()

@@ -19,10 +19,10 @@ from google.protobuf.message import Message
 
 from penstock import signals
 from penstock.cluster import keys, records
-from penstock.cluster.backoff import Backoff
 from penstock.cluster.etcd import Etcd
 from penstock.cluster.kv import Changes, Event, KeyValue, Point, Range
 from penstock.errors import Internal, PenstockError
+from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
 from penstock.kit.metrics import counter
 

@@ -7,10 +7,7 @@ enter; its gate authenticates those by the caller's own credential.
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,51 +17,62 @@ from penstock import signals
 from penstock.kit.identity import Authenticator
 from penstock.kit.log import get_logger
 from penstock.kit.metrics import gauge
+from penstock.kit.ports import number_of
 from penstock.kit.tls import Certificates
 from penstock.wire.client import Peer
 from penstock.wire.server import KINDS, Forwarding, Limits, Method, Server, bound_unix
 
 EVERYTHING: Final = ("/",)
-_FOLDER_BYTES: Final = 80
+MAX_HELD: Final = 1 << 30
+"""Request bytes that a service holds at a time, over all its connections."""
+MAX_CONNECTIONS: Final = 10_000
+"""Connections of a service."""
 
 
 class Front:
-    """Bound when made, so that the port is known; accepts from `start`.
+    """Accepts from `start` on a socket that is bound already, and owns it.
 
-    limits: what one connection may cost; certificates: where there is one to show, the port speaks TLS.
-    Raises OSError when the port cannot be taken.
+    inner: path of the unix socket for the grpcio server. limits: what one connection may cost; certificates: where
+    there is one to show, the port speaks TLS. share: processes of the service, each of which gets its part of the
+    totals.
     """
 
     def __init__(
-        self, host: str, port: int, authenticator: Authenticator, limits: Limits, certificates: Certificates
+        self,
+        bound: socket.socket,
+        inner: Path,
+        authenticator: Authenticator,
+        limits: Limits,
+        certificates: Certificates,
+        *,
+        share: int = 1,
     ) -> None:
         self._authenticator = authenticator
         self._certificates = certificates
-        self._limits = limits
+        self._limits, self._share = limits, share
         self._methods: dict[str, Method] = {}
         self._server: Server | None = None
         self._peer: Peer | None = None
-        self._socket = _bound(host, port)
+        self._socket = bound
         self._unix: socket.socket | None = None
-        self._folder = _private_folder()
-        self.inner = f"unix:{self._folder / 'control.sock'}"
+        self.inner = f"unix:{inner}"
 
     @property
     def port(self) -> int:
         """The port that was taken."""
-        return int(self._socket.getsockname()[1])
+        return number_of(self._socket)
 
     def add(self, methods: Mapping[str, Method]) -> None:
         """Adds methods by full path; before `start`."""
         self._methods.update(methods)
 
-    def listen_unix(self) -> str:
-        """Listens on a unix socket too, for processes of this user on this host; before `start`.
+    def listen_unix(self, folder: Path) -> str:
+        """Listens on a unix socket too, for processes of this user on this host; before `start`. folder: private.
 
         Returns its path, empty where it cannot be had: whoever would use it has the port.
         """
         try:
-            self._unix, path = bound_unix(str(self._folder))
+            self._unix, path = bound_unix(str(folder))
         except OSError as problem:
             get_logger().warning("unix_socket_unavailable", problem=str(problem))
             return ""
@@ -77,6 +85,8 @@ class Front:
             Forwarding(self._methods, self._peer, EVERYTHING),
             authenticate=self._authenticator.authenticate,
             limits=self._limits,
+            max_held=MAX_HELD // self._share,
+            max_connections=MAX_CONNECTIONS // self._share,
         )
         for kind in KINDS:
             gauge(signals.CONNECTIONS).labels(kind).set_function(partial(self._server.connected.__getitem__, kind))
@@ -90,7 +100,7 @@ class Front:
             await self._server.drain(seconds)
 
     async def close(self) -> None:
-        """Ends everything and leaves nothing behind. May be called more than once."""
+        """Ends everything. May be called more than once."""
         if self._server is not None:
             await self._server.close()
         if self._peer is not None:
@@ -98,28 +108,3 @@ class Front:
         self._socket.close()
         if self._unix is not None:
             self._unix.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _private_folder() -> Path:
-    """A new folder that nobody else may enter. A socket's address has 107 bytes (unix(7)), and the folder for temporary
-    files may be longer."""
-    made = Path(tempfile.mkdtemp(prefix="penstock-"))
-    if len(os.fsencode(made)) <= _FOLDER_BYTES:
-        return made
-    made.rmdir()
-    return Path(tempfile.mkdtemp(prefix="penstock-", dir="/tmp"))
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named TCP, because asyncio switches Nagle's delay off only for sockets that are.
-    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((host.strip("[]"), port))
-        made.setblocking(False)
-    except OSError:
-        made.close()
-        raise
-    return made

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Gauge, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as PrometheusMetric
 from prometheus_client.utils import floatToGoString
 
-from penstock.signals import Metric
+from penstock import signals
+from penstock.signals import Merge, Metric
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -142,3 +143,14 @@ def histogram(metric: Metric) -> Histogram:
     assert isinstance(made, Histogram)
     _made[metric.name] = made
     return made
+
+
+def exposition() -> bytes:
+    """Everything that this process counts, in Prometheus' text format."""
+    return generate_latest(REGISTRY)
+
+
+def merge_rules() -> dict[str, Merge]:
+    """How the values of several processes become one, by the name of a declared metric that has a rule."""
+    declared = [value for value in vars(signals).values() if isinstance(value, Metric)]
+    return {metric.name: metric.merge for metric in declared if metric.merge is not None}

@@ -1,112 +1,125 @@
-"""The life of a service process: start, ready, drain, stop; written once.
+"""A service process: what every one of them has, and how it is run.
 
 `run` starts it: logging, tracing, the gRPC server, the admin port, then `assemble`, which is the service's own app.py.
-On SIGTERM or SIGINT: not ready → drain steps in order (leave the cluster, wait for callers to move) → stop accepting,
-finish what is in flight → stop the background tasks → close steps in reverse order. A second signal ends at once.
-When something fails, what is in flight is cut off, but background tasks and close steps end the same way.
+How it lives and ends says penstock/kit/life.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import signal
 import socket
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from penstock import signals
 from penstock.kit import heap, log, telemetry
-from penstock.kit.admin import Admin
+from penstock.kit.admin import Admin, Verdict
 from penstock.kit.config import ServiceConfig
 from penstock.kit.front import Front
 from penstock.kit.identity import Authenticator, is_loopback
+from penstock.kit.life import Life, stop_on_signals
 from penstock.kit.loop import Loop
-from penstock.kit.metrics import gauge
+from penstock.kit.metrics import exposition, gauge
+from penstock.kit.place import COUNTED, MADE, READY, Place, take_place
+from penstock.kit.ports import reached_at
 from penstock.kit.server import add_reflection, build_server
-from penstock.kit.tls import Certificates, Files
+from penstock.kit.tls import Certificates, Files, for_etcd
 from penstock.wire.server import Limits, Method
 
-Step = Callable[[], Awaitable[object]]
-
-CLOSE_SECONDS = 10.0
-"""What one close step may take; one that hangs must not keep the others from running."""
+_ASK_SECONDS: Final = 0.02
 
 
-class Chassis:
-    """What `assemble` gets: the process's name and addresses, its server, and where to hang what it runs."""
+class Chassis(Life):
+    """What `assemble` gets: the process's name and addresses, its server, and where to hang what it runs.
 
-    def __init__(self, name: str, config: ServiceConfig, data_plane: Limits | None = None) -> None:
+    sockets: by config field, bound and not listening: those of `ports`. runtime_dir: a private folder, shared by the
+    processes of the service and gone after them. share: how many these are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: ServiceConfig,
+        place: Place,
+        data_plane: Limits | None = None,
+        ports: Sequence[str] = (),
+    ) -> None:
+        super().__init__(config.drain_seconds)
         self.name = name
-        self.id = config.id or f"{name}-{uuid.uuid4().hex[:8]}"
+        self.id = place.id or config.id or f"{name}-{uuid.uuid4().hex[:8]}"
         self.token = config.token
+        self.runtime_dir: Path = place.folder.path
+        self.share = place.share
         self.authenticator = Authenticator(config.auth_file)
         self.authenticator.require_loopback(config.host)
         self.certificates = Certificates(
             Files(cert=config.tls_cert, key=config.tls_key, client_ca=config.tls_client_ca, ca=config.tls_ca)
         )
-        self.etcd_certificates = Certificates(
-            Files(cert=config.etcd_cert, key=config.etcd_key, ca=config.etcd_ca, prefix="etcd_", serves=False)
-        )
+        self.etcd_certificates = for_etcd(config)
         self._exposed = not is_loopback(config.host) and not self.certificates.serves
         self.server, self._health = build_server(self.authenticator)
+        self._place = place
         self._front: Front | None = None
-        # Bound here, so that the address is known while assembling; it accepts once everything is in place.
+        # Bound here, so that the addresses are known while assembling; they accept once everything is in place.
+        self.sockets = {field: _bound(place, config, field) for field in ports}
+        if data_plane is None:
+            port = self._control_port(config)
+        else:
+            self._front = Front(
+                _bound(place, config, "port"),
+                place.private("control"),
+                self.authenticator,
+                data_plane,
+                self.certificates,
+                share=place.share,
+            )
+            self.server.add_insecure_port(self._front.inner)
+            port = self._front.port
+        self._admin = self._make_admin(config)
+        reached = reached_at(config.host, config.advertise)
+        self.address = f"{reached}:{port}"
+        self.admin_address = f"unix:{place.private('admin')}" if self.supervised else f"{reached}:{self._admin.port}"
+        self._ready = gauge(signals.READY)
+        gauge(signals.CERTIFICATE_EXPIRES).set_function(lambda: self.certificates.expires)
+        gauge(signals.ETCD_CERTIFICATE_EXPIRES).set_function(lambda: self.etcd_certificates.expires)
+        self._checks: dict[str, Callable[[], str | None]] = {}
+        self._beside: list[tuple[Callable[[], Coroutine[Any, Any, object]], str]] = []
+        self._serving: list[asyncio.Task[Any]] = []
+
+    def _control_port(self, config: ServiceConfig) -> int:
+        address, credentials = f"{config.host}:{config.port}", self.certificates.server_credentials()
         try:
-            if data_plane is None:
-                port = self._bind(f"{config.host}:{config.port}")
-            else:
-                self._front = Front(config.host, config.port, self.authenticator, data_plane, self.certificates)
-                self.server.add_insecure_port(self._front.inner)
-                port = self._front.port
-        except (RuntimeError, OSError):
-            raise ValueError(f"cannot listen on {config.host}:{config.port}: is the port in use?") from None
+            if credentials is None:
+                return self.server.add_insecure_port(address)
+            return self.server.add_secure_port(address, credentials)
+        except RuntimeError:
+            raise _in_use(config.host, config.port) from None
+
+    def _make_admin(self, config: ServiceConfig) -> Admin:
+        def ready() -> Verdict:
+            return Verdict(self.not_ready())
+
+        if self.supervised:
+            return Admin(self._place.private("admin"), ready, None)
         try:
-            self._admin = Admin(config.host, config.admin_port, self.not_ready, self.authenticator)
+            return Admin((config.host, config.admin_port), ready, self.authenticator)
         except OSError as problem:
             raise ValueError(
                 f"cannot listen on {config.host}:{config.admin_port} (admin): {problem.strerror}"
             ) from None
-        reached_at = config.advertise or _reached_at(config.host)
-        self.address = f"{reached_at}:{port}"
-        self.admin_address = f"{reached_at}:{self._admin.port}"
-        self._drain_seconds = config.drain_seconds
-        self._ready = gauge(signals.READY)
-        gauge(signals.CERTIFICATE_EXPIRES).set_function(lambda: self.certificates.expires)
-        gauge(signals.ETCD_CERTIFICATE_EXPIRES).set_function(lambda: self.etcd_certificates.expires)
-        self._phase = "starting"
-        self._checks: dict[str, Callable[[], str | None]] = {}
-        self._drain: list[Step] = []
-        self._close: list[Step] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._group: asyncio.TaskGroup | None = None
-        self._stop = asyncio.Event()
 
-    def _bind(self, address: str) -> int:
-        credentials = self.certificates.server_credentials()
-        if credentials is None:
-            return self.server.add_insecure_port(address)
-        return self.server.add_secure_port(address, credentials)
-
-    def start(self, coroutine: Coroutine[Any, Any, object], name: str) -> None:
-        """Runs a coroutine for the life of the process; if it raises, the process stops with an error."""
-        assert self._group is not None
-        self._tasks.add(self._group.create_task(self._watched(coroutine, name), name=name))
+    @property
+    def supervised(self) -> bool:
+        """Whether it is one of several processes, whose supervisor speaks for all of them."""
+        return self._place.line is not None
 
     def ready_check(self, name: str, check: Callable[[], str | None]) -> None:
         """Adds a condition of readiness: None when fulfilled, otherwise the public reason. Called from any thread."""
         self._checks[name] = check
-
-    def on_drain(self, step: Step) -> None:
-        """Adds a step between "not ready" and "stops accepting"."""
-        self._drain.append(step)
-
-    def on_close(self, step: Step) -> None:
-        """Adds a step after the server has stopped."""
-        self._close.append(step)
 
     def serve_inference(self, methods: Mapping[str, Method]) -> None:
         """Puts methods on the data plane's port; for processes that were run with `data_plane`."""
@@ -116,7 +129,12 @@ class Chassis:
     def listen_unix(self) -> str:
         """A unix socket beside the data plane's port, for processes of this user on this host: its path, or empty."""
         assert self._front is not None
-        return self._front.listen_unix()
+        return self._front.listen_unix(self.runtime_dir)
+
+    def serve_beside(self, serve: Callable[[], Coroutine[Any, Any, object]], name: str) -> None:
+        """Adds a server on a port of its own: it begins when the others do, and when it is cancelled it takes no new
+        connection and lets answers finish."""
+        self._beside.append((serve, name))
 
     def reflect(self, services: Sequence[str]) -> None:
         """Lets gRPC tools list these services."""
@@ -124,94 +142,80 @@ class Chassis:
 
     def not_ready(self) -> str | None:
         """Why the process is not ready, None when it is."""
-        if self._phase != "serving":
-            return self._phase
+        return self.phase if self.phase != "serving" else self._unmet()
+
+    def _unmet(self) -> str | None:
         for name, check in list(self._checks.items()):
             if reason := check():
                 return f"{name}: {reason}"
         return None
 
-    def stop(self) -> None:
-        """Begins the end, as SIGTERM does."""
-        self._stop.set()
+    async def _met(self) -> None:
+        # Conditions are questions, asked from any thread; nothing tells when an answer changes.
+        while True:
+            if (reason := self._unmet()) is None:
+                return
+            self.phase = reason
+            await asyncio.sleep(_ASK_SECONDS)
 
-    async def serve(self, assemble: Callable[[Chassis], Awaitable[None]]) -> None:
-        """The whole life. Raises a group of what assembling, a background task or a step of the end raised."""
-        failures: list[Exception] = []
-        try:
-            async with asyncio.TaskGroup() as group:
-                self._group = group
-                self._admin.start()
-                self.start(self._report(), "report")
-                try:
-                    if await self._assembled(group, assemble):
-                        await self._serve()
-                    failures += await self._shut_down()
-                finally:
-                    for task in self._tasks:
-                        task.cancel()
-        finally:
-            # Empty after a shutdown; after a failure, what nobody is left to serve.
-            if self._front is not None:
-                await self._front.close()
-            await self.server.stop(None)
-            for step in reversed(self._close):
-                failures += await _taken(step, "close_step_failed", CLOSE_SECONDS)
-        if failures:
-            raise ExceptionGroup("steps of the end failed", failures)
-        log.get_logger().info("stopped")
+    def begin(self) -> None:
+        """Answers on the admin port, and follows the supervisor if there is one."""
+        self._admin.start()
+        self.start(self._report(), "report")
+        if self._place.line is not None:
+            self.start(self._follow(), "supervisor")
 
-    async def _assembled(self, group: asyncio.TaskGroup, assemble: Callable[[Chassis], Awaitable[None]]) -> bool:
-        """Runs `assemble`; False when a signal came first, for it may be waiting for something that is away."""
-
-        async def assembling() -> None:
-            try:
-                await assemble(self)
-            except Exception:
-                log.get_logger().exception("start_failed")
-                raise
-
-        work, stopped = group.create_task(assembling()), group.create_task(self._stop.wait())
-        await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
-        work.cancel()
-        stopped.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await work
-        return not work.cancelled()
-
-    async def _serve(self) -> None:
+    async def open(self) -> None:
+        """Takes requests. One of several processes waits until it is ready, since others can serve until then."""
         if self._exposed:
             log.get_logger().warning(
                 "plain_text_port", address=self.address, mend="set tls_cert and tls_key, or keep the network private"
             )
         await self.server.start()
+        if self.supervised:
+            await self._met()
         if self._front is not None:
             await self._front.start()
-        self._phase = "serving"
+        self._serving = [self.start(serve(), name) for serve, name in self._beside]
+
+    def opened(self) -> None:
+        """Says that requests are taken, without waiting for the next report."""
         _settle_memory()
         self._tell_readiness()
-        log.get_logger().info("started", address=self.address, admin=self.admin_address)
-        await self._stop.wait()
+        if self._place.line is not None:
+            self.start(self._place.line.say(READY), "ready")
 
-    async def _shut_down(self) -> list[Exception]:
-        """Every step is taken, whatever became of the ones before it; returns what they raised."""
-        log.get_logger().info("draining", seconds=self._drain_seconds)
-        self._phase = "draining"
+    def leave(self) -> None:
+        """Health says so before anything else."""
         self._health.end()
-        failures: list[Exception] = []
-        deadline = asyncio.get_running_loop().time() + self._drain_seconds
-        for step in self._drain:
-            failures += await _taken(step, "drain_step_failed", deadline - asyncio.get_running_loop().time())
+
+    async def drain(self, seconds: float) -> None:
+        """All servers at the same time."""
+        end = asyncio.get_running_loop().time() + seconds
+        for task in self._serving:
+            task.cancel()
         if self._front is not None:
-            await self._front.drain(max(1.0, deadline - asyncio.get_running_loop().time()))
-        await self.server.stop(max(1.0, deadline - asyncio.get_running_loop().time()))
-        return failures
+            await self._front.drain(seconds)
+        left = max(1.0, end - asyncio.get_running_loop().time())
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=left)
+        await self.server.stop(max(1.0, end - asyncio.get_running_loop().time()))
+
+    async def cut_off(self) -> None:
+        """Ends the servers."""
+        if self._front is not None:
+            await self._front.close()
+        await self.server.stop(None)
 
     async def close(self) -> None:
-        """Frees the ports."""
+        """Frees the ports, after the supervisor has got the last counts."""
+        if self._place.line is not None:
+            await self._place.line.say(COUNTED, text=exposition().decode())
         await asyncio.to_thread(self._admin.stop)
         if self._front is not None:
             await self._front.close()
+        for each in self.sockets.values():
+            each.close()
         await self.server.stop(0)
 
     async def _report(self) -> None:
@@ -221,37 +225,17 @@ class Chassis:
             self._tell_readiness()
             await asyncio.sleep(0.5)
 
+    async def _follow(self) -> None:
+        assert self._place.line is not None
+        await self._place.line.broken()
+        log.get_logger().warning("supervisor_gone")
+        self.stop()
+
     def _tell_readiness(self) -> None:
         serving = self.not_ready() is None
         self._ready.set(1 if serving else 0)
-        if self._phase != "draining":
+        if self.phase != "draining":
             self._health.set(serving)
-
-    async def _watched(self, coroutine: Coroutine[Any, Any, object], name: str) -> None:
-        try:
-            await coroutine
-        except Exception:
-            log.get_logger().exception("task_failed", task=name)
-            raise
-        finally:
-            if task := asyncio.current_task():
-                self._tasks.discard(task)
-
-
-async def _taken(step: Step, event: str, seconds: float) -> list[Exception]:
-    """What the step raised, if anything; it is cancelled when its time is over."""
-    name = getattr(step, "__qualname__", repr(step))
-    limit = asyncio.timeout(max(0.0, seconds))
-    try:
-        async with limit:
-            await step()
-    except Exception as problem:
-        if isinstance(problem, TimeoutError) and limit.expired():
-            log.get_logger().warning("step_unfinished", step=name)
-            return []
-        log.get_logger().exception(event, step=name)
-        return [problem]
-    return []
 
 
 def _settle_memory() -> None:
@@ -262,9 +246,16 @@ def _settle_memory() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def _reached_at(host: str) -> str:
-    """Where others find a process that listens on `host`: a wildcard is no address, this machine's name is."""
-    return socket.gethostname() if host in ("0.0.0.0", "::", "[::]") else host
+def _bound(place: Place, config: ServiceConfig, field: str) -> socket.socket:
+    host, port = config.host, getattr(config, field)
+    try:
+        return place.socket(field, host, port)
+    except OSError:
+        raise _in_use(host, port) from None
+
+
+def _in_use(host: str, port: int) -> ValueError:
+    return ValueError(f"cannot listen on {host}:{port}: is the port in use?")
 
 
 def run(
@@ -273,23 +264,30 @@ def run(
     assemble: Callable[[Chassis], Awaitable[None]],
     *,
     data_plane: Limits | None = None,
+    ports: Sequence[str] = (),
 ) -> int:
     """Runs a service process to its end and returns its exit status: 0 clean, 1 failed, 2 cannot start.
 
     data_plane: what a connection may cost on a port that serves inference too (kit/front.py); None for a process of the
-    control plane.
+    control plane. ports: config fields of further ports, to be bound for `Chassis.sockets`.
     """
     heap.keep_freed()
     with asyncio.Runner(loop_factory=Loop) as runner:
-        return runner.run(_main(name, config, assemble, data_plane))
+        return runner.run(_main(name, config, assemble, data_plane, ports))
 
 
 async def _main(
-    name: str, config: ServiceConfig, assemble: Callable[[Chassis], Awaitable[None]], data_plane: Limits | None
+    name: str,
+    config: ServiceConfig,
+    assemble: Callable[[Chassis], Awaitable[None]],
+    data_plane: Limits | None,
+    ports: Sequence[str],
 ) -> int:
     log.setup(name, config.id or name, level=config.log_level, format=config.log_format)
+    place: Place | None = None
     try:
-        chassis = Chassis(name, config, data_plane)
+        place = take_place()
+        chassis = Chassis(name, config, place, data_plane, ports)
         telemetry.setup(
             name,
             chassis.id,
@@ -298,11 +296,15 @@ async def _main(
             trace_ratio=config.trace_ratio,
         )
     except (ValueError, OSError) as problem:
+        if place is not None:
+            place.leave()
         print(f"{name}: {problem}", file=sys.stderr)
         return 2
     log.setup(name, chassis.id, level=config.log_level, format=config.log_format)
-    _install_signals(chassis)
+    stop_on_signals(chassis)
     try:
+        if place.line is not None:
+            await place.line.say(MADE)
         await chassis.serve(assemble)
         return 0
     except BaseExceptionGroup as group:
@@ -311,18 +313,4 @@ async def _main(
     finally:
         await chassis.close()
         telemetry.shutdown()
-
-
-def _install_signals(chassis: Chassis) -> None:
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-
-    def stop() -> None:
-        # The next one, whichever of the two, takes the system's way out: at once.
-        for number in numbers:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-        chassis.stop()
-
-    for number in numbers:
-        loop.add_signal_handler(number, stop)
+        place.leave()

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import grpc
 
+from penstock.kit.config import ServiceConfig
 from penstock.kit.log import get_logger
 
 LOOK_SECONDS: Final = 1.0
@@ -283,3 +284,10 @@ def _proved(files: Files) -> float:
         raise ValueError(f"{files.prefix}cert: {files.cert} cannot be used: {problem.reason}") from None
     shown = (asking if files.serves else answering).getpeercert() or {}
     return float(ssl.cert_time_to_seconds(str(shown["notAfter"])))
+
+
+def for_etcd(config: ServiceConfig) -> Certificates:
+    """Those by which a process calls etcd. Raises ValueError as Certificates does."""
+    return Certificates(
+        Files(cert=config.etcd_cert, key=config.etcd_key, ca=config.etcd_ca, prefix="etcd_", serves=False)
+    )

@@ -6,20 +6,27 @@ import sys
 
 from penstock.kit.config import load
 from penstock.kit.service import Chassis, run
+from penstock.kit.supervision import cores, supervise, supervised
 
-from .app import assemble
-from .config import GatewayConfig
-from .rpc import LIMITS
+from .announce import announced
+from .config import PORTS, GatewayConfig
 
 
 def main() -> int:
-    """Runs a gateway and returns its exit status."""
+    """Runs a gateway, as one process or as several, and returns its exit status."""
     config = load(GatewayConfig, "gateway")
+    count = config.processes or cores()
+    if count > 1 and not supervised():
+        return supervise("gateway", config, announced(config), count=count, ports=PORTS)
+
+    # What only a process that serves needs; the supervisor stays small.
+    from .app import assemble
+    from .rpc import LIMITS
 
     async def assembled(chassis: Chassis) -> None:
         await assemble(chassis, config)
 
-    return run("gateway", config, assembled, data_plane=LIMITS)
+    return run("gateway", config, assembled, data_plane=LIMITS, ports=PORTS)
 
 
 if __name__ == "__main__":

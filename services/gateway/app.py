@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from google.protobuf.timestamp_pb2 import Timestamp
+from collections.abc import Coroutine
+from typing import Any
 
 from penstock.cluster import keys
 from penstock.cluster.etcd import Etcd
-from penstock.cluster.membership import Membership
 from penstock.cluster.watch import Mirror
 from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, ServiceRecord
 from penstock.kit.log import get_logger
@@ -14,6 +14,7 @@ from penstock.kit.service import Chassis
 from penstock.wire.client import Peer
 
 from . import metrics, rpc
+from .announce import announce
 from .backend import Backend
 from .config import GatewayConfig
 from .control import Control
@@ -75,41 +76,33 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     )
     metrics.expose(routes, upstreams)
     rpc.register(chassis, inference, control, default_timeout=config.default_timeout)
-    rest = serve_rest(
-        host=config.host,
-        port=config.http_port,
-        inference=inference,
-        control=control,
-        ready=chassis.not_ready,
-        max_body_bytes=config.max_body_bytes,
-        default_timeout=config.default_timeout,
-        authenticate=chassis.authenticator.authenticate,
-        tls=certificates.server("http/1.1"),
-        drain_seconds=config.drain_seconds,
-        listening=lambda port: get_logger().info("rest_started", address=f"{config.host}:{port}"),
-    )
-    chassis.start(rest, "rest")
+    listener = chassis.sockets["http_port"]
 
-    membership = Membership(etcd, config.lease_seconds)
-    started = Timestamp()
-    started.GetCurrentTime()
-    announced = ServiceRecord(
-        service="gateway",
-        id=chassis.id,
-        address=chassis.address,
-        admin_address=chassis.admin_address,
-        start_time=started,
-    )
-    await membership.put(keys.service("gateway", chassis.id), announced)
-    chassis.start(membership.run(), "membership")
-    chassis.on_drain(membership.leave)
+    def rest() -> Coroutine[Any, Any, None]:
+        return serve_rest(
+            sock=listener,
+            share=chassis.share,
+            inference=inference,
+            control=control,
+            ready=chassis.not_ready,
+            max_body_bytes=config.max_body_bytes,
+            default_timeout=config.default_timeout,
+            authenticate=chassis.authenticator.authenticate,
+            tls=certificates.server("http/1.1"),
+            drain_seconds=config.drain_seconds,
+            listening=lambda port: get_logger().info("rest_started", address=f"{config.host}:{port}"),
+        )
+
+    chassis.serve_beside(rest, "rest")
+    if not chassis.supervised:
+        await announce(chassis, etcd, config)
 
 
 def _shared_memory(chassis: Chassis, config: GatewayConfig) -> SharedMemory:
-    """The extension; its table ends with the process, or with whoever gave the folder."""
+    """The extension; its table ends with the service, whose processes share it."""
     if not config.shared_memory:
         return SharedMemory()
-    table = RegionTable(config.runtime_dir)
+    table = RegionTable(chassis.runtime_dir)
 
     async def forget() -> None:
         table.close()

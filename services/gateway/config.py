@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from penstock.kit.config import ServiceConfig, setting
+
+PORTS: Final = ("http_port",)
+"""Ports beside that of gRPC."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,4 +21,10 @@ class GatewayConfig(ServiceConfig):
     max_body_bytes: int = setting(64 << 20, "largest inference request in bytes")
     retries: int = setting(1, "other replicas to try when the first cannot answer")
     shared_memory: bool = setting(True, "take tensors in shared memory from this user's own processes on this host")
-    runtime_dir: str = setting("", "folder that the processes of one gateway share; empty makes a private one")
+    processes: int = setting(
+        1,
+        "processes that serve, all on the same ports; 0: one per core that it may use; "
+        "each has its part of what the service may use in total (connections, request bytes held)",
+        low=0,
+        high=256,
+    )

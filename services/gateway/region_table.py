@@ -10,12 +10,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 from penstock import regions
@@ -29,13 +28,12 @@ MAX_IN_ALL: Final = 4096
 class RegionTable:
     """The table of one gateway service.
 
-    runtime_dir: a folder of ours that the service's processes share, whose owner removes it; empty makes a private one,
-    which `close` removes. Raises ValueError for a folder that others could write to, OSError where none can be made.
+    runtime_dir: a folder of ours that the service's processes share, whose owner removes it. Raises ValueError for one
+    that others could write to, OSError where none can be made.
     """
 
-    def __init__(self, runtime_dir: str = "", *, max_per_owner: int = MAX_PER_OWNER, max_in_all: int = MAX_IN_ALL):
-        self._private = "" if runtime_dir else tempfile.mkdtemp(prefix="penstock-")
-        folder = os.path.join(runtime_dir or self._private, "regions")
+    def __init__(self, runtime_dir: Path, *, max_per_owner: int = MAX_PER_OWNER, max_in_all: int = MAX_IN_ALL):
+        folder = runtime_dir / "regions"
         with suppress(FileExistsError):
             os.makedirs(folder, 0o700)
         found = os.stat(folder, follow_symlinks=False)
@@ -46,12 +44,10 @@ class RegionTable:
         self._read: dict[str, Region] = {}
 
     def close(self) -> None:
-        """Forgets the table; a private folder goes with it. May be called again."""
+        """Lets go of the table. May be called again."""
         if self._folder >= 0:
             os.close(self._folder)
             self._folder = -1
-        if self._private:
-            shutil.rmtree(self._private, ignore_errors=True)
 
     def add(self, owner: str, region: Region) -> None:
         """Raises AlreadyExists, ResourceExhausted when the owner or all owners together have too many."""

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from penstock.cluster import keys, records
-from penstock.cluster.backoff import Backoff
 from penstock.cluster.etcd import Etcd
 from penstock.cluster.kv import Delete, KeyValue, Op, Put, absent, modified
 from penstock.cluster.watch import Mirror
 from penstock.errors import Internal, PenstockError, TooLarge
 from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord
+from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
 from penstock.v1.cluster_pb2 import REPLICA_STATE_READY
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from penstock.cluster import Election, Term, TermOver, keys, records
-from penstock.cluster.backoff import Backoff
 from penstock.cluster.kv import Delete, Op, Put, batches
 from penstock.errors import PenstockError, TooLarge
+from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
 
 from .metrics import ControllerMetrics

@@ -16,9 +16,9 @@ from typing import Final, Protocol, TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from penstock.cluster.backoff import Backoff
 from penstock.errors import Internal, PenstockError, Unavailable
 from penstock.internal.v1 import records_pb2
+from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
 from penstock.v1 import cluster_pb2
 from penstock.v1 import manifest_pb2 as pb

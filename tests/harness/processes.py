@@ -22,11 +22,13 @@ class Service:
         self.records: list[dict[str, Any]] = []
         self.lines: list[str] = []
 
-    async def event(self, name: str, within: float = 20.0) -> dict[str, Any]:
-        """Reads on until the next record of that event; raises AssertionError when the log ends without it."""
+    async def event(self, name: str, /, within: float = 20.0, **fields: Any) -> dict[str, Any]:
+        """Reads on until the next record of that event with these fields; raises AssertionError when the log ends
+        without it."""
+        wanted = {"event": name, **fields}.items()
         async with asyncio.timeout(within):
             while (record := await self._next()) is not None:
-                if record.get("event") == name:
+                if wanted <= record.items():
                     return record
         raise AssertionError(f"no event {name!r} in the log:\n" + "\n".join(self.lines))
 
@@ -36,6 +38,11 @@ class Service:
             while await self._next() is not None:
                 pass
             return await self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started; it may have others of its own."""
+        return self._process.pid
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal."""

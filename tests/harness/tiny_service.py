@@ -17,8 +17,10 @@ import grpc
 from penstock import errors
 from penstock.kit.config import ServiceConfig, load, setting
 from penstock.kit.identity import caller
+from penstock.kit.life import Life
 from penstock.kit.log import get_logger
 from penstock.kit.service import Chassis, run
+from penstock.kit.supervision import supervise, supervised
 from penstock.wire.call import Answer, Call
 from penstock.wire.client import SERVICE as INFERENCE
 from penstock.wire.server import Limits, Method, inference_methods
@@ -40,6 +42,7 @@ class TinyConfig(ServiceConfig):
     """One field of its own."""
 
     trouble: str = setting("", "what should go wrong", one_of=("", "assemble", "hang", "drain", "close"))
+    processes: int = setting(1, "processes that serve", low=1)
 
 
 class Tiny:
@@ -132,9 +135,15 @@ async def assemble(chassis: Chassis, config: TinyConfig) -> None:
         await asyncio.Event().wait()
 
 
+async def supervising(_: Life) -> None:
+    """The supervisor has nothing to run for it."""
+
+
 def main() -> int:
     """Runs it."""
     config = load(TinyConfig, "tiny")
+    if config.processes > 1 and not supervised():
+        return supervise("tiny", config, supervising, count=config.processes)
 
     async def assembled(chassis: Chassis) -> None:
         await assemble(chassis, config)

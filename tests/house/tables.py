@@ -17,6 +17,8 @@ from penstock import errors, signals
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SERVICES = ("every", "gateway", "registry", "scheduler", "worker")
+SUPERVISED = ("every", "gateway")
+"""Whose metrics may come from several processes."""
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -53,7 +55,7 @@ def metrics() -> list[signals.Metric]:
 
 def metric_table() -> str:
     """One row per metric, under the name that Prometheus shows."""
-    head = ("metric", "kind", "service", "labels", "says")
+    head = ("metric", "kind", "service", "labels", "says", "several processes")
     rows = (
         (
             f"`{metric.name}_total`" if metric.kind == "counter" else f"`{metric.name}`",
@@ -61,6 +63,7 @@ def metric_table() -> str:
             metric.service,
             ", ".join(f"`{label}`" for label in metric.labels) or "-",
             metric.help,
+            (metric.merge or "-") if metric.service in SUPERVISED else "-",
         )
         for metric in metrics()
     )

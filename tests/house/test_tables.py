@@ -47,6 +47,7 @@ def test_metrics_are_declared_well() -> None:
         assert metric.name.startswith(prefix)
         assert metric.help and not metric.help.endswith(".")
         assert list(metric.buckets) == sorted(set(metric.buckets))
+        assert metric.merge or metric.service not in tables.SUPERVISED, f"{metric.name}: say how processes are merged"
 
 
 def test_every_metric_is_used_somewhere() -> None:

@@ -15,6 +15,8 @@ from penstock.cluster import Etcd, Mirror, keys, records
 from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, ServiceRecord, WantedVersion
 from penstock.kit.front import Front
 from penstock.kit.identity import Authenticator
+from penstock.kit.ports import bound
+from penstock.kit.runtime import RuntimeFolder
 from penstock.kit.server import build_server
 from penstock.kit.service import Chassis
 from penstock.kit.tls import Certificates, Files
@@ -184,6 +186,7 @@ async def gateway(endpoint: str) -> AsyncIterator[Running]:
         await deployments.synced()
         if deployments.records:
             await news.wait()
+        stack.callback(served.folder.close)
         await served.server.start()
         stack.push_async_callback(served.server.stop, None)
         await served.front.start()
@@ -201,7 +204,9 @@ class Served:
     def __init__(self) -> None:
         everybody = Authenticator("")
         self.server, _ = build_server(everybody)
-        self.front = Front("127.0.0.1", 0, everybody, rpc.LIMITS, Certificates(Files()))
+        self.folder = RuntimeFolder.make()
+        inner, plain = self.folder.path / "control.sock", Certificates(Files())
+        self.front = Front(bound("127.0.0.1", 0), inner, everybody, rpc.LIMITS, plain)
         self.server.add_insecure_port(self.front.inner)
         self.serve_inference = self.front.add
 

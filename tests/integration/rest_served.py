@@ -13,6 +13,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from penstock.kit.ports import bound
 from services.gateway.rest import serve_rest
 from tests.integration.rest_fakes import EchoInference, FakeControl, authenticate
 
@@ -88,8 +89,7 @@ async def served() -> AsyncIterator[Served]:
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.ensure_future(
         serve_rest(
-            host="127.0.0.1",
-            port=0,
+            sock=bound("127.0.0.1", 0),
             inference=inference,
             control=control,
             ready=lambda: None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import urllib.request
 from pathlib import Path
@@ -91,3 +92,21 @@ async def test_a_bad_option_ends_the_start(flag: str) -> None:
     _, said = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 2
     assert flag.partition("=")[0].encode() in said
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("flag", ["--port", "--http-port", "--admin-port"])
+async def test_a_port_in_use_ends_the_start_with_a_line_that_names_it(flag: str, processes: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        others = {"--port", "--http-port", "--admin-port"} - {flag}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.gateway", f"--processes={processes}", f"{flag}={port}"),
+            *(f"{other}=0" for other in others),
+            cwd=ROOT,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 2
+    (line,) = said.decode().splitlines()
+    assert line.startswith(f"gateway: cannot listen on 127.0.0.1:{port}")

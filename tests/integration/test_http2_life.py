@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import pytest
 
 from penstock.wire.http2 import Limits, Server
+from penstock.wire.http2 import frames as f
 from penstock.wire.http2.client import ConnectionLost, Peer
+from penstock.wire.http2.server import ServerLink
 from tests.harness.etcd import free_port
+from tests.harness.http2 import FIELDS, HELLO, frames_of, plain_block, request
 from tests.harness.http2_services import Service, ask, ours, soon, within
+
+ECHO = tuple((name, "/t.T/Echo" if name == ":path" else value) for name, value in FIELDS)
 
 
 async def test_a_lost_server_and_its_return() -> None:
@@ -168,3 +174,47 @@ async def test_cancel_storms_harm_nobody_else() -> None:
                 await asyncio.sleep(0.01)
         await peer.close()
         await other.close()
+
+
+async def everything(caller: socket.socket, sent: bytes) -> bytes:
+    """What the server says until it closes the connection."""
+    loop, heard = asyncio.get_running_loop(), b""
+    async with asyncio.timeout(10):
+        await loop.sock_sendall(caller, sent)
+        while piece := await loop.sock_recv(caller, 1 << 16):
+            heard += piece
+    return heard
+
+
+class Noticing(Server):
+    """Notices a connection as soon as there is one, which is some turns of the loop before it is connected."""
+
+    noticed = 0
+
+    def _factory(self) -> Callable[[], ServerLink]:
+        make = super()._factory()
+
+        def accept() -> ServerLink:
+            self.noticed += 1
+            return make()
+
+        return accept
+
+
+async def test_a_connection_accepted_just_before_a_drain_is_served() -> None:
+    """Its caller has been let in and cannot know of the drain."""
+    server = Noticing(Service().methods())
+    port = await server.start("127.0.0.1", 0)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as caller:
+        async with asyncio.timeout(5):
+            while True:
+                if server.noticed:
+                    break
+                await asyncio.sleep(0)
+        assert server.connections == 0, "it is not connected yet, or the test would show nothing"
+        caller.setblocking(False)
+        answer = asyncio.create_task(everything(caller, HELLO + request(1, block=plain_block(ECHO))))
+        await server.drain(5)
+        answered = await answer
+    ends = [frame for frame in frames_of(answered) if frame.stream == 1 and frame.flags & f.END_STREAM]
+    assert len(ends) == 1 and b"hello" in answered

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from penstock import errors
+from penstock.kit.ports import bound
 from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import Answer, Call, Done, Pending
 from services.gateway.rest import connection, serve_rest
@@ -284,6 +285,7 @@ async def test_stopping_does_not_wait_for_ever() -> None:
 
 
 def serving(inference: EchoInference, **options: Any) -> Any:
+    options.setdefault("sock", bound("127.0.0.1", 0))
     return serve_rest(
         inference=inference,
         control=FakeControl(),
@@ -514,20 +516,6 @@ async def test_requests_held_beyond_the_bound_are_refused() -> None:
         assert made.held == 0
         for _, writer in (first, second):
             writer.close()
-
-
-async def test_two_servers_share_a_port() -> None:
-    loop = asyncio.get_running_loop()
-    first: asyncio.Future[int] = loop.create_future()
-    one = asyncio.ensure_future(serving(EchoInference(), reuse_port=True, listening=first.set_result))
-    second: asyncio.Future[int] = loop.create_future()
-    port = await first
-    two = asyncio.ensure_future(serving(EchoInference(), port=port, reuse_port=True, listening=second.set_result))
-    assert await second == port
-    for task in (one, two):
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def test_tls(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from services.gateway.rest import connection, serve_rest
-from tests.integration.rest_fakes import TOKEN, authenticate
+from services.gateway.rest import connection
+from tests.integration.rest_fakes import TOKEN
 from tests.integration.rest_served import LIMIT, Served, served
 
 __all__ = ["served"]
@@ -146,20 +146,6 @@ def refused(port: int) -> bool:
     except ConnectionRefusedError:
         return True
     return False
-
-
-async def test_a_port_that_is_taken(served: Served) -> None:
-    with pytest.raises(OSError, match="in use"):
-        await serve_rest(
-            host="127.0.0.1",
-            port=served.port,
-            inference=served.inference,
-            control=served.control,
-            ready=lambda: None,
-            max_body_bytes=1,
-            default_timeout=1.0,
-            authenticate=authenticate,
-        )
 
 
 async def test_a_connection_serves_many_requests_also_after_errors(served: Served) -> None:

@@ -176,6 +176,12 @@ class Peer:
                     link = self._link
                     if link is None or not link.connection.usable:
                         link = self._link = await self._connected()
+                    if link.connection.ended:
+                        # It was accepted and closed before we came to use it.
+                        self._link = None
+                        raise ConnectionLost("the connection to the peer was lost")
+                    if link.connection.leaving:
+                        continue
                     if link.connection.room:
                         return link
                     waiter = asyncio.get_running_loop().create_future()

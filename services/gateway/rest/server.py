@@ -23,6 +23,7 @@ _BACKLOG: Final = 1024
 _SWEEP: Final = 1.0
 _HANDSHAKE_SECONDS: Final = 10.0
 _CLOSING_SECONDS: Final = 5.0
+_TURNS_TO_CONNECT: Final = 3
 
 
 class Server:
@@ -54,6 +55,9 @@ class Server:
         """Takes no new connection, lets answers under way be finished, and cuts off what is left after `seconds`."""
         if self._listener is not None:
             self._listener.close()
+        # What was accepted just before becomes a connection within the next turns of the loop; its caller cannot know.
+        for _ in range(_TURNS_TO_CONNECT):
+            await asyncio.sleep(0)
         for connection in list(self._connections):
             connection.leave()
         await self._empty(seconds)
@@ -108,22 +112,20 @@ async def serve_rest(
     max_body_bytes: int,
     default_timeout: float,
     authenticate: Callable[[Mapping[str, str]], str],
-    host: str = "127.0.0.1",
-    port: int = 0,
-    sock: socket.socket | None = None,
-    reuse_port: bool = False,
+    sock: socket.socket,
     tls: ssl.SSLContext | None = None,
     drain_seconds: float = 30.0,
     listening: Callable[[int], None] | None = None,
+    share: int = 1,
 ) -> None:
     """Serves HTTP/1.1 until cancelled; then takes no new connection and lets answers finish.
 
     ready: None while the server takes requests, else the public reason. max_body_bytes: of one body, also after
     decompression. default_timeout: seconds for a request that brings no deadline. authenticate: caller's name by the
-    lower-case headers, raises Unauthenticated. sock: bound already, TCP or unix, instead of host and port; it is closed
-    at the end. reuse_port: other processes may take the same port. tls: for HTTPS. drain_seconds: how long answers may
-    take once cancelled. listening: told the port once connections are taken (0 for a unix socket); port 0 lets the
-    system choose. Raises OSError when the port is taken.
+    lower-case headers, raises Unauthenticated. sock: bound already, TCP or unix; it is closed at the end. tls: for
+    HTTPS. drain_seconds: how long answers may take once cancelled. listening: told the port once connections are taken
+    (0 for a unix socket). share: processes of the gateway, each of which takes its part of all connections and bytes.
+    Raises OSError when somebody else listens there.
     """
     bridge = Bridge(
         inference=inference,
@@ -133,36 +135,15 @@ async def serve_rest(
         default_timeout=default_timeout,
         authenticate=authenticate,
     )
-    listener = _bound(host, port, reuse_port=reuse_port) if sock is None else sock
-    server = Server(bridge)
+    server = Server(bridge, max_connections=MAX_CONNECTIONS // share, max_held=MAX_HELD // share)
     try:
-        await server.listen(listener, tls)
+        await server.listen(sock, tls)
         if listening is not None:
-            listening(0 if listener.family == socket.AF_UNIX else listener.getsockname()[1])
+            listening(0 if sock.family == socket.AF_UNIX else sock.getsockname()[1])
         await asyncio.Event().wait()
     except asyncio.CancelledError:
         await server.drain(drain_seconds)
         raise
     finally:
         await server.close()
-        listener.close()
-
-
-def _bound(host: str, port: int, *, reuse_port: bool) -> socket.socket:
-    """A socket that says it is TCP.
-
-    asyncio switches Nagle's algorithm off only for sockets that were made with IPPROTO_TCP, which those of
-    `socket.create_server` were not: head and body of an answer would lie 40 ms apart.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
+        sock.close()

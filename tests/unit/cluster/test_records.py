@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.cluster.backoff import Backoff
 from penstock.cluster.records import from_json, to_json
 from penstock.errors import Internal
 from penstock.internal.v1.records_pb2 import AssignedReplica, AssignmentRecord, DeploymentRecord, WorkerRecord
+from penstock.kit.backoff import Backoff
 
 
 def test_a_record_comes_back_as_it_was() -> None:

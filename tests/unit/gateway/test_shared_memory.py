@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -46,8 +47,8 @@ def key() -> Iterator[str]:
 
 
 @pytest.fixture
-async def it() -> AsyncIterator[Gateway]:
-    table = RegionTable()
+async def it(tmp_path: Path) -> AsyncIterator[Gateway]:
+    table = RegionTable(tmp_path)
     yield gateway(NEAR, table=table)
     table.close()
 
@@ -202,8 +203,8 @@ async def test_what_does_not_lie_in_its_region_goes_nowhere(it: Gateway, key: st
     assert it.workers.sent == []
 
 
-async def test_inputs_in_shared_memory_count_for_the_limit_of_a_request(key: str) -> None:
-    table = RegionTable()
+async def test_inputs_in_shared_memory_count_for_the_limit_of_a_request(key: str, tmp_path: Path) -> None:
+    table = RegionTable(tmp_path)
     it = gateway(NEAR, table=table, max_body_bytes=2048)
     await register(it, key)
     await ask(it, "ModelInfer", infer(size=1024))
@@ -223,8 +224,8 @@ async def test_regions_of_one_request_are_bounded(it: Gateway, key: str) -> None
     await ask(it, "ModelInfer", message)
 
 
-async def test_a_request_by_reference_goes_to_replicas_of_this_host() -> None:
-    table = RegionTable()
+async def test_a_request_by_reference_goes_to_replicas_of_this_host(tmp_path: Path) -> None:
+    table = RegionTable(tmp_path)
     it = gateway(FAR, NEAR, FAR.replace("3", "4"), table=table)
     with shared_object(4096) as key:
         await register(it, key)
@@ -234,8 +235,8 @@ async def test_a_request_by_reference_goes_to_replicas_of_this_host() -> None:
     table.close()
 
 
-async def test_without_one_the_caller_is_told_to_send_the_bytes(key: str) -> None:
-    table = RegionTable()
+async def test_without_one_the_caller_is_told_to_send_the_bytes(key: str, tmp_path: Path) -> None:
+    table = RegionTable(tmp_path)
     it = gateway(FAR, table=table)
     await register(it, key)
     with pytest.raises(Unavailable, match="send the tensors' bytes"):
@@ -248,9 +249,9 @@ async def test_without_one_the_caller_is_told_to_send_the_bytes(key: str) -> Non
     ("first", "to", "tries"), [(LOST, "", 2), (LOST, "r", 1), (Unavailable("it is draining"), "r", 2)]
 )
 async def test_nothing_is_tried_twice_that_might_be_written_twice(
-    key: str, first: PenstockError, to: str, tries: int
+    key: str, first: PenstockError, to: str, tries: int, tmp_path: Path
 ) -> None:
-    table = RegionTable()
+    table = RegionTable(tmp_path)
     it = gateway(NEAR, NEAR_TOO, table=table)
     it.workers.behaviours = {NEAR: failing(first), NEAR_TOO: failing(first)}
     await register(it, key)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from penstock.kit import admin
-from penstock.kit.admin import Admin
+from penstock.kit.admin import Admin, Verdict
 from penstock.kit.identity import Authenticator
 
 
@@ -21,7 +21,7 @@ class Process:
 
     def __init__(self, auth_file: str = "") -> None:
         self.reason: str | None = None
-        self.admin = Admin("127.0.0.1", 0, lambda: self.reason, Authenticator(auth_file))
+        self.admin = Admin(("127.0.0.1", 0), lambda: Verdict(self.reason), Authenticator(auth_file))
         self.admin.start()
 
     def get(self, path: str, **headers: str) -> tuple[int, str]:
@@ -87,8 +87,8 @@ def test_a_silent_connection_is_let_go_without_a_word(
 def test_the_port_is_free_afterwards_and_taken_before() -> None:
     process = Process()
     with pytest.raises(OSError):
-        Admin("127.0.0.1", process.admin.port, lambda: None, Authenticator(""))
+        Admin(("127.0.0.1", process.admin.port), Verdict, Authenticator(""))
     port = process.admin.port
     process.admin.stop()
-    again = Admin("127.0.0.1", port, lambda: None, Authenticator(""))
+    again = Admin(("127.0.0.1", port), Verdict, Authenticator(""))
     again.stop()

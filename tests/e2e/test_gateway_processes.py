@@ -1,0 +1,223 @@
+"""A gateway of two processes in the whole suite: killed and renewed under load, through gRPC and REST."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.local.ports import Ports
+from deploy.local.suite import Suite
+from penstock import Client, errors
+from tests.e2e.conftest import grpc_address, serve
+from tests.harness import models
+
+ONES = np.ones((1, 16), np.float32)
+BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]})
+ENDED = 'penstock_gateway_requests_total{code="OK",model="add1"}'
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    """A suite whose gateway is two processes, with add1 on both workers."""
+    running = Suite(tmp_path_factory.mktemp("paired"), Ports.free(), trace_ratio=1.0, gateway_processes=2)
+    running.up()
+    try:
+        wait_until(lambda: "2 of 2" in admin(running, "/readyz"))
+        with Client(grpc_address(running), timeout=30) as client:
+            serve(client, models.add_one(tmp_path_factory.mktemp("models") / "add1"), replicas=2)
+        yield running
+    finally:
+        killed = running.down()
+    assert killed == [], "these had to be killed: they did not drain"
+
+
+def admin(suite: Suite, path: str) -> str:
+    """What the gateway's admin port says."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{suite.ports['gateway_admin']}{path}", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def processes(suite: Suite) -> list[int]:
+    """Pids of those that serve."""
+    parent = suite.running()["gateway"]
+    tasks = list(Path(f"/proc/{parent}/task").iterdir())
+    return sorted(int(pid) for task in tasks for pid in (task / "children").read_text().split())
+
+
+def counted(suite: Suite) -> float:
+    """Requests to add1 that ended well, of all processes."""
+    return sum(map(float, re.findall(rf"^{re.escape(ENDED)} (\S+)$", admin(suite, "/metrics"), re.MULTILINE)))
+
+
+def logged(suite: Suite, event: str) -> int:
+    """How often the gateway's log has it."""
+    text = (suite.state / "logs" / "gateway.log").read_text()
+    return text.count(f'"event": "{event}"')
+
+
+class Load:
+    """Calls add1 from threads until told to stop, each over connections of its own; keeps every outcome."""
+
+    def __init__(self, *calls: Callable[[], bool]) -> None:
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._repeat, args=(call,)) for call in calls]
+        self._lock = threading.Lock()
+        self.right = 0
+        self.failures: list[Exception] = []
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, more: int) -> None:
+        """Waits for so many more right answers."""
+        goal = self.right + more
+        wait_until(lambda: self.right >= goal)
+
+    def _repeat(self, call: Callable[[], bool]) -> None:
+        while not self._stop.is_set():
+            try:
+                assert call()
+                with self._lock:
+                    self.right += 1
+            except (errors.PenstockError, OSError, http.client.HTTPException) as failure:
+                self.failures.append(failure)
+                time.sleep(0.02)
+
+
+def by_grpc(client: Client) -> Callable[[], bool]:
+    """A call of the SDK."""
+    return lambda: bool((client.infer("add1", {"x": ONES}, timeout=10)["y"] == 2).all())
+
+
+def by_rest(suite: Suite) -> Callable[[], bool]:
+    """A call over a connection of its own: HTTP/1.1 cannot say on one that is kept which request came too late."""
+
+    def call() -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", suite.ports["gateway_rest"], timeout=10)
+        try:
+            connection.request("POST", "/v2/models/add1/infer", BODY, {"connection": "close"})
+            answer = connection.getresponse()
+            document = json.loads(answer.read())
+            return answer.status == 200 and document["outputs"][0]["data"] == [2.0] * 16
+        finally:
+            connection.close()
+
+    return call
+
+
+def clients(suite: Suite, count: int) -> list[Client]:
+    """Each with a connection of its own, without retries, so that every failure shows."""
+    return [Client(grpc_address(suite), timeout=10, retries=0) for _ in range(count)]
+
+
+def test_it_is_one_gateway_to_everybody(paired: Suite) -> None:
+    with Client(grpc_address(paired), timeout=30) as client:
+        found = [service for service in client.status().services if service.service == "gateway"]
+        assert [(each.id, each.address) for each in found] == [("gateway", grpc_address(paired))]
+        before = counted(paired)
+        # As many connections as it takes for both processes to have served some.
+        others = clients(paired, 16)
+        for other in others:
+            assert by_grpc(other)()
+            assert by_rest(paired)()
+            other.close()
+    assert counted(paired) == before + 32
+    text = admin(paired, "/metrics")
+    assert "penstock_gateway_models 1.0" in text and "penstock_gateway_workers 2.0" in text
+    names = {"gateway", "gateway.1", "gateway.2"}
+    assert set(re.findall(r'^process_cpu_seconds_total{process="(.*)"}', text, re.MULTILINE)) == names
+    # Spans are written a while after their requests, by whichever process served.
+    wait_until(lambda: instances(paired) >= {"gateway.1", "gateway.2"})
+
+
+def instances(suite: Suite) -> set[str]:
+    """Which processes have written spans; every line is whole."""
+    spans = [json.loads(line) for line in (suite.state / "traces.jsonl").read_text().splitlines()]
+    return {span["resource"]["attributes"]["service.instance.id"] for span in spans}
+
+
+def test_a_killed_process_breaks_its_own_connections_and_no_others(paired: Suite) -> None:
+    callers = clients(paired, 8)
+    before, restarts = processes(paired), logged(paired, "process_ended")
+    with Load(*map(by_grpc, callers)) as load:
+        load.wait_for(200)
+        seen = counted(paired)
+        os.kill(before[0], signal.SIGKILL)
+        load.wait_for(200)
+        wait_until(lambda: "2 of 2" in admin(paired, "/readyz"))
+        load.wait_for(100)
+    assert logged(paired, "process_ended") == restarts + 1
+    assert len(processes(paired)) == 2 and before[1] in processes(paired)
+    # One thread has one call in flight; a connection that was about to be accepted is another.
+    assert len(load.failures) <= 2 * len(callers), load.failures
+    assert all(isinstance(failure, errors.Unavailable) for failure in load.failures), load.failures
+    assert counted(paired) >= seen
+    with Client(grpc_address(paired), timeout=30) as client:
+        assert [each.id for each in client.status().services if each.service == "gateway"] == ["gateway"]
+    for caller in callers:
+        caller.close()
+
+
+def test_a_renewal_fails_no_request(paired: Suite) -> None:
+    callers = clients(paired, 4)
+    before, renewed, start = processes(paired), logged(paired, "renewed"), counted(paired)
+    with Load(*map(by_grpc, callers), by_rest(paired), by_rest(paired)) as load:
+        load.wait_for(100)
+        paired.kill("gateway", signal.SIGHUP)
+        wait_until(lambda: logged(paired, "renewed") == renewed + 1, 60)
+        load.wait_for(100)
+    assert load.failures == []
+    assert not set(before) & set(processes(paired))
+    assert counted(paired) == start + load.right, "what the old processes counted is handed over"
+    for caller in callers:
+        caller.close()
+
+
+def test_a_process_that_dies_while_etcd_is_away_is_not_missed(paired: Suite) -> None:
+    """Its successor knows no model yet: it must not take connections that the other serves."""
+    callers = clients(paired, 4)
+    with Load(*map(by_grpc, callers)) as load:
+        load.wait_for(50)
+        paired.kill("etcd")
+        try:
+            os.kill(processes(paired)[0], signal.SIGKILL)
+            wait_until(lambda: "1 of 2" in admin(paired, "/readyz") and "routes" in admin(paired, "/readyz"))
+            so_far = len(load.failures)
+            others = clients(paired, 8)
+            for other in others:
+                assert by_grpc(other)()
+                assert by_rest(paired)()
+                other.close()
+            load.wait_for(100)
+            assert len(load.failures) == so_far
+        finally:
+            paired.start("etcd")
+            paired.wait_ready("etcd")
+        wait_until(lambda: "2 of 2" in admin(paired, "/readyz"), 60)
+    for caller in callers:
+        caller.close()
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
