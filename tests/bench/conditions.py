@@ -31,6 +31,8 @@ ROUNDS: Final = 3
 """Times that two conditions take turns; a cell is the median of its rounds, so that a slow minute touches both."""
 MODELS: Final = 10_000
 _BUSY: Final = Shape(8, 8)
+_MANY: Final = Shape(64, 1)
+"""Connections enough for the kernel to spread them evenly."""
 _IN_ONE_TXN: Final = 100
 
 
@@ -70,6 +72,23 @@ def deployed(run: Run) -> None:
         etcd.stop()
     for name, each in cells.items():
         run.keep(f"gateway beside {name}", _median(each))
+
+
+def processes(run: Run) -> None:
+    """add1 through one gateway process and, in another suite, through two on one port; taking turns."""
+    worker = run.deployed("add1", small_models.add_one)
+    with place.running(run.folder / "twofold", run.say, gateways=2) as twofold:
+        twofold.deploy(run.folder / "add1")
+        other = twofold.worker_of(exchange.add1())
+        asked = exchange.add1()
+        rounds = _in_turns(
+            {
+                "one gateway": lambda: run.bench.grpc(run.place.grpc, run.place.heads(worker), asked, _MANY),
+                "two gateways": lambda: run.bench.grpc(twofold.grpc, twofold.heads(other), asked, _MANY),
+            }
+        )
+    for name, cell in rounds.items():
+        run.keep(name, cell)
 
 
 def _in_turns(conditions: Mapping[str, Callable[[], Cell]]) -> dict[str, Cell]:

@@ -39,6 +39,7 @@ GROUPS: Final[Mapping[str, Callable[[Run], None]]] = {
     "idle": transport.idle,
     "telemetry": conditions.telemetry,
     "deployed": conditions.deployed,
+    "processes": conditions.processes,
     "image": transport.image,
     "minilm": batches.minilm,
     "batching": batches.batching,

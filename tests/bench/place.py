@@ -97,12 +97,15 @@ class Place:
 
 
 @contextmanager
-def running(state: Path, say: Callable[[str], None], *, trace_ratio: float | None = TRACE_RATIO) -> Iterator[Place]:
-    """The suite, up; drained and stopped at the end. trace_ratio: None for no tracing at all."""
+def running(
+    state: Path, say: Callable[[str], None], *, trace_ratio: float | None = TRACE_RATIO, gateways: int = 1
+) -> Iterator[Place]:
+    """The suite, up; drained and stopped at the end. trace_ratio: None for no tracing at all; gateways: processes on
+    the gateway's port."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # For the cell with a thousand idle connections; children inherit it.
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
-    suite = Suite(state, Ports.free(), trace_ratio=trace_ratio)
+    suite = Suite(state, Ports.free(), trace_ratio=trace_ratio, gateway_processes=gateways)
     suite.up()
     try:
         say("the suite is up")
