@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,8 +18,8 @@ from deploy.local.suite import ROOT
 class Service:
     """A running process. `records` has what it has logged and we have read, `lines` the same as text."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, process: subprocess.Popen[bytes], log: asyncio.StreamReader) -> None:
+        self._process, self._log = process, log
         self.records: list[dict[str, Any]] = []
         self.lines: list[str] = []
 
@@ -37,7 +38,7 @@ class Service:
         async with asyncio.timeout(within):
             while await self._next() is not None:
                 pass
-            return await self._process.wait()
+            return await asyncio.to_thread(self._process.wait)
 
     @property
     def pid(self) -> int:
@@ -53,8 +54,7 @@ class Service:
         return [str(record.get("event")) for record in self.records]
 
     async def _next(self) -> dict[str, Any] | None:
-        assert self._process.stderr is not None
-        line = (await self._process.stderr.readline()).decode()
+        line = (await self._log.readline()).decode()
         if not line:
             return None
         self.lines.append(line.rstrip("\n"))
@@ -70,21 +70,22 @@ class Service:
 async def started(module: str, *flags: str, **environment: str) -> AsyncIterator[Service]:
     """`python -m module flags`; killed at the end if it still runs. Variables of Penstock are not inherited."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        module,
-        *flags,
+    # Not by the loop: uvloop forks, and whatever runs in the fork of a process with threads may wait for them for ever.
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-m", module, *flags],
         cwd=ROOT,
         env={**inherited, **environment},
-        stderr=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        limit=1 << 20,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
     )
-    service = Service(process)
+    log = asyncio.StreamReader(limit=1 << 20)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(log), process.stderr
+    )
+    service = Service(process, log)
     try:
         yield service
     finally:
-        if process.returncode is None:
-            process.kill()
+        process.kill()
         await service.ended()
+        transport.close()
