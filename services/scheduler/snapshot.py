@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 from penstock.internal.v1 import records_pb2 as records
 from penstock.v1 import cluster_pb2 as pb
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class VersionId:
+class VersionId(NamedTuple):
     """A version of a model."""
 
     name: str
@@ -18,8 +18,38 @@ class VersionId:
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """What a version asks of its place besides an engine and the worker's memory.
+
+    devices, device_kind: so many devices of one kind on the same worker. device_bytes, device_percent: what a replica
+    reserves on each of them, whichever is more. exclusive: each device is its alone.
+    selector: labels that the worker must have. tolerations: taints that do not matter.
+    affinity: models whose workers are preferred. anti_affinity: models that it does not share a worker with.
+    spread_required: two replicas never share a failure domain; without it they only avoid to.
+    pinned: once placed it is never moved or evicted for others. priority: higher goes first, and may evict lower.
+    """
+
+    devices: int = 0
+    device_kind: str = "gpu"
+    device_bytes: int = 0
+    device_percent: int = 0
+    exclusive: bool = False
+    selector: tuple[tuple[str, str], ...] = ()
+    tolerations: frozenset[str] = frozenset()
+    affinity: frozenset[str] = frozenset()
+    anti_affinity: frozenset[str] = frozenset()
+    spread_required: bool = False
+    pinned: bool = False
+    priority: int = 0
+
+
+PLAIN: Final = Needs()
+"""Needs of a version that says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the user wants of one version. memory_bytes: what one replica reserves."""
+    """What the user wants of one version. memory_bytes: what one replica reserves of the worker's memory."""
 
     id: VersionId
     replicas: int
@@ -28,27 +58,61 @@ class Wanted:
     engine: str
     default: bool = False
     retiring: bool = False
+    needs: Needs = PLAIN
+
+    @property
+    def size_bytes(self) -> int:
+        """What one replica reserves in all; the share of a device whose size is not known yet aside."""
+        return self.memory_bytes + self.needs.devices * self.needs.device_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Replica:
-    """One entry of an assignment."""
+class Replica(NamedTuple):
+    """One entry of an assignment.
+
+    devices: index and reserved bytes of each device that it uses. leaving: it goes as soon as others are READY in its
+    place, and does not count as one of the wanted replicas.
+    """
 
     id: VersionId
     manifest_digest: str
     memory_bytes: int
     engine: str
+    devices: tuple[tuple[int, int], ...] = ()
+    leaving: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device of a worker besides its processor. index: unique on the worker. memory_bytes: what it offers."""
+
+    index: int
+    kind: str
+    memory_bytes: int
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A live worker. missing_engines: why an engine cannot run there, by engine."""
+    """A live worker.
+
+    memory_bytes: what it offers of the machine's memory. missing_engines: why an engine cannot run there, by engine.
+    domain: what fails together, such as a zone or a machine; its own id when it is not said.
+    """
 
     id: str
     memory_bytes: int
     engines: frozenset[str]
     missing_engines: Mapping[str, str] = field(default_factory=dict)
     draining: bool = False
+    devices: tuple[Device, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: frozenset[str] = frozenset()
+    failure_domain: str = ""
+
+    @property
+    def domain(self) -> str:
+        """The failure domain."""
+        return self.failure_domain or self.id
 
 
 @dataclass(frozen=True, slots=True)

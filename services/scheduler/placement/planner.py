@@ -1,0 +1,316 @@
+"""From what is known to a plan: keeps, places, makes room. Looks only at what has changed since the plan before. Pure.
+
+A plan that looks at what has changed is the same as one that looks at everything: a version that has not changed, on
+workers that have not, keeps its places in either, and everything else is lifted and decided anew in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from penstock.v1 import cluster_pb2 as pb
+
+from ..snapshot import ClusterSnapshot, Replica, VersionId, Wanted
+from . import room
+from .draft import Draft
+from .knowledge import Knowledge
+from .obstacles import fitting_share, standing
+from .reasons import why_unplaced
+
+_ALIVE = (pb.REPLICA_STATE_PULLING, pb.REPLICA_STATE_LOADING, pb.REPLICA_STATE_READY)
+_NOWHERE: Final = frozenset[str]()
+MOST_TRIED: Final = 8
+"""Replicas without a place for which one plan looks for room, the most important and biggest first."""
+
+
+class Unplaced(Mapping[VersionId, str]):
+    """Why fewer replicas are placed than wanted. Words are made when asked for, so it is good until the next plan."""
+
+    def __init__(self, draft: Draft, missing: Mapping[VersionId, int], retiring: frozenset[VersionId]) -> None:
+        self._draft = draft
+        self._missing = missing
+        self._retiring = retiring
+
+    def __getitem__(self, version: VersionId) -> str:
+        if version in self._missing:
+            item = self._draft.known.item(version)
+            assert item is not None
+            return why_unplaced(item, self._missing[version], self._draft)
+        if version in self._retiring:
+            return "is retiring: lost replicas are not replaced while the default version serves"
+        raise KeyError(version)
+
+    def __iter__(self) -> Iterator[VersionId]:
+        yield from sorted(self._missing.keys() | self._retiring)
+
+    def __len__(self) -> int:
+        return len(self._missing) + len(self._retiring)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What should be.
+
+    assignments: every live or held worker with all that it should run, in order of version.
+    unplaced: why fewer replicas are placed than wanted, for people.
+    missing: how many replicas are wanted and not placed, retiring versions aside.
+    moves: versions with a worker that they are to leave once they are READY elsewhere.
+    touched: workers whose part of the plan may differ from the plan before, or from what they were told.
+    """
+
+    assignments: Mapping[str, tuple[Replica, ...]]
+    unplaced: Mapping[VersionId, str]
+    missing: int
+    moves: frozenset[tuple[VersionId, str]] = frozenset()
+    touched: frozenset[str] = field(default=frozenset(), compare=False)
+
+
+class Planner:
+    """Plans again and again for a cluster that it is told of in `known`."""
+
+    def __init__(self) -> None:
+        self.known = Knowledge()
+        self.draft = Draft(self.known)
+        self._missing: dict[VersionId, int] = {}
+        self._retiring_short: set[VersionId] = set()
+        self._crowded: set[VersionId] = set()
+        self._assignments: dict[str, tuple[Replica, ...]] = {}
+        self._unwritten: set[str] = set()
+
+    def plan(self) -> Plan:
+        """The plan for the cluster as it is known now."""
+        names, workers = self._affected()
+        for name in names:
+            self._forget(name)
+        for worker in workers:
+            self._reseat(worker)
+        wanted = [
+            item
+            for name in names
+            for item in self.known.models.get(name, ())
+            if not (item.retiring and self.known.is_replaced(item))
+        ]
+        self._regroup(wanted)
+        wanted.sort(key=_weight)
+        for item in wanted:
+            self._keep_assigned(item)
+        for item in wanted:
+            self._keep_leaving(item)
+        for item in wanted:
+            self._keep_reported(item)
+            self._settle(item)
+        while self._place_missing() or self._find_room() or self._spread_out():
+            pass
+        return self._finish(workers)
+
+    def _affected(self) -> tuple[set[str], set[str]]:
+        """Models to decide anew, and workers to seat anew; both are marked as looked at."""
+        known, draft = self.known, self.draft
+        workers = known.changed_workers | self._unwritten
+        names = known.changed_models | {version.name for version in (*self._missing, *draft.leaving)}
+        for name in known.changed_models:
+            # What asks for more may not fit any more: whoever is beside it has to be decided anew too.
+            for version in draft.versions(name):
+                if draft.items[version] != known.item(version):
+                    workers |= draft.at.get(version, set()) | draft.leaving.get(version, set())
+        for worker in workers:
+            names |= {version.name for version in known.told.get(worker, ())}
+            names |= {version.name for version in known.reported.get(worker, ())}
+            if worker in draft.seats:
+                names |= {version.name for version in draft.seats[worker].replicas}
+        known.changed_models, known.changed_workers = set(), set()
+        return names, workers
+
+    def _forget(self, name: str) -> None:
+        self.draft.lift(name)
+        for versions in (self._retiring_short, self._crowded):
+            versions -= {version for version in versions if version.name == name}
+        for version in [version for version in self._missing if version.name == name]:
+            del self._missing[version]
+
+    def _reseat(self, worker: str) -> None:
+        found = self.known.workers.get(worker)
+        if found is None:
+            self.draft.stand(worker)
+        elif worker not in self.draft.seats or self.draft.seats[worker].worker != found:
+            self.draft.sit(found)
+        self.draft.touched.add(worker)
+
+    def _regroup(self, wanted: list[Wanted]) -> None:
+        labels = {key for item in wanted for key, _ in item.needs.selector}
+        self.draft.pools.set_labels(frozenset(labels), self.draft.seats.values())
+
+    def _keep_assigned(self, item: Wanted) -> None:
+        """Keeps what staying workers were told to run, those that are READY first."""
+        told = self.known.told
+        at = self.known.told_at.get(item.id, ())
+        self._keep(item, [worker for worker in at if not told[worker][item.id].leaving])
+
+    def _keep_reported(self, item: Wanted) -> None:
+        """Keeps what staying workers run though nothing (any more) tells them to: after the store lost its data."""
+        told = self.known.told
+        states = self.known.states.get(item.id)
+        if states:
+            alive = (worker for worker, state in states.items() if state in _ALIVE)
+            self._keep(item, [worker for worker in alive if item.id not in told.get(worker, ())])
+
+    def _keep(self, item: Wanted, workers: list[str]) -> None:
+        draft, known = self.draft, self.known
+        if len(workers) > 1:
+            workers.sort(key=lambda worker: (not known.ready(worker, item.id), worker))
+        for worker in workers:
+            seat = draft.seats.get(worker)
+            if seat is None or seat.worker.draining or item.id in seat.replicas:
+                continue
+            if draft.count(item.id) >= item.replicas:
+                return
+            if standing(item, seat.worker) is not None:
+                continue
+            before = known.told[worker].get(item.id) if worker in known.told else None
+            domains = draft.domains(item.id) if item.needs.spread_required else {}
+            share = fitting_share(item, seat, domains, before.devices if before is not None else ())
+            if share is not None:
+                draft.put(worker, item, share)
+
+    def _keep_leaving(self, item: Wanted) -> None:
+        """Keeps as many READY replicas that may not stay as are not READY elsewhere yet."""
+        draft, known = self.draft, self.known
+        told: Collection[str] = known.told_at.get(item.id, ())
+        if draft.at.get(item.id, _NOWHERE).issuperset(told):
+            return
+        needed = item.replicas - self._ready_places(item) - known.held_count(item.id)
+        for worker in sorted(told):
+            seat = draft.seats.get(worker)
+            if needed <= 0:
+                return
+            if seat is None or item.id in seat.replicas or not known.ready(worker, item.id):
+                continue
+            if not seat.worker.draining and item.engine not in seat.worker.engines:
+                continue
+            needed -= 1
+            share = known.told[worker][item.id].devices
+            fits = all(size <= seat.device_free.get(index, -1) for index, size in share)
+            if fits and item.memory_bytes <= seat.free:
+                draft.put(worker, item, share, leaving=True)
+
+    def _ready_places(self, item: Wanted) -> int:
+        return sum(1 for worker in self.draft.at.get(item.id, ()) if self.known.ready(worker, item.id))
+
+    def _note(self, item: Wanted) -> None:
+        """Notes how many replicas have no place, and whether all are in one failure domain."""
+        missing = self.draft.missing(item)
+        needed = not item.retiring or self.known.is_needed(item)
+        self._missing.pop(item.id, None)
+        self._retiring_short.discard(item.id)
+        if missing and needed:
+            self._missing[item.id] = missing
+        elif missing:
+            self._retiring_short.add(item.id)
+        self._crowded.discard(item.id)
+        if room.is_crowded(self.draft, item):
+            self._crowded.add(item.id)
+
+    def _queue(self) -> list[tuple[Wanted, int]]:
+        """What has no place, in the order in which places are given: item, and which of its replicas."""
+        needs = []
+        for version, missing in self._missing.items():
+            item = self.known.item(version)
+            assert item is not None
+            first = item.replicas - missing
+            needs += [
+                ((item.retiring, -item.needs.priority, nth, -item.size_bytes, item.id), item, nth)
+                for nth in range(first, item.replicas)
+            ]
+        needs.sort(key=lambda need: need[0])
+        return [(item, nth) for _, item, nth in needs]
+
+    def _place_missing(self) -> bool:
+        """Places what is missing as far as it fits; whether anything was placed."""
+        placed = False
+        for item, _ in self._queue():
+            place = self.draft.best(item)
+            if place is None and item.default:
+                place = room.replace_retiring(self.draft, item)
+                for other in self.known.models[item.id.name] if place is not None else ():
+                    self._note(other)
+            if place is not None:
+                self._place(item, place[0], place[1])
+                placed = True
+        return placed
+
+    def _place(self, item: Wanted, worker: str, share: tuple[tuple[int, int], ...]) -> None:
+        self.draft.put(worker, item, share)
+        self._settle(item)
+
+    def _settle(self, item: Wanted) -> None:
+        """Whoever was leaving for a replica that is READY now goes; what is still missing is noted."""
+        leaving = self.draft.leaving.get(item.id)
+        if leaving:
+            left = max(item.replicas - self._ready_places(item) - self.known.held_count(item.id), 0)
+            for worker in sorted(leaving)[left:]:
+                self.draft.drop(worker, item.id)
+        self._note(item)
+
+    def _find_room(self) -> bool:
+        """For what fits nowhere: moves others, or evicts what matters less; whether anything has changed."""
+        changed = False
+        for item, nth in self._queue()[:MOST_TRIED]:
+            if item.retiring or room.is_coming(self.draft, item):
+                continue
+            disturbed = room.move_others(self.draft, item, nth) or room.evict(self.draft, item)
+            self._settle_all(disturbed)
+            changed = changed or bool(disturbed)
+        return changed
+
+    def _spread_out(self) -> bool:
+        moved = room.spread_out(self.draft, self._crowded)
+        self._settle_all(moved)
+        return bool(moved)
+
+    def _settle_all(self, versions: Iterable[VersionId]) -> None:
+        for version in versions:
+            self._settle(self.draft.items[version])
+
+    def _finish(self, workers: set[str]) -> Plan:
+        known, draft = self.known, self.draft
+        touched = draft.touched | workers | set(known.held) | (self._assignments.keys() - draft.seats.keys())
+        for worker in touched:
+            if worker in draft.seats:
+                self._assignments[worker] = draft.seats[worker].listed()
+            elif (held := known.held_replicas(worker)) is not None:
+                self._assignments[worker] = held
+            else:
+                self._assignments.pop(worker, None)
+        draft.touched = set()
+        self._unwritten -= touched
+        for worker in touched:
+            told = known.told.get(worker)
+            if tuple(sorted(told.values()) if told else ()) != self._assignments.get(worker, ()):
+                self._unwritten.add(worker)
+        missing = sum(count for version, count in self._missing.items() if not self._item(version).retiring)
+        return Plan(
+            assignments=dict(self._assignments),
+            unplaced=Unplaced(draft, dict(self._missing), frozenset(self._retiring_short)),
+            missing=missing,
+            moves=frozenset((version, worker) for version, places in draft.leaving.items() for worker in places),
+            touched=frozenset(touched),
+        )
+
+    def _item(self, version: VersionId) -> Wanted:
+        item = self.known.item(version)
+        assert item is not None
+        return item
+
+
+def _weight(item: Wanted) -> tuple[bool, bool, int, int, VersionId]:
+    """In which order replicas keep their places, where not all of them can."""
+    return item.retiring, not item.needs.pinned, -item.needs.priority, -item.size_bytes, item.id
+
+
+def plan(snapshot: ClusterSnapshot) -> Plan:
+    """The plan for this cluster."""
+    planner = Planner()
+    planner.known.learn(snapshot)
+    return planner.plan()

@@ -1,0 +1,213 @@
+"""What must hold of every plan, for any cluster: devices, labels, taints, affinities, priorities and all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.scheduler.placement import Plan, Planner, changes, plan
+from services.scheduler.placement.obstacles import obstacle, standing
+from services.scheduler.snapshot import ClusterSnapshot, VersionId
+
+from .clusters import (
+    NAMES,
+    STATES,
+    WORKERS,
+    all_assignments,
+    all_clusters,
+    all_models,
+    all_workers,
+    carried_out,
+    with_ready,
+)
+
+EXAMPLES = 150
+
+
+def placed(snapshot: ClusterSnapshot, planned: Plan) -> Counter[VersionId]:
+    """Replicas that count, by version."""
+    return Counter(
+        replica.id
+        for name, replicas in planned.assignments.items()
+        if name not in snapshot.workers or not snapshot.workers[name].draining
+        for replica in replicas
+        if not replica.leaving
+    )
+
+
+@given(all_clusters())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_no_ledger_is_ever_overdrawn(snapshot: ClusterSnapshot) -> None:
+    planned = plan(snapshot)
+    by_id = {item.id: item for item in snapshot.wanted}
+    for name, found in snapshot.workers.items():
+        replicas = planned.assignments[name]
+        assert sum(replica.memory_bytes for replica in replicas) <= found.memory_bytes
+        for device in found.devices:
+            users = [replica for replica in replicas if device.index in dict(replica.devices)]
+            assert sum(dict(replica.devices)[device.index] for replica in users) <= device.memory_bytes
+            staying = [replica for replica in users if not replica.leaving]
+            alone = [replica for replica in staying if by_id[replica.id].needs.exclusive]
+            assert not alone or len(users) == 1
+        for replica in replicas:
+            if not replica.leaving:
+                assert len(replica.devices) == by_id[replica.id].needs.devices
+
+
+@given(all_clusters())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_what_is_placed_breaks_no_rule(snapshot: ClusterSnapshot) -> None:
+    planned = plan(snapshot)
+    by_id = {item.id: item for item in snapshot.wanted}
+    domains: Counter[tuple[VersionId, str]] = Counter()
+    for name, found in snapshot.workers.items():
+        here = [by_id[replica.id] for replica in planned.assignments[name] if not replica.leaving]
+        assert not (found.draining and here)
+        for item in here:
+            assert standing(item, found) is None
+            domains[item.id, found.domain] += 1
+            others = {other.id.name for other in here} - {item.id.name}
+            assert item.needs.anti_affinity.isdisjoint(others)
+    for (version, _), count in domains.items():
+        assert count == 1 or not by_id[version].needs.spread_required
+    for version, count in placed(replace(snapshot, held=frozenset()), planned).items():
+        assert version not in by_id or count <= by_id[version].replicas or snapshot.held
+
+
+@given(all_clusters())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_a_plan_carried_out_is_its_own_plan(snapshot: ClusterSnapshot) -> None:
+    planned = plan(snapshot)
+    after = carried_out(snapshot, planned)
+    assert changes(after, plan(after)) == {}
+
+
+@given(all_clusters())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_order_of_records_does_not_matter(snapshot: ClusterSnapshot) -> None:
+    backwards = replace(
+        snapshot,
+        wanted=tuple(reversed(snapshot.wanted)),
+        workers=dict(reversed(list(snapshot.workers.items()))),
+        assignments=dict(reversed(list(snapshot.assignments.items()))),
+        states=dict(reversed(list(snapshot.states.items()))),
+    )
+    assert plan(backwards) == plan(snapshot)
+
+
+@given(all_clusters())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_nothing_that_would_fit_is_left_out(snapshot: ClusterSnapshot) -> None:
+    planner = Planner()
+    planner.known.learn(snapshot)
+    planned = planner.plan()
+    by_id = {item.id: item for item in snapshot.wanted}
+    for version in planned.unplaced:
+        if by_id[version].retiring:
+            continue
+        domains = planner.draft.domains(version)
+        for seat in planner.draft.seats.values():
+            assert obstacle(by_id[version], seat, domains) is not None
+
+
+@given(all_clusters(), st.integers(0, 4))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_a_lost_worker_moves_nothing_but_its_own_replicas(snapshot: ClusterSnapshot, which: int) -> None:
+    before = with_ready(carried_out(snapshot, plan(snapshot)))
+    before = replace(before, held=frozenset())
+    before = carried_out(before, plan(before))
+    if not before.workers or any(item.needs.priority for item in before.wanted):
+        return
+    lost = sorted(before.workers)[which % len(before.workers)]
+    after = replace(
+        before,
+        workers={name: found for name, found in before.workers.items() if name != lost},
+        assignments={name: told for name, told in before.assignments.items() if name != lost},
+        states={key: state for key, state in before.states.items() if key[0] != lost},
+    )
+    planned = plan(after)
+    retiring = {item.id for item in after.wanted if item.retiring}
+    for name in after.workers:
+        stayed = {replica.id for replica in planned.assignments[name]}
+        assert {replica.id for replica in after.assignments.get(name, ()) if not replica.leaving} - retiring <= stayed
+
+
+@given(all_clusters(), all_workers("w9"))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_a_newcomer_costs_nobody_a_place(snapshot: ClusterSnapshot, newcomer: object) -> None:
+    before = carried_out(snapshot, plan(snapshot))
+    planned = plan(before)
+    after = replace(before, workers={**before.workers, "w9": newcomer})
+    assert placed(before, planned) <= placed(after, plan(after))
+
+
+@given(all_clusters())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_plans_come_to_rest(snapshot: ClusterSnapshot) -> None:
+    for _ in range(40):
+        after = with_ready(carried_out(snapshot, plan(snapshot)))
+        if after == snapshot:
+            return
+        snapshot = after
+    raise AssertionError("the plan changes for ever")
+
+
+CHANGES = st.one_of(
+    st.sampled_from(NAMES).flatmap(lambda name: st.tuples(st.just("want"), st.just(name), all_models(name))),
+    st.tuples(st.just("forget"), st.sampled_from(NAMES), st.none()),
+    st.sampled_from(WORKERS).flatmap(lambda name: st.tuples(st.just("join"), st.just(name), all_workers(name))),
+    st.tuples(st.just("leave"), st.sampled_from(WORKERS), st.none()),
+    st.tuples(st.just("tell"), st.sampled_from([*WORKERS, "held"]), st.one_of(st.none(), all_assignments())),
+    st.tuples(
+        st.just("hear"),
+        st.sampled_from(WORKERS),
+        st.tuples(st.builds(VersionId, st.sampled_from(NAMES), st.integers(1, 2)), st.one_of(st.none(), STATES)),
+    ),
+    st.tuples(st.just("hold"), st.sampled_from([*WORKERS, "held"]), st.none()),
+    st.tuples(st.just("write"), st.just(""), st.none()),
+)
+
+
+@given(all_clusters(), st.lists(st.lists(CHANGES, min_size=1, max_size=2), max_size=4))
+@settings(max_examples=2 * EXAMPLES, deadline=None)
+def test_a_plan_of_what_changed_is_the_plan_of_everything(snapshot: ClusterSnapshot, steps: list[list[object]]) -> None:
+    planner = Planner()
+    planner.known.learn(snapshot)
+    planned = planner.plan()
+    assert planned == plan(snapshot)
+    for step in steps:
+        for change in step:
+            snapshot = _apply(planner, snapshot, planned, change)
+        planned = planner.plan()
+        assert planned == plan(snapshot)
+
+
+def _apply(planner: Planner, snapshot: ClusterSnapshot, planned: Plan, change: object) -> ClusterSnapshot:
+    """The same change to both."""
+    kind, name, value = change  # type: ignore[misc]
+    known = planner.known
+    if kind in ("want", "forget"):
+        known.want(name, value or ())
+        rest = tuple(item for item in snapshot.wanted if item.id.name != name)
+        return replace(snapshot, wanted=rest + (value or ()))
+    if kind in ("join", "leave"):
+        known.join(name, value)
+        rest_of = {key: found for key, found in snapshot.workers.items() if key != name}
+        return replace(snapshot, workers=rest_of | ({name: value} if value else {}))
+    if kind == "tell":
+        known.tell(name, value)
+        told = {key: found for key, found in snapshot.assignments.items() if key != name}
+        return replace(snapshot, assignments=told | ({name: value} if value is not None else {}))
+    if kind == "hear":
+        known.hear(name, *value)
+        states = {key: state for key, state in snapshot.states.items() if key != (name, value[0])}
+        return replace(snapshot, states=states | ({(name, value[0]): value[1]} if value[1] is not None else {}))
+    if kind == "hold":
+        known.hold(frozenset({name}))
+        return replace(snapshot, held=frozenset({name}))
+    for worker, replicas in changes(snapshot, planned).items():
+        known.tell(worker, replicas)
+    return carried_out(snapshot, planned)
