@@ -31,8 +31,8 @@ class Draft:
         self.leaving: dict[VersionId, set[str]] = {}
         self.items: dict[VersionId, Wanted] = {}
         self.touched: set[str] = set()
-        self.priorities: Counter[int] = Counter()
-        self._by_model: dict[str, set[VersionId]] = {}
+        self.priorities: dict[int, int] = {}
+        self._by_model: dict[str, list[VersionId]] = {}
         self._domains: Counter[str] = Counter()
 
     def sit(self, worker: Worker) -> None:
@@ -59,14 +59,20 @@ class Draft:
 
     def put(self, worker: str, item: Wanted, share: Share, *, leaving: bool = False) -> None:
         """Books a replica on a worker; one that was leaving there stays instead."""
-        seat = self.seats[worker]
-        if item.id in seat.replicas:
-            self.drop(worker, item.id)
+        seat, version = self.seats[worker], item.id
+        if version in seat.replicas:
+            self.drop(worker, version)
         seat.add(item, share, leaving=leaving)
-        (self.leaving if leaving else self.at).setdefault(item.id, set()).add(worker)
-        self.items[item.id] = item
-        self.priorities[item.needs.priority] += 1
-        self._by_model.setdefault(item.id.name, set()).add(item.id)
+        places = self.leaving if leaving else self.at
+        if version in places:
+            places[version].add(worker)
+        else:
+            places[version] = {worker}
+        if version not in self.items:
+            self._by_model.setdefault(version.name, []).append(version)
+        self.items[version] = item
+        priority = item.needs.priority
+        self.priorities[priority] = self.priorities.get(priority, 0) + 1
         self.pools.touch(seat)
         self.touched.add(worker)
 
@@ -100,7 +106,7 @@ class Draft:
 
     def count(self, version: VersionId) -> int:
         """Replicas that stay, those on held workers too."""
-        return len(self.at.get(version, ())) + self.known.held_count(version)
+        return len(self.at.get(version, ())) + (self.known.held_count(version) if self.known.held else 0)
 
     def missing(self, item: Wanted) -> int:
         """Replicas that are wanted and have no place."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ..snapshot import Wanted, Worker
+from ..snapshot import PLAIN, Wanted, Worker
 from .seat import Seat, Share, reserved_on
 
 
@@ -46,8 +46,8 @@ def standing(item: Wanted, worker: Worker) -> Obstacle | None:
     for key, value in needs.selector:
         if worker.labels.get(key) != value:
             return Obstacle(Kind.SELECTOR, f"{key}={value}")
-    for taint in sorted(worker.taints - needs.tolerations):
-        return Obstacle(Kind.TAINT, taint)
+    if worker.taints and (taints := worker.taints - needs.tolerations):
+        return Obstacle(Kind.TAINT, min(taints))
     return None
 
 
@@ -75,8 +75,8 @@ def company(item: Wanted, seat: Seat, domains: Mapping[str, int]) -> Obstacle | 
     if seat.repelled and seat.repelled.get(item.id.name):
         others = (other for other in sorted(seat.replicas) if other.name != item.id.name)
         return Obstacle(Kind.ANTI_AFFINITY, next((other.name for other in others), ""))
-    if needs.anti_affinity and not needs.anti_affinity.isdisjoint(seat.models):
-        return Obstacle(Kind.ANTI_AFFINITY, min(needs.anti_affinity & seat.models.keys()))
+    if needs.anti_affinity and (other := seat.stays_any(needs.anti_affinity - {item.id.name})):
+        return Obstacle(Kind.ANTI_AFFINITY, other)
     if needs.spread_required and domains.get(seat.worker.domain):
         return Obstacle(Kind.SPREAD, seat.worker.domain)
     return None
@@ -84,6 +84,8 @@ def company(item: Wanted, seat: Seat, domains: Mapping[str, int]) -> Obstacle | 
 
 def fitting_share(item: Wanted, seat: Seat, domains: Mapping[str, int], told: Share = ()) -> Share | None:
     """Devices for a replica that nothing passing stands in the way of, else None: `passing`, made quick."""
+    if item.needs is PLAIN and not seat.repelled:
+        return () if item.memory_bytes <= seat.free else None
     if item.memory_bytes > seat.free or company(item, seat, domains) is not None:
         return None
     return seat.share_of(item.needs, told)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from penstock.v1 import cluster_pb2 as pb
 
@@ -23,6 +23,10 @@ _ALIVE = (pb.REPLICA_STATE_PULLING, pb.REPLICA_STATE_LOADING, pb.REPLICA_STATE_R
 _NOWHERE: Final = frozenset[str]()
 MOST_TRIED: Final = 8
 """Replicas without a place for which one plan looks for room, the most important and biggest first."""
+
+
+_Need: TypeAlias = tuple[bool, int, int, int, VersionId, Wanted]
+"""Retiring ones last, then priority, which of the version's replicas, size, version; never compared any further."""
 
 
 class Unplaced(Mapping[VersionId, str]):
@@ -73,7 +77,7 @@ class Planner:
     def __init__(self) -> None:
         self.known = Knowledge()
         self.draft = Draft(self.known)
-        self._missing: dict[VersionId, int] = {}
+        self._missing: dict[VersionId, Wanted] = {}
         self._retiring_short: set[VersionId] = set()
         self._crowded: set[VersionId] = set()
         self._assignments: dict[str, tuple[Replica, ...]] = {}
@@ -82,8 +86,7 @@ class Planner:
     def plan(self) -> Plan:
         """The plan for the cluster as it is known now."""
         names, workers = self._affected()
-        for name in names:
-            self._forget(name)
+        self._forget(names)
         for worker in workers:
             self._reseat(worker)
         wanted = [
@@ -99,7 +102,8 @@ class Planner:
         for item in wanted:
             self._keep_leaving(item)
         for item in wanted:
-            self._keep_reported(item)
+            if self.draft.count(item.id) < item.replicas and item.id in self.known.states:
+                self._keep_reported(item)
             self._settle(item)
         while self._place_missing() or self._find_room() or self._spread_out():
             pass
@@ -113,7 +117,7 @@ class Planner:
         for name in known.changed_models:
             # What asks for more may not fit any more: whoever is beside it has to be decided anew too.
             for version in draft.versions(name):
-                if draft.items[version] != known.item(version):
+                if not _is_same(draft.items[version], known.item(version)):
                     workers |= draft.at.get(version, set()) | draft.leaving.get(version, set())
         for worker in workers:
             names |= {version.name for version in known.told.get(worker, ())}
@@ -123,12 +127,12 @@ class Planner:
         known.changed_models, known.changed_workers = set(), set()
         return names, workers
 
-    def _forget(self, name: str) -> None:
-        self.draft.lift(name)
-        for versions in (self._retiring_short, self._crowded):
-            versions -= {version for version in versions if version.name == name}
-        for version in [version for version in self._missing if version.name == name]:
-            del self._missing[version]
+    def _forget(self, names: set[str]) -> None:
+        for name in names:
+            self.draft.lift(name)
+        self._missing = {version: item for version, item in self._missing.items() if version.name not in names}
+        self._retiring_short = {version for version in self._retiring_short if version.name not in names}
+        self._crowded = {version for version in self._crowded if version.name not in names}
 
     def _reseat(self, worker: str) -> None:
         found = self.known.workers.get(worker)
@@ -144,28 +148,28 @@ class Planner:
 
     def _keep_assigned(self, item: Wanted) -> None:
         """Keeps what staying workers were told to run, those that are READY first."""
-        told = self.known.told
-        at = self.known.told_at.get(item.id, ())
-        self._keep(item, [worker for worker in at if not told[worker][item.id].leaving])
+        at = self.known.told_at.get(item.id)
+        if at:
+            told = self.known.told
+            self._keep(item, [worker for worker in at if not told[worker][item.id].leaving])
 
     def _keep_reported(self, item: Wanted) -> None:
         """Keeps what staying workers run though nothing (any more) tells them to: after the store lost its data."""
         told = self.known.told
-        states = self.known.states.get(item.id)
-        if states:
-            alive = (worker for worker, state in states.items() if state in _ALIVE)
-            self._keep(item, [worker for worker in alive if item.id not in told.get(worker, ())])
+        alive = (worker for worker, state in self.known.states[item.id].items() if state in _ALIVE)
+        self._keep(item, [worker for worker in alive if item.id not in told.get(worker, ())])
 
     def _keep(self, item: Wanted, workers: list[str]) -> None:
         draft, known = self.draft, self.known
         if len(workers) > 1:
             workers.sort(key=lambda worker: (not known.ready(worker, item.id), worker))
+        room_for = item.replicas - draft.count(item.id)
         for worker in workers:
+            if room_for <= 0:
+                return
             seat = draft.seats.get(worker)
             if seat is None or seat.worker.draining or item.id in seat.replicas:
                 continue
-            if draft.count(item.id) >= item.replicas:
-                return
             if standing(item, seat.worker) is not None:
                 continue
             before = known.told[worker].get(item.id) if worker in known.told else None
@@ -173,12 +177,13 @@ class Planner:
             share = fitting_share(item, seat, domains, before.devices if before is not None else ())
             if share is not None:
                 draft.put(worker, item, share)
+                room_for -= 1
 
     def _keep_leaving(self, item: Wanted) -> None:
         """Keeps as many READY replicas that may not stay as are not READY elsewhere yet."""
         draft, known = self.draft, self.known
         told: Collection[str] = known.told_at.get(item.id, ())
-        if draft.at.get(item.id, _NOWHERE).issuperset(told):
+        if not told or draft.at.get(item.id, _NOWHERE).issuperset(told):
             return
         needed = item.replicas - self._ready_places(item) - known.held_count(item.id)
         for worker in sorted(told):
@@ -199,50 +204,47 @@ class Planner:
         return sum(1 for worker in self.draft.at.get(item.id, ()) if self.known.ready(worker, item.id))
 
     def _note(self, item: Wanted) -> None:
-        """Notes how many replicas have no place, and whether all are in one failure domain."""
-        missing = self.draft.missing(item)
-        needed = not item.retiring or self.known.is_needed(item)
-        self._missing.pop(item.id, None)
-        self._retiring_short.discard(item.id)
-        if missing and needed:
-            self._missing[item.id] = missing
-        elif missing:
-            self._retiring_short.add(item.id)
-        self._crowded.discard(item.id)
-        if room.is_crowded(self.draft, item):
-            self._crowded.add(item.id)
+        """Notes whether it lacks replicas, and whether all it has are in one failure domain."""
+        lacks = self.draft.count(item.id) < item.replicas
+        if item.retiring:
+            self._retiring_short.discard(item.id)
+            if lacks and not self.known.is_needed(item):
+                self._retiring_short.add(item.id)
+                lacks = False
+        if lacks:
+            self._missing[item.id] = item
+        else:
+            self._missing.pop(item.id, None)
+        if item.replicas > 1:
+            self._crowded.discard(item.id)
+            if room.is_crowded(self.draft, item):
+                self._crowded.add(item.id)
 
-    def _queue(self) -> list[tuple[Wanted, int]]:
-        """What has no place, in the order in which places are given: item, and which of its replicas."""
-        needs = []
-        for version, missing in self._missing.items():
-            item = self.known.item(version)
-            assert item is not None
-            first = item.replicas - missing
-            needs += [
-                ((item.retiring, -item.needs.priority, nth, -item.size_bytes, item.id), item, nth)
-                for nth in range(first, item.replicas)
-            ]
-        needs.sort(key=lambda need: need[0])
-        return [(item, nth) for _, item, nth in needs]
+    def _queue(self) -> list[_Need]:
+        """What has no place, in the order in which places are given."""
+        needs = [
+            (item.retiring, -item.needs.priority, nth, -item.size_bytes, item.id, item)
+            for item in self._missing.values()
+            for nth in range(self.draft.count(item.id), item.replicas)
+        ]
+        needs.sort()
+        return needs
 
     def _place_missing(self) -> bool:
         """Places what is missing as far as it fits; whether anything was placed."""
         placed = False
-        for item, _ in self._queue():
+        for need in self._queue():
+            item = need[5]
             place = self.draft.best(item)
             if place is None and item.default:
                 place = room.replace_retiring(self.draft, item)
                 for other in self.known.models[item.id.name] if place is not None else ():
                     self._note(other)
             if place is not None:
-                self._place(item, place[0], place[1])
+                self.draft.put(place[0], item, place[1])
+                self._settle(item)
                 placed = True
         return placed
-
-    def _place(self, item: Wanted, worker: str, share: tuple[tuple[int, int], ...]) -> None:
-        self.draft.put(worker, item, share)
-        self._settle(item)
 
     def _settle(self, item: Wanted) -> None:
         """Whoever was leaving for a replica that is READY now goes; what is still missing is noted."""
@@ -256,7 +258,7 @@ class Planner:
     def _find_room(self) -> bool:
         """For what fits nowhere: moves others, or evicts what matters less; whether anything has changed."""
         changed = False
-        for item, nth in self._queue()[:MOST_TRIED]:
+        for _, _, nth, _, _, item in self._queue()[:MOST_TRIED]:
             if item.retiring or room.is_coming(self.draft, item):
                 continue
             disturbed = room.move_others(self.draft, item, nth) or room.evict(self.draft, item)
@@ -289,19 +291,22 @@ class Planner:
             told = known.told.get(worker)
             if tuple(sorted(told.values()) if told else ()) != self._assignments.get(worker, ()):
                 self._unwritten.add(worker)
-        missing = sum(count for version, count in self._missing.items() if not self._item(version).retiring)
+        missing = {version: draft.missing(item) for version, item in self._missing.items()}
         return Plan(
             assignments=dict(self._assignments),
-            unplaced=Unplaced(draft, dict(self._missing), frozenset(self._retiring_short)),
-            missing=missing,
+            unplaced=Unplaced(draft, missing, frozenset(self._retiring_short)),
+            missing=sum(count for version, count in missing.items() if not self._missing[version].retiring),
             moves=frozenset((version, worker) for version, places in draft.leaving.items() for worker in places),
             touched=frozenset(touched),
         )
 
-    def _item(self, version: VersionId) -> Wanted:
-        item = self.known.item(version)
-        assert item is not None
-        return item
+
+def _is_same(before: Wanted, now: Wanted | None) -> bool:
+    """Whether one replica still asks for the same."""
+    if now is None:
+        return True  # It asks for nothing any more.
+    asks = (before.memory_bytes, before.engine, before.needs, before.manifest_digest, before.retiring)
+    return asks == (now.memory_bytes, now.engine, now.needs, now.manifest_digest, now.retiring)
 
 
 def _weight(item: Wanted) -> tuple[bool, bool, int, int, VersionId]:

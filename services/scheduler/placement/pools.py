@@ -108,18 +108,20 @@ def _enlist(seat: Seat) -> None:
     count, name = len(seat.replicas), seat.worker.id
     entry = (-seat.free, 0, count, name, seat)
     insort(pool.by_memory, entry)
-    seat.entries = (entry,)
-    if seat.device_free:
-        free = seat.device_free.values()
-        entry = (-max(free), -sum(free), count, name, seat)
-        insort(pool.by_device, entry)
-        seat.entries += (entry,)
+    if not seat.device_free:
+        seat.entries = (entry,)
+        return
+    free = seat.device_free.values()
+    by_device = (-max(free), -sum(free), count, name, seat)
+    insort(pool.by_device, by_device)
+    seat.entries = (entry, by_device)
 
 
 def _unlist(seat: Seat) -> None:
     if seat.entries:
         pool = seat.pool
         assert isinstance(pool, Pool)
-        for entries, entry in zip((pool.by_memory, pool.by_device), seat.entries, strict=False):
-            del entries[bisect_left(entries, entry)]
+        del pool.by_memory[bisect_left(pool.by_memory, seat.entries[0])]
+        if len(seat.entries) > 1:
+            del pool.by_device[bisect_left(pool.by_device, seat.entries[1])]
         seat.entries = ()

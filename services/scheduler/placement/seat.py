@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..snapshot import Device, Needs, Replica, VersionId, Wanted, Worker
 
@@ -13,11 +13,11 @@ Share = tuple[tuple[int, int], ...]
 class Seat:
     """What is left of one worker.
 
-    free: bytes of memory. device_free, device_users: bytes left and replicas, by index of device. models, repelled:
-    how many replicas are of a model, or will not share the worker with it; replicas that are leaving do not count.
+    free: bytes of memory. device_free, device_users: bytes left and replicas, by index of device. repelled:
+    how many replicas will not share the worker with a model; replicas that are leaving do not count.
     """
 
-    __slots__ = ("device_free", "device_users", "entries", "free", "models", "pool", "repelled", "replicas", "worker")
+    __slots__ = ("device_free", "device_users", "entries", "free", "pool", "repelled", "replicas", "worker")
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -25,7 +25,6 @@ class Seat:
         self.device_free = {device.index: device.memory_bytes for device in worker.devices}
         self.device_users = dict.fromkeys(self.device_free, 0)
         self.replicas: dict[VersionId, Replica] = {}
-        self.models: dict[str, int] = {}
         self.repelled: dict[str, int] = {}
         # Where pools.py keeps it; None for a worker that takes nothing new.
         self.pool: object | None = None
@@ -39,8 +38,8 @@ class Seat:
         for index, size in share:
             self.device_free[index] -= size
             self.device_users[index] += 1
-        if not leaving:
-            self._count(item, 1)
+        if item.needs.anti_affinity and not leaving:
+            self._repel(item, 1)
         return replica
 
     def remove(self, item: Wanted) -> Replica:
@@ -50,8 +49,8 @@ class Seat:
         for index, size in replica.devices:
             self.device_free[index] += size
             self.device_users[index] -= 1
-        if not replica.leaving:
-            self._count(item, -1)
+        if item.needs.anti_affinity and not replica.leaving:
+            self._repel(item, -1)
         return replica
 
     def share_of(self, needs: Needs, told: Share = ()) -> Share | None:
@@ -69,6 +68,10 @@ class Seat:
         fitting.sort(key=lambda device: self._preference(device, mine))
         chosen = sorted(fitting[: needs.devices], key=lambda device: device.index)
         return tuple((device.index, reserved_on(needs, device)) for device in chosen)
+
+    def stays_any(self, models: Collection[str]) -> str:
+        """The first of these models that runs here and is not leaving; empty when none does."""
+        return min((r.id.name for r in self.replicas.values() if r.id.name in models and not r.leaving), default="")
 
     def used(self, item: Wanted) -> float:
         """Reserved part of what it offers, with one more replica: of its devices when the replica uses any."""
@@ -93,14 +96,10 @@ class Seat:
         index = device.index
         return index not in mine, not self.device_users[index], self.device_free[index], index
 
-    def _count(self, item: Wanted, change: int) -> None:
-        name = item.id.name
-        self.models[name] = self.models.get(name, 0) + change
-        if not self.models[name]:
-            del self.models[name]
+    def _repel(self, item: Wanted, change: int) -> None:
         for other in item.needs.anti_affinity:
             # A model may say so of itself without shutting its own replicas out: they never share a worker anyway.
-            if other != name:
+            if other != item.id.name:
                 self.repelled[other] = self.repelled.get(other, 0) + change
 
 

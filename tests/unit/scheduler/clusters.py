@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from penstock.v1 import cluster_pb2 as pb
-from services.scheduler.placement import Plan, changes
+from services.scheduler.placement import Plan, changes, plan
 from services.scheduler.snapshot import PLAIN, ClusterSnapshot, Device, Needs, Replica, VersionId, Wanted, Worker
 
 READY = pb.REPLICA_STATE_READY
@@ -42,9 +42,7 @@ def worker(
 ) -> Worker:
     missing = {} if "torch" in engines else {"torch": "not installed"}
     devices = tuple(Device(index, "gpu", size) for index, size in enumerate(gpus))
-    return Worker(
-        name, memory, frozenset(engines), missing, draining, devices, labels or {}, frozenset(taints), domain
-    )
+    return Worker(name, memory, frozenset(engines), missing, draining, devices, labels or {}, frozenset(taints), domain)
 
 
 def cluster(items: list[Wanted], workers: list[Worker]) -> ClusterSnapshot:
@@ -155,6 +153,55 @@ def all_assignments(draw: st.DrawFn) -> tuple[Replica, ...]:
         Replica(version, "sha256:x", draw(st.integers(0, 60)), "onnx", draw(devices), draw(st.integers(0, 3)) == 0)
         for version in sorted(told)
     )
+
+
+@st.composite
+def calm_models(draw: st.DrawFn, name: str) -> tuple[Wanted, ...]:
+    """One version that fits somewhere, or one that replaces another."""
+    gpus = draw(st.integers(0, 4)) == 0
+    needs = Needs(
+        devices=int(gpus),
+        device_bytes=draw(st.integers(10, 60)) if gpus else 0,
+        exclusive=gpus and draw(st.integers(0, 3)) == 0,
+        pinned=draw(st.integers(0, 5)) == 0,
+        priority=draw(st.sampled_from([0, 0, 0, 1, 2])),
+    )
+    replicas = draw(st.sampled_from([1, 1, 2, 2, 3]))
+    memory = draw(st.integers(5, 70))
+    new = wanted(name, 2, replicas=replicas, memory=memory, needs=needs)
+    if draw(st.integers(0, 3)):
+        return (new,)
+    return (wanted(name, 1, replicas=replicas, memory=memory, retiring=True, needs=needs), new)
+
+
+@st.composite
+def settled_clusters(draw: st.DrawFn) -> ClusterSnapshot:
+    """A cluster at rest to which something has happened: a model came, grew or went, a worker came, went or drains."""
+    workers = [
+        worker(name, draw(st.integers(60, 120)), gpus=draw(st.sampled_from([(), (), (50, 100)])), domain=zone)
+        for name, zone in zip(WORKERS, draw(st.permutations(["z1", "z1", "z2", "z2", "z2"])), strict=True)
+    ][: draw(st.integers(2, 5))]
+    models = {name: draw(calm_models(name)) for name in (*NAMES, "e", "f")[: draw(st.integers(1, 6))]}
+    late = draw(st.sets(st.sampled_from(sorted(models)), max_size=2))
+    early = [items[-1] for name, items in models.items() if name not in late]
+    old = [items[0] if items[0].retiring else items[-1] for name, items in models.items() if name not in late]
+    old = [replace(item, default=True, retiring=False) for item in old] if draw(st.booleans()) else early
+    absent = draw(st.sets(st.sampled_from([found.id for found in workers]), max_size=2))
+    snapshot = cluster(old, [found for found in workers if found.id not in absent])
+    for _ in range(6):
+        snapshot = with_ready(carried_out(snapshot, plan(snapshot)))
+    draining = draw(st.sets(st.sampled_from([found.id for found in workers]), max_size=1))
+    there = {found.id: replace(found, draining=found.id in draining) for found in workers}
+    for name in draw(st.sets(st.sampled_from(sorted(there)), max_size=1)) - absent:
+        del there[name]
+    items = tuple(item for name in sorted(models) for item in models[name])
+    assignments = {name: told for name, told in snapshot.assignments.items() if name in there}
+    return replace(snapshot, wanted=items, workers=there, assignments=assignments)
+
+
+def clusters() -> st.SearchStrategy[ClusterSnapshot]:
+    """Both kinds."""
+    return st.one_of(settled_clusters(), all_clusters())
 
 
 @st.composite

@@ -17,10 +17,10 @@ from .clusters import (
     STATES,
     WORKERS,
     all_assignments,
-    all_clusters,
     all_models,
     all_workers,
     carried_out,
+    clusters,
     with_ready,
 )
 
@@ -38,7 +38,7 @@ def placed(snapshot: ClusterSnapshot, planned: Plan) -> Counter[VersionId]:
     )
 
 
-@given(all_clusters())
+@given(clusters())
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_no_ledger_is_ever_overdrawn(snapshot: ClusterSnapshot) -> None:
     planned = plan(snapshot)
@@ -57,7 +57,7 @@ def test_no_ledger_is_ever_overdrawn(snapshot: ClusterSnapshot) -> None:
                 assert len(replica.devices) == by_id[replica.id].needs.devices
 
 
-@given(all_clusters())
+@given(clusters())
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_what_is_placed_breaks_no_rule(snapshot: ClusterSnapshot) -> None:
     planned = plan(snapshot)
@@ -77,7 +77,7 @@ def test_what_is_placed_breaks_no_rule(snapshot: ClusterSnapshot) -> None:
         assert version not in by_id or count <= by_id[version].replicas or snapshot.held
 
 
-@given(all_clusters())
+@given(clusters())
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_a_plan_carried_out_is_its_own_plan(snapshot: ClusterSnapshot) -> None:
     planned = plan(snapshot)
@@ -85,7 +85,7 @@ def test_a_plan_carried_out_is_its_own_plan(snapshot: ClusterSnapshot) -> None:
     assert changes(after, plan(after)) == {}
 
 
-@given(all_clusters())
+@given(clusters())
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_order_of_records_does_not_matter(snapshot: ClusterSnapshot) -> None:
     backwards = replace(
@@ -98,7 +98,7 @@ def test_order_of_records_does_not_matter(snapshot: ClusterSnapshot) -> None:
     assert plan(backwards) == plan(snapshot)
 
 
-@given(all_clusters())
+@given(clusters())
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_nothing_that_would_fit_is_left_out(snapshot: ClusterSnapshot) -> None:
     planner = Planner()
@@ -113,7 +113,7 @@ def test_nothing_that_would_fit_is_left_out(snapshot: ClusterSnapshot) -> None:
             assert obstacle(by_id[version], seat, domains) is not None
 
 
-@given(all_clusters(), st.integers(0, 4))
+@given(clusters(), st.integers(0, 4))
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_a_lost_worker_moves_nothing_but_its_own_replicas(snapshot: ClusterSnapshot, which: int) -> None:
     before = with_ready(carried_out(snapshot, plan(snapshot)))
@@ -135,7 +135,7 @@ def test_a_lost_worker_moves_nothing_but_its_own_replicas(snapshot: ClusterSnaps
         assert {replica.id for replica in after.assignments.get(name, ()) if not replica.leaving} - retiring <= stayed
 
 
-@given(all_clusters(), all_workers("w9"))
+@given(clusters(), all_workers("w9"))
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_a_newcomer_costs_nobody_a_place(snapshot: ClusterSnapshot, newcomer: object) -> None:
     before = carried_out(snapshot, plan(snapshot))
@@ -144,7 +144,7 @@ def test_a_newcomer_costs_nobody_a_place(snapshot: ClusterSnapshot, newcomer: ob
     assert placed(before, planned) <= placed(after, plan(after))
 
 
-@given(all_clusters())
+@given(clusters())
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_plans_come_to_rest(snapshot: ClusterSnapshot) -> None:
     for _ in range(40):
@@ -171,7 +171,7 @@ CHANGES = st.one_of(
 )
 
 
-@given(all_clusters(), st.lists(st.lists(CHANGES, min_size=1, max_size=2), max_size=4))
+@given(clusters(), st.lists(st.lists(CHANGES, min_size=1, max_size=2), max_size=4))
 @settings(max_examples=2 * EXAMPLES, deadline=None)
 def test_a_plan_of_what_changed_is_the_plan_of_everything(snapshot: ClusterSnapshot, steps: list[list[object]]) -> None:
     planner = Planner()
