@@ -115,6 +115,18 @@ class Worker:
         return self.failure_domain or self.id
 
 
+class Learned(NamedTuple):
+    """How big one replica of a version has turned out to be: its engine's memory, and that on each device."""
+
+    memory_bytes: int = 0
+    device_bytes: int = 0
+
+
+UNKNOWN: Final = Learned()
+STEP: Final = 16 << 20
+"""Bytes to which measured sizes are rounded up."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
     """All that placement looks at.
@@ -141,9 +153,12 @@ def take(
     replicas: Iterable[records.ReplicaRecord],
     assignments: Iterable[records.AssignmentRecord],
     held: frozenset[str] = frozenset(),
+    learned: Iterable[records.LearnedRecord] = (),
 ) -> ClusterSnapshot:
     """The snapshot that these records show."""
-    wanted = (_wanted(deployment, version) for deployment in deployments for version in deployment.versions)
+    replicas = tuple(replicas)
+    sizes = largest(learned, replicas)
+    wanted = (_wanted(deployment, version, sizes) for deployment in deployments for version in deployment.versions)
     return ClusterSnapshot(
         wanted=tuple(sorted(wanted, key=lambda item: item.id)),
         workers={worker.id: _worker(worker) for worker in workers},
@@ -151,6 +166,29 @@ def take(
         states={(item.worker, VersionId(item.name, item.version)): item.state for item in replicas},
         held=held,
     )
+
+
+def largest(
+    learned: Iterable[records.LearnedRecord], replicas: Iterable[records.ReplicaRecord]
+) -> dict[VersionId, Learned]:
+    """The most that a replica of each version has been seen to take, before or now."""
+    sizes: dict[VersionId, Learned] = {}
+    for record in learned:
+        sizes[VersionId(record.name, record.version)] = Learned(record.memory_bytes, record.device_bytes)
+    for replica in replicas:
+        if replica.measured_bytes or replica.measured_device_bytes:
+            key = VersionId(replica.name, replica.version)
+            before = sizes.get(key, UNKNOWN)
+            sizes[key] = Learned(
+                max(before.memory_bytes, _rounded(replica.measured_bytes)),
+                max(before.device_bytes, _rounded(replica.measured_device_bytes)),
+            )
+    return sizes
+
+
+def _rounded(size: int) -> int:
+    """Up to a whole step: a few pages more or less are no news that a cluster should act on."""
+    return -(-size // STEP) * STEP
 
 
 def assignment_record(worker: str, replicas: Iterable[Replica], term: int) -> records.AssignmentRecord:
@@ -162,37 +200,78 @@ def assignment_record(worker: str, replicas: Iterable[Replica], term: int) -> re
             manifest_digest=replica.manifest_digest,
             memory_bytes=replica.memory_bytes,
             engine=replica.engine,
+            devices=[records.AssignedDevice(index=index, memory_bytes=size) for index, size in replica.devices],
+            leaving=replica.leaving,
         )
         for replica in replicas
     ]
     return records.AssignmentRecord(worker=worker, term=term, replicas=assigned)
 
 
-def _wanted(deployment: records.DeploymentRecord, version: records.WantedVersion) -> Wanted:
+def _wanted(
+    deployment: records.DeploymentRecord, version: records.WantedVersion, learned: Mapping[VersionId, Learned]
+) -> Wanted:
+    """What is wanted, at least as big as it has turned out to be."""
+    key = VersionId(deployment.name, version.version)
+    found = learned.get(key, UNKNOWN)
     return Wanted(
-        id=VersionId(deployment.name, version.version),
+        id=key,
         replicas=version.replicas,
-        memory_bytes=version.memory_bytes,
+        memory_bytes=max(version.memory_bytes, found.memory_bytes),
         manifest_digest=version.manifest_digest,
         engine=version.engine,
         default=version.version == deployment.default_version,
         retiring=version.retiring,
+        needs=_needs(version, found),
+    )
+
+
+def _needs(version: records.WantedVersion, learned: Learned) -> Needs:
+    devices, place = version.devices, version.placement
+    if not version.HasField("devices") and not version.HasField("placement"):
+        return PLAIN
+    count = devices.count if version.HasField("devices") else 0
+    return Needs(
+        devices=count,
+        device_kind=devices.kind or "gpu",
+        device_bytes=max(devices.memory_bytes, learned.device_bytes) if count else 0,
+        device_percent=devices.percent,
+        exclusive=devices.exclusive,
+        selector=tuple(sorted(place.selector.items())),
+        tolerations=frozenset(place.tolerations),
+        affinity=frozenset(place.affinity),
+        anti_affinity=frozenset(place.anti_affinity),
+        spread_required=place.spread == "required",
+        pinned=place.pinned,
+        priority=place.priority,
     )
 
 
 def _worker(record: records.WorkerRecord) -> Worker:
+    devices = (Device(item.index, item.kind, item.memory_bytes, item.name) for item in record.devices)
     return Worker(
         id=record.id,
         memory_bytes=record.memory_bytes,
         engines=frozenset(record.engines),
         missing_engines=dict(record.missing_engines),
         draining=record.draining,
+        devices=tuple(sorted(devices, key=lambda device: device.index)),
+        labels=dict(record.labels),
+        taints=frozenset(record.taints),
+        failure_domain=record.failure_domain,
     )
 
 
 def _assigned(record: records.AssignmentRecord) -> tuple[Replica, ...]:
     replicas = (
-        Replica(VersionId(item.name, item.version), item.manifest_digest, item.memory_bytes, item.engine)
+        Replica(
+            VersionId(item.name, item.version),
+            item.manifest_digest,
+            item.memory_bytes,
+            item.engine,
+            tuple((device.index, device.memory_bytes) for device in item.devices),
+            item.leaving,
+        )
         for item in record.replicas
     )
     return tuple(sorted(replicas, key=lambda item: item.id))

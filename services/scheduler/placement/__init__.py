@@ -22,9 +22,10 @@ Rules, strongest first:
 from __future__ import annotations
 
 from ..snapshot import ClusterSnapshot, Replica
+from .explain import explain
 from .planner import Plan, Planner, plan
 
-__all__ = ["Plan", "Planner", "changes", "plan"]
+__all__ = ["Plan", "Planner", "changes", "explain", "plan"]
 
 
 def changes(snapshot: ClusterSnapshot, plan: Plan, *, only_add: bool = False) -> dict[str, tuple[Replica, ...] | None]:

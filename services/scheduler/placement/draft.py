@@ -57,12 +57,14 @@ class Draft:
                 del self._domains[domain]
         self.touched.add(name)
 
-    def put(self, worker: str, item: Wanted, share: Share, *, leaving: bool = False) -> None:
-        """Books a replica on a worker; one that was leaving there stays instead."""
+    def put(
+        self, worker: str, item: Wanted, share: Share, *, memory_bytes: int | None = None, leaving: bool = False
+    ) -> None:
+        """Books a replica on a worker; one that was leaving there stays instead. memory_bytes: other than it asks."""
         seat, version = self.seats[worker], item.id
         if version in seat.replicas:
             self.drop(worker, version)
-        seat.add(item, share, leaving=leaving)
+        seat.add(item, share, memory_bytes=memory_bytes, leaving=leaving)
         places = self.leaving if leaving else self.at
         if version in places:
             places[version].add(worker)

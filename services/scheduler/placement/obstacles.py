@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ..snapshot import PLAIN, Wanted, Worker
+from ..snapshot import PLAIN, Replica, Wanted, Worker
 from .seat import Seat, Share, reserved_on
 
 
@@ -89,6 +89,27 @@ def fitting_share(item: Wanted, seat: Seat, domains: Mapping[str, int], told: Sh
     if item.memory_bytes > seat.free or company(item, seat, domains) is not None:
         return None
     return seat.share_of(item.needs, told)
+
+
+def kept_share(item: Wanted, seat: Seat, domains: Mapping[str, int], told: Replica) -> Share | None:
+    """Devices for a replica that keeps what it was told to reserve, else None.
+
+    What runs is not stopped because it has turned out bigger than it was said to be; it only may not ask for less.
+    """
+    needs = item.needs
+    if told.manifest_digest != item.manifest_digest or told.memory_bytes > min(item.memory_bytes, seat.free):
+        return None
+    if company(item, seat, domains) is not None:
+        return None
+    asked = dict(seat.share_on(needs, [index for index, _ in told.devices]))
+    if len(asked) != needs.devices or len(told.devices) != needs.devices:
+        return None
+    for index, size in told.devices:
+        alone = needs.exclusive and (seat.device_users[index] or size != asked[index])
+        if alone or not 0 < size <= min(asked[index], seat.device_free[index]):
+            return None
+    kinds = {device.index: device.kind for device in seat.worker.devices}
+    return told.devices if all(kinds[index] == needs.device_kind for index in asked) else None
 
 
 def _of_devices(item: Wanted, seat: Seat) -> Obstacle:

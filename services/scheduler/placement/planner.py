@@ -16,7 +16,7 @@ from ..snapshot import ClusterSnapshot, Replica, VersionId, Wanted
 from . import room
 from .draft import Draft
 from .knowledge import Knowledge
-from .obstacles import fitting_share, standing
+from .obstacles import fitting_share, kept_share, standing
 from .reasons import why_unplaced
 
 _ALIVE = (pb.REPLICA_STATE_PULLING, pb.REPLICA_STATE_LOADING, pb.REPLICA_STATE_READY)
@@ -80,6 +80,7 @@ class Planner:
         self._missing: dict[VersionId, Wanted] = {}
         self._retiring_short: set[VersionId] = set()
         self._crowded: set[VersionId] = set()
+        self._cramped: set[VersionId] = set()
         self._assignments: dict[str, tuple[Replica, ...]] = {}
         self._unwritten: set[str] = set()
 
@@ -100,6 +101,8 @@ class Planner:
         for item in wanted:
             self._keep_assigned(item)
         for item in wanted:
+            self._grow(item)
+        for item in wanted:
             self._keep_leaving(item)
         for item in wanted:
             if self.draft.count(item.id) < item.replicas and item.id in self.known.states:
@@ -113,7 +116,7 @@ class Planner:
         """Models to decide anew, and workers to seat anew; both are marked as looked at."""
         known, draft = self.known, self.draft
         workers = known.changed_workers | self._unwritten
-        names = known.changed_models | {version.name for version in (*self._missing, *draft.leaving)}
+        names = known.changed_models | {version.name for version in (*self._missing, *self._cramped, *draft.leaving)}
         for name in known.changed_models:
             # What asks for more may not fit any more: whoever is beside it has to be decided anew too.
             for version in draft.versions(name):
@@ -132,6 +135,7 @@ class Planner:
             self.draft.lift(name)
         self._missing = {version: item for version, item in self._missing.items() if version.name not in names}
         self._retiring_short = {version for version in self._retiring_short if version.name not in names}
+        self._cramped = {version for version in self._cramped if version.name not in names}
         self._crowded = {version for version in self._crowded if version.name not in names}
 
     def _reseat(self, worker: str) -> None:
@@ -174,9 +178,12 @@ class Planner:
                 continue
             before = known.told[worker].get(item.id) if worker in known.told else None
             domains = draft.domains(item.id) if item.needs.spread_required else {}
-            share = fitting_share(item, seat, domains, before.devices if before is not None else ())
+            size = None if before is None else before.memory_bytes
+            share = None if before is None else kept_share(item, seat, domains, before)
+            if share is None:
+                size, share = None, fitting_share(item, seat, domains, before.devices if before is not None else ())
             if share is not None:
-                draft.put(worker, item, share)
+                draft.put(worker, item, share, memory_bytes=size)
                 room_for -= 1
 
     def _keep_leaving(self, item: Wanted) -> None:
@@ -195,10 +202,29 @@ class Planner:
             if not seat.worker.draining and item.engine not in seat.worker.engines:
                 continue
             needed -= 1
-            share = known.told[worker][item.id].devices
-            fits = all(size <= seat.device_free.get(index, -1) for index, size in share)
-            if fits and item.memory_bytes <= seat.free:
-                draft.put(worker, item, share, leaving=True)
+            before = known.told[worker][item.id]
+            fits = all(size <= seat.device_free.get(index, -1) for index, size in before.devices)
+            if fits and before.memory_bytes <= seat.free:
+                draft.put(worker, item, before.devices, memory_bytes=before.memory_bytes, leaving=True)
+
+    def _grow(self, item: Wanted) -> None:
+        """Gives replicas that keep less than they ask for the rest, where there is room."""
+        draft = self.draft
+        self._cramped.discard(item.id)
+        for worker in sorted(draft.at.get(item.id, ())):
+            seat = draft.seats[worker]
+            kept = seat.replicas[item.id]
+            if kept.memory_bytes == item.memory_bytes and not kept.devices:
+                continue
+            asked = seat.share_on(item.needs, [index for index, _ in kept.devices])
+            if kept.memory_bytes == item.memory_bytes and asked == kept.devices:
+                continue
+            more = (size - dict(kept.devices)[index] <= seat.device_free[index] for index, size in asked)
+            if item.memory_bytes - kept.memory_bytes <= seat.free and all(more):
+                draft.drop(worker, item.id)
+                draft.put(worker, item, asked)
+            else:
+                self._cramped.add(item.id)
 
     def _ready_places(self, item: Wanted) -> int:
         return sum(1 for worker in self.draft.at.get(item.id, ()) if self.known.ready(worker, item.id))

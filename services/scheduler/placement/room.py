@@ -252,9 +252,8 @@ def _targets(draft: Draft, seat: Seat, going: list[VersionId]) -> list[_Move]:
 
 
 def _carry_out(draft: Draft, move: _Move) -> None:
-    share = draft.seats[move.source].replicas[move.item.id].devices
-    draft.drop(move.source, move.item.id)
-    draft.put(move.source, move.item, share, leaving=True)
+    left = draft.drop(move.source, move.item.id)
+    draft.put(move.source, move.item, left.devices, memory_bytes=left.memory_bytes, leaving=True)
     draft.put(move.target, move.item, move.share)
 
 
@@ -284,4 +283,5 @@ def _lifted(draft: Draft, seat: Seat, versions: Collection[VersionId]) -> Iterat
         yield
     finally:
         for replica in gone:
-            seat.add(draft.items[replica.id], replica.devices, leaving=replica.leaving)
+            item, size = draft.items[replica.id], replica.memory_bytes
+            seat.add(item, replica.devices, memory_bytes=size, leaving=replica.leaving)

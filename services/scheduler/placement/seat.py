@@ -30,11 +30,12 @@ class Seat:
         self.pool: object | None = None
         self.entries: tuple[tuple[int, int, int, str, Seat], ...] = ()
 
-    def add(self, item: Wanted, share: Share, *, leaving: bool = False) -> Replica:
-        """Books a replica."""
-        replica = Replica(item.id, item.manifest_digest, item.memory_bytes, item.engine, share, leaving)
+    def add(self, item: Wanted, share: Share, *, memory_bytes: int | None = None, leaving: bool = False) -> Replica:
+        """Books a replica. memory_bytes: other than what it asks for."""
+        size = item.memory_bytes if memory_bytes is None else memory_bytes
+        replica = Replica(item.id, item.manifest_digest, size, item.engine, share, leaving)
         self.replicas[item.id] = replica
-        self.free -= item.memory_bytes
+        self.free -= size
         for index, size in share:
             self.device_free[index] -= size
             self.device_users[index] += 1
@@ -67,6 +68,11 @@ class Seat:
             return None
         fitting.sort(key=lambda device: self._preference(device, mine))
         chosen = sorted(fitting[: needs.devices], key=lambda device: device.index)
+        return tuple((device.index, reserved_on(needs, device)) for device in chosen)
+
+    def share_on(self, needs: Needs, indices: Collection[int]) -> Share:
+        """What it asks for of these devices."""
+        chosen = (device for device in self.worker.devices if device.index in indices)
         return tuple((device.index, reserved_on(needs, device)) for device in chosen)
 
     def stays_any(self, models: Collection[str]) -> str:
