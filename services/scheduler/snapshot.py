@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -184,6 +184,30 @@ def largest(
                 max(before.device_bytes, _rounded(replica.measured_device_bytes)),
             )
     return sizes
+
+
+def learned_changes(
+    learned: Iterable[records.LearnedRecord], replicas: Iterable[records.ReplicaRecord], wanted: Collection[VersionId]
+) -> dict[VersionId, Learned | None]:
+    """What to write down of sizes: those that have grown, and None for versions that nobody wants any more."""
+    before = largest(learned, ())
+    now = largest((), replicas)
+    grown = {
+        version: Learned(*map(max, size, before.get(version, UNKNOWN)))
+        for version, size in now.items()
+        if version in wanted
+    }
+    changed: dict[VersionId, Learned | None] = {
+        version: size for version, size in grown.items() if size != before.get(version)
+    }
+    return changed | {version: None for version in before if version not in wanted}
+
+
+def learned_record(version: VersionId, size: Learned) -> records.LearnedRecord:
+    """The record that keeps a size."""
+    return records.LearnedRecord(
+        name=version.name, version=version.version, memory_bytes=size.memory_bytes, device_bytes=size.device_bytes
+    )
 
 
 def _rounded(size: int) -> int:

@@ -116,6 +116,8 @@ def _of_devices(item: Wanted, seat: Seat) -> Obstacle:
     """Which device is the nearest to having room, and what it lacks."""
     needs = item.needs
     kin = [device for device in seat.worker.devices if device.kind == needs.device_kind]
+    if len(kin) < needs.devices:
+        return Obstacle(Kind.DEVICES, needs.device_kind)
     lacks = [
         (needs.device_bytes if needs.exclusive else reserved_on(needs, device))
         - (device.memory_bytes if needs.exclusive else seat.device_free[device.index])
