@@ -98,14 +98,16 @@ class Planner:
         ]
         self._regroup(wanted)
         wanted.sort(key=_weight)
-        for item in wanted:
-            self._keep_assigned(item)
+        # What runs comes first, with all that it takes: only what is left can be promised to what still loads.
+        rest = [(item, loading) for item in wanted if (loading := self._keep_ready(item))]
         for item in wanted:
             self._grow(item)
+        for item, loading in rest:
+            self._keep(item, loading)
         for item in wanted:
             self._keep_leaving(item)
         for item in wanted:
-            if self.draft.count(item.id) < item.replicas and item.id in self.known.states:
+            if item.id in self.known.states and len(self.draft.at.get(item.id, ())) < item.replicas:
                 self._keep_reported(item)
             self._settle(item)
         while self._place_missing() or self._find_room() or self._spread_out():
@@ -150,26 +152,33 @@ class Planner:
         labels = {key for item in wanted for key, _ in item.needs.selector}
         self.draft.pools.set_labels(frozenset(labels), self.draft.seats.values())
 
-    def _keep_assigned(self, item: Wanted) -> None:
-        """Keeps what staying workers were told to run, those that are READY first."""
+    def _keep_ready(self, item: Wanted) -> list[str]:
+        """Keeps what staying workers were told to run and is READY; where they were told and it is not."""
         at = self.known.told_at.get(item.id)
-        if at:
-            told = self.known.told
-            self._keep(item, [worker for worker in at if not told[worker][item.id].leaving])
+        if not at:
+            return []
+        told, states = self.known.told, self.known.states.get(item.id, {})
+        staying = [worker for worker in at if not told[worker][item.id].leaving]
+        ready = [worker for worker in staying if states.get(worker) == pb.REPLICA_STATE_READY]
+        if ready:
+            self._keep(item, ready)
+        return [worker for worker in staying if worker not in ready] if len(ready) < len(staying) else []
 
     def _keep_reported(self, item: Wanted) -> None:
         """Keeps what staying workers run though nothing (any more) tells them to: after the store lost its data."""
         told = self.known.told
-        alive = (worker for worker, state in self.known.states[item.id].items() if state in _ALIVE)
-        self._keep(item, [worker for worker in alive if item.id not in told.get(worker, ())])
+        states = self.known.states[item.id]
+        alive = [worker for worker, state in states.items() if state in _ALIVE and item.id not in told.get(worker, ())]
+        self._keep(item, [worker for worker in alive if self.known.ready(worker, item.id)])
+        self._keep(item, alive)
 
     def _keep(self, item: Wanted, workers: list[str]) -> None:
+        """Keeps it on those of the workers where it may and can be, as far as it is wanted."""
         draft, known = self.draft, self.known
-        if len(workers) > 1:
-            workers.sort(key=lambda worker: (not known.ready(worker, item.id), worker))
-        room_for = item.replicas - draft.count(item.id)
-        for worker in workers:
-            if room_for <= 0:
+        # Replicas on workers that are held do not speak against those on live ones.
+        wanted = item.replicas - len(draft.at.get(item.id, ()))
+        for worker in sorted(workers) if len(workers) > 1 else workers:
+            if wanted <= 0:
                 return
             seat = draft.seats.get(worker)
             if seat is None or seat.worker.draining or item.id in seat.replicas:
@@ -178,13 +187,14 @@ class Planner:
                 continue
             before = known.told[worker].get(item.id) if worker in known.told else None
             domains = draft.domains(item.id) if item.needs.spread_required else {}
-            size = None if before is None else before.memory_bytes
-            share = None if before is None else kept_share(item, seat, domains, before)
+            size, share = None, None
+            if before is not None and known.ready(worker, item.id):
+                size, share = before.memory_bytes, kept_share(item, seat, domains, before)
             if share is None:
                 size, share = None, fitting_share(item, seat, domains, before.devices if before is not None else ())
             if share is not None:
                 draft.put(worker, item, share, memory_bytes=size)
-                room_for -= 1
+                wanted -= 1
 
     def _keep_leaving(self, item: Wanted) -> None:
         """Keeps as many READY replicas that may not stay as are not READY elsewhere yet."""
@@ -208,22 +218,20 @@ class Planner:
                 draft.put(worker, item, before.devices, memory_bytes=before.memory_bytes, leaving=True)
 
     def _grow(self, item: Wanted) -> None:
-        """Gives replicas that keep less than they ask for the rest, where there is room."""
+        """Gives replicas that keep less than they ask for the rest, as far as there is room."""
         draft = self.draft
-        self._cramped.discard(item.id)
         for worker in sorted(draft.at.get(item.id, ())):
             seat = draft.seats[worker]
             kept = seat.replicas[item.id]
-            if kept.memory_bytes == item.memory_bytes and not kept.devices:
+            asked = seat.share_on(item.needs, [index for index, _ in kept.devices]) if kept.devices else ()
+            if (kept.memory_bytes, kept.devices) == (item.memory_bytes, asked):
                 continue
-            asked = seat.share_on(item.needs, [index for index, _ in kept.devices])
-            if kept.memory_bytes == item.memory_bytes and asked == kept.devices:
-                continue
-            more = (size - dict(kept.devices)[index] <= seat.device_free[index] for index, size in asked)
-            if item.memory_bytes - kept.memory_bytes <= seat.free and all(more):
-                draft.drop(worker, item.id)
-                draft.put(worker, item, asked)
-            else:
+            size = min(item.memory_bytes, kept.memory_bytes + seat.free)
+            free = {index: had + seat.device_free[index] for index, had in kept.devices}
+            share = tuple((index, min(wish, free[index])) for index, wish in asked)
+            draft.drop(worker, item.id)
+            draft.put(worker, item, share, memory_bytes=size)
+            if (size, share) != (item.memory_bytes, asked):
                 self._cramped.add(item.id)
 
     def _ready_places(self, item: Wanted) -> int:

@@ -145,6 +145,18 @@ def test_priority_evicts_and_pinning_protects() -> None:
     assert where(plan(replace(step, wanted=(high, *pinned)))) == {"w1": ["low@1"], "w2": ["lower@1"]}
 
 
+def test_what_has_turned_out_bigger_runs_on_and_leaves_nothing_to_promise() -> None:
+    before = settled(cluster([wanted("a", memory=10)], [worker("w1"), worker("w2", 50)]))
+    grown = replace(before, wanted=(wanted("a", memory=60), wanted("b", memory=41)))
+    assert plan(grown).assignments["w1"][0].memory_bytes == 60
+    assert where(plan(grown)) == {"w1": ["a@1"], "w2": ["b@1"]}
+    beyond = replace(grown, wanted=(wanted("a", memory=160), wanted("b", memory=1)))
+    planned = plan(beyond)
+    assert where(planned) == {"w1": ["a@1"], "w2": ["b@1"]}
+    assert planned.assignments["w1"][0].memory_bytes == 100
+    assert changes(carried_out(beyond, planned), plan(carried_out(beyond, planned))) == {}
+
+
 def test_a_replica_keeps_its_device() -> None:
     before = cluster([wanted("a", needs=gpu(10))], [worker("w1", gpus=(100, 100))])
     told = {"w1": (Replica(VersionId("a", 1), "sha256:a1", 10, "onnx", ((1, 10),)),)}
