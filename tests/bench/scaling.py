@@ -86,8 +86,8 @@ def simulate(trace: Trace, seconds: int, step: int, rule: Rule, interval: int) -
         outcome.replica_hours += (ready + len(loading)) / 3600
         seen.append((rate, queue + served / CAPACITY, wait, served / (ready * CAPACITY)))
         if (second + 1) % 5 == 0:
-            means = [sum(values) / len(seen) for values in zip(*seen, strict=True)]
-            samples = [*samples[-140:], Sample(second + 1.0, *means, ready)]
+            rates, outstanding, waits, busy = (sum(values) / len(seen) for values in zip(*seen, strict=True))
+            samples = [*samples[-140:], Sample(second + 1.0, rates, outstanding, waits, busy, ready)]
             seen = []
         if (second + 1) % interval == 0:
             answer = rule(samples, second + 1.0, wanted)

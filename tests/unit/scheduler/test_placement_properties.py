@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any, TypeAlias
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.scheduler.placement import Plan, Planner, changes, plan
 from services.scheduler.placement.obstacles import obstacle, standing
-from services.scheduler.snapshot import ClusterSnapshot, VersionId
+from services.scheduler.snapshot import ClusterSnapshot, VersionId, Worker
 
 from .clusters import (
     NAMES,
@@ -137,7 +139,7 @@ def test_a_lost_worker_moves_nothing_but_its_own_replicas(snapshot: ClusterSnaps
 
 @given(clusters(), all_workers("w9"))
 @settings(max_examples=EXAMPLES, deadline=None)
-def test_a_newcomer_costs_nobody_a_place(snapshot: ClusterSnapshot, newcomer: object) -> None:
+def test_a_newcomer_costs_nobody_a_place(snapshot: ClusterSnapshot, newcomer: Worker) -> None:
     before = carried_out(snapshot, plan(snapshot))
     planned = plan(before)
     after = replace(before, workers={**before.workers, "w9": newcomer})
@@ -155,7 +157,8 @@ def test_plans_come_to_rest(snapshot: ClusterSnapshot) -> None:
     raise AssertionError("the plan changes for ever")
 
 
-CHANGES = st.one_of(
+Change: TypeAlias = tuple[str, str, Any]
+CHANGES: st.SearchStrategy[Change] = st.one_of(
     st.sampled_from(NAMES).flatmap(lambda name: st.tuples(st.just("want"), st.just(name), all_models(name))),
     st.tuples(st.just("forget"), st.sampled_from(NAMES), st.none()),
     st.sampled_from(WORKERS).flatmap(lambda name: st.tuples(st.just("join"), st.just(name), all_workers(name))),
@@ -173,7 +176,7 @@ CHANGES = st.one_of(
 
 @given(clusters(), st.lists(st.lists(CHANGES, min_size=1, max_size=2), max_size=4))
 @settings(max_examples=2 * EXAMPLES, deadline=None)
-def test_a_plan_of_what_changed_is_the_plan_of_everything(snapshot: ClusterSnapshot, steps: list[list[object]]) -> None:
+def test_a_plan_of_what_changed_is_the_plan_of_everything(snapshot: ClusterSnapshot, steps: list[list[Change]]) -> None:
     planner = Planner()
     planner.known.learn(snapshot)
     planned = planner.plan()
@@ -185,29 +188,32 @@ def test_a_plan_of_what_changed_is_the_plan_of_everything(snapshot: ClusterSnaps
         assert planned == plan(snapshot)
 
 
-def _apply(planner: Planner, snapshot: ClusterSnapshot, planned: Plan, change: object) -> ClusterSnapshot:
+def _apply(planner: Planner, snapshot: ClusterSnapshot, planned: Plan, change: Change) -> ClusterSnapshot:
     """The same change to both."""
-    kind, name, value = change  # type: ignore[misc]
+    kind, name, value = change
     known = planner.known
-    if kind in ("want", "forget"):
-        known.want(name, value or ())
-        rest = tuple(item for item in snapshot.wanted if item.id.name != name)
-        return replace(snapshot, wanted=rest + (value or ()))
-    if kind in ("join", "leave"):
-        known.join(name, value)
-        rest_of = {key: found for key, found in snapshot.workers.items() if key != name}
-        return replace(snapshot, workers=rest_of | ({name: value} if value else {}))
-    if kind == "tell":
-        known.tell(name, value)
-        told = {key: found for key, found in snapshot.assignments.items() if key != name}
-        return replace(snapshot, assignments=told | ({name: value} if value is not None else {}))
-    if kind == "hear":
-        known.hear(name, *value)
-        states = {key: state for key, state in snapshot.states.items() if key != (name, value[0])}
-        return replace(snapshot, states=states | ({(name, value[0]): value[1]} if value[1] is not None else {}))
-    if kind == "hold":
-        known.hold(frozenset({name}))
-        return replace(snapshot, held=frozenset({name}))
+    match kind:
+        case "want" | "forget":
+            known.want(name, value or ())
+            rest = tuple(item for item in snapshot.wanted if item.id.name != name)
+            return replace(snapshot, wanted=rest + (value or ()))
+        case "join" | "leave":
+            known.join(name, value)
+            return replace(snapshot, workers=_with(snapshot.workers, name, value))
+        case "tell":
+            known.tell(name, value)
+            return replace(snapshot, assignments=_with(snapshot.assignments, name, value))
+        case "hear":
+            known.hear(name, *value)
+            return replace(snapshot, states=_with(snapshot.states, (name, value[0]), value[1]))
+        case "hold":
+            known.hold(frozenset({name}))
+            return replace(snapshot, held=frozenset({name}))
     for worker, replicas in changes(snapshot, planned).items():
         known.tell(worker, replicas)
     return carried_out(snapshot, planned)
+
+
+def _with(mapping: Mapping[Any, Any], key: object, value: object) -> dict[Any, Any]:
+    rest = {other: found for other, found in mapping.items() if other != key}
+    return rest if value is None else rest | {key: value}

@@ -13,7 +13,7 @@ from services.scheduler.scaling import Policy, Sample, Window, desired, ratio
 QUIET = Sample(0.0, 0.0, 0.0, 0.0, 0.0, 2.0)
 
 
-def past(seconds: int = 700, **seen: float) -> list[Sample]:
+def past(seconds: int = 700, /, **seen: float) -> list[Sample]:
     """The same every 5 s, up to now (time 0)."""
     return [replace(QUIET, time=float(-age), **seen) for age in range(seconds, -1, -5)]
 
@@ -37,7 +37,7 @@ def past(seconds: int = 700, **seen: float) -> list[Sample]:
 def test_each_policy_asks_and_the_most_demanding_wins(
     policy: Policy, seen: dict[str, float], wanted: int, reason: str
 ) -> None:
-    answer = desired(policy, past(**seen), 0.0, 2)
+    answer = desired(policy, past(700, **seen), 0.0, 2)
     assert (answer.replicas, answer.reason) == (wanted, reason)
 
 
