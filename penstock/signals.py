@@ -162,6 +162,12 @@ WORKER_MEMORY_BYTES: Final = Metric(
 WORKER_RESERVED_BYTES: Final = Metric(
     "penstock_worker_reserved_bytes", "gauge", "worker", "Memory that replicas have reserved"
 )
+WORKER_DEVICE_BYTES: Final = Metric(
+    "penstock_worker_device_bytes", "gauge", "worker", "Memory that a device offers to replicas", ("device",)
+)
+WORKER_DEVICE_RESERVED_BYTES: Final = Metric(
+    "penstock_worker_device_reserved_bytes", "gauge", "worker", "Memory of a device that is reserved", ("device",)
+)
 WORKER_DOWNLOADED_BYTES: Final = Metric(
     "penstock_worker_downloaded_bytes", "counter", "worker", "Bytes of artifacts pulled from a registry"
 )

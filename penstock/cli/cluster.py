@@ -1,9 +1,10 @@
-"""status: what runs where, and why something does not."""
+"""status and explain: what runs where, and why something does not."""
 
 from __future__ import annotations
 
 import argparse
 from contextlib import aclosing
+from typing import Final
 
 from penstock.cli import messages
 from penstock.cli.connect import connected, watching
@@ -12,6 +13,14 @@ from penstock.client import readiness
 from penstock.client.cluster import DEFAULT_WAIT
 from penstock.errors import PenstockError
 from penstock.v1 import cluster_pb2 as pb
+
+OUTCOMES: Final[dict[int, Cell]] = {
+    pb.PLACEMENT_OUTCOME_HERE: ("yes", "green"),
+    pb.PLACEMENT_OUTCOME_LEAVING: ("leaving", "yellow"),
+    pb.PLACEMENT_OUTCOME_HELD: ("held", "yellow"),
+    pb.PLACEMENT_OUTCOME_SPARE: "could",
+    pb.PLACEMENT_OUTCOME_NOT_HERE: "no",
+}
 
 
 async def status(args: argparse.Namespace, screen: Screen) -> int:
@@ -38,6 +47,27 @@ async def status(args: argparse.Namespace, screen: Screen) -> int:
             raise failure or error from None
         if failure is not None:
             raise failure
+    return 0
+
+
+async def explain(args: argparse.Namespace, screen: Screen) -> int:
+    """Shows the decision on a model, worker by worker."""
+    name, version = args.reference
+    async with connected(args) as client:
+        versions = await client.explain(name, version)
+    if screen.as_json:
+        screen.data({"versions": [messages.plain(entry) for entry in versions]})
+        return 0
+    for number, entry in enumerate(versions):
+        if number:
+            screen.line()
+        head = f"{entry.name}@{entry.version}: {entry.placed} of {entry.wanted} replicas placed"
+        screen.styled(head, "green" if entry.placed >= entry.wanted else "red")
+        screen.line(f"each needs {entry.needs}")
+        rows = [(verdict.worker, OUTCOMES.get(verdict.outcome, "?"), verdict.reason) for verdict in entry.workers]
+        screen.table(("WORKER", "RUNS IT", "WHY"), rows, empty="no workers")
+        for remedy in entry.remedies:
+            screen.line(f"would help: {remedy}")
     return 0
 
 

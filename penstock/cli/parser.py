@@ -29,6 +29,7 @@ Publish models, deploy them, call them, see what runs.
   penstock publish . --alias prod --deploy     upload it, name it, run it
   penstock infer my-model --input x=[1,2,3]    call it
   penstock status                              what runs where, and why something does not
+  penstock explain digits                      why it runs there, and what would make it fit
 """
 
 ENVIRONMENT: Final = """\
@@ -217,6 +218,14 @@ def _running(command: Command) -> None:
     chosen = status.add_mutually_exclusive_group()
     chosen.add_argument("--watch", action="store_true", help="again after every change, until Ctrl-C")
     chosen.add_argument("--wait", action="store_true", help="until everything wanted is ready")
+
+    explain = command(
+        "explain",
+        "explain why a model runs where it does, why not elsewhere, and what would make it fit",
+        "penstock.cli.cluster:explain",
+        ["penstock explain digits", "penstock explain digits@2 --json"],
+    )
+    explain.add_argument("reference", type=reference_or_numbered, metavar="NAME[@N]")
 
 
 def _local(command: Command) -> None:

@@ -120,6 +120,15 @@ class ClusterCalls:
             async for answer in answers:
                 yield answer.status
 
+    async def explain(
+        self, name: str, version: int = 0, *, timeout: float | None = None
+    ) -> list[cluster.PlacementExplanation]:
+        """Why each deployed version of a model (0: all) runs where it does, why not elsewhere, and what would make it
+        fit, lowest version first. Raises NotFound when it is not deployed."""
+        request = cluster.ExplainPlacementRequest(name=names.model(name), version=version)
+        answer = await self._connection.read_only(self._connection.stubs.cluster.ExplainPlacement, request, timeout)
+        return list(answer.versions)
+
     async def wait_ready(
         self, name: str = "", *, timeout: float = DEFAULT_WAIT, on_status: OnStatus | None = None
     ) -> None:

@@ -270,6 +270,12 @@ class Client:
         """The status now and after every change."""
         return self._iterate(self._aio.watch_status(name, timeout=timeout))
 
+    def explain(
+        self, name: str, version: int = 0, *, timeout: float | None = None
+    ) -> list[cluster.PlacementExplanation]:
+        """Why each deployed version of a model runs where it does, and what would make it fit."""
+        return self._loop.run(self._aio.explain(name, version, timeout=timeout))
+
     def wait_ready(self, name: str = "", *, timeout: float = DEFAULT_WAIT, on_status: OnStatus | None = None) -> None:
         """Waits until everything wanted is ready; see AsyncClient.wait_ready."""
         self._loop.run(self._aio.wait_ready(name, timeout=timeout, on_status=on_status))

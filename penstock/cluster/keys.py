@@ -15,6 +15,7 @@ DEPLOYMENTS = PREFIX + "deployments/"
 WORKERS = PREFIX + "workers/"
 REPLICAS = PREFIX + "replicas/"
 ASSIGNMENTS = PREFIX + "assignments/"
+LEARNED = PREFIX + "learned/"
 SERVICES = PREFIX + "services/"
 LEADER = PREFIX + "leader/scheduler"
 
@@ -63,6 +64,13 @@ TABLE = (
         "until changed; deleted when the worker is gone",
     ),
     Key(
+        LEARNED + "{name}@{version}",
+        LEARNED + "digits@3",
+        "LearnedRecord",
+        "the leading scheduler, guarded by its term",
+        "until the version is no longer deployed",
+    ),
+    Key(
         SERVICES + "{service}/{id}",
         SERVICES + "gateway/gateway-5e0c91a2",
         "ServiceRecord",
@@ -109,6 +117,11 @@ def assignment(worker_id: str) -> str:
     return ASSIGNMENTS + _segment(worker_id)
 
 
+def learned(name: str, version: int) -> str:
+    """How big a version has turned out to be."""
+    return f"{LEARNED}{_segment(name)}@{version:d}"
+
+
 def service(service_name: str, service_id: str) -> str:
     """What a gateway, registry or scheduler says of itself."""
     return f"{SERVICES}{_segment(service_name)}/{_segment(service_id)}"
@@ -141,6 +154,14 @@ def parse_replica(key: str) -> tuple[str, str, int]:
 def parse_assignment(key: str) -> str:
     """The worker id of an assignment's key; raises ValueError for another key."""
     return _rest(key, ASSIGNMENTS)
+
+
+def parse_learned(key: str) -> tuple[str, int]:
+    """(model name, version) of the key of a size; raises ValueError for another key."""
+    name, at, version = key.removeprefix(LEARNED).rpartition("@")
+    if not key.startswith(LEARNED) or not at:
+        raise ValueError(f"not the key of a size: {key!r}")
+    return _segment(name), int(version)
 
 
 def parse_service(key: str) -> tuple[str, str]:

@@ -34,8 +34,8 @@ def setting(
 ) -> Any:
     """A field of a config dataclass with its one line of explanation and what its values must fulfil.
 
-    one_of: the only texts allowed; low, high: bounds of a number, themselves allowed; pattern: of the whole text. A
-    field called `port` or `…_port` is always a port number.
+    one_of: the only texts allowed; low, high: bounds of a number, themselves allowed; pattern: of the whole text, or of
+    each in a list. A field called `port` or `…_port` is always a port number.
     """
     metadata = {"help": help, "one_of": one_of, "low": low, "high": high, "pattern": pattern}
     return dataclasses.field(default=default, metadata=metadata)
@@ -189,7 +189,8 @@ def _checked(value: Any, field: dataclasses.Field[Any]) -> Any:
     low, high = (0, 65535) if field.name == "port" or field.name.endswith("_port") else (rules["low"], rules["high"])
     if rules["one_of"] and value not in rules["one_of"]:
         raise ValueError(f"use one of {', '.join(rules['one_of'])}")
-    if rules["pattern"] and not re.fullmatch(rules["pattern"], value):
+    texts = value if isinstance(value, tuple) else (value,)
+    if rules["pattern"] and not all(re.fullmatch(rules["pattern"], text) for text in texts):
         raise ValueError(f"it must match {rules['pattern']}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a finite number is needed")

@@ -60,6 +60,42 @@ REPLICA_STATE_FAILED: ReplicaState.ValueType  # 6
 """Could not load or keeps crashing; the worker tries again with growing pauses."""
 Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
 
+class _PlacementOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PlacementOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PlacementOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PLACEMENT_OUTCOME_UNSPECIFIED: _PlacementOutcome.ValueType  # 0
+    """Not said."""
+    PLACEMENT_OUTCOME_HERE: _PlacementOutcome.ValueType  # 1
+    """Runs a replica that counts."""
+    PLACEMENT_OUTCOME_LEAVING: _PlacementOutcome.ValueType  # 2
+    """Runs one until as many are READY elsewhere."""
+    PLACEMENT_OUTCOME_HELD: _PlacementOutcome.ValueType  # 3
+    """Is gone; its replicas count until it is given up."""
+    PLACEMENT_OUTCOME_SPARE: _PlacementOutcome.ValueType  # 4
+    """Could run one; none is needed."""
+    PLACEMENT_OUTCOME_NOT_HERE: _PlacementOutcome.ValueType  # 5
+    """Cannot run one."""
+
+class PlacementOutcome(_PlacementOutcome, metaclass=_PlacementOutcomeEnumTypeWrapper):
+    """PlacementOutcome is a verdict in one word."""
+
+PLACEMENT_OUTCOME_UNSPECIFIED: PlacementOutcome.ValueType  # 0
+"""Not said."""
+PLACEMENT_OUTCOME_HERE: PlacementOutcome.ValueType  # 1
+"""Runs a replica that counts."""
+PLACEMENT_OUTCOME_LEAVING: PlacementOutcome.ValueType  # 2
+"""Runs one until as many are READY elsewhere."""
+PLACEMENT_OUTCOME_HELD: PlacementOutcome.ValueType  # 3
+"""Is gone; its replicas count until it is given up."""
+PLACEMENT_OUTCOME_SPARE: PlacementOutcome.ValueType  # 4
+"""Could run one; none is needed."""
+PLACEMENT_OUTCOME_NOT_HERE: PlacementOutcome.ValueType  # 5
+"""Cannot run one."""
+Global___PlacementOutcome: _TypeAlias = PlacementOutcome  # noqa: Y015
+
 @_typing.final
 class ClusterStatus(_message.Message):
     """ClusterStatus is one picture of the cluster."""
@@ -202,6 +238,26 @@ class WorkerStatus(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
@@ -209,6 +265,10 @@ class WorkerStatus(_message.Message):
     ENGINES_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TAINTS_FIELD_NUMBER: _builtins.int
+    FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Worker id."""
     address: _builtins.str
@@ -219,6 +279,8 @@ class WorkerStatus(_message.Message):
     """Memory in bytes that assignments reserve."""
     draining: _builtins.bool
     """True when it is leaving."""
+    failure_domain: _builtins.str
+    """What fails together with it, such as a zone; its host where nothing else is said."""
     @_builtins.property
     def engines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Engines that it has."""
@@ -226,6 +288,18 @@ class WorkerStatus(_message.Message):
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it registered."""
+
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceStatus]:
+        """Devices besides its processor, by index."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that selectors of models may name."""
+
+    @_builtins.property
+    def taints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What keeps away every model that does not tolerate it."""
 
     def __init__(
         self,
@@ -237,14 +311,56 @@ class WorkerStatus(_message.Message):
         engines: _abc.Iterable[_builtins.str] | None = ...,
         draining: _builtins.bool = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
+        devices: _abc.Iterable[Global___DeviceStatus] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        taints: _abc.Iterable[_builtins.str] | None = ...,
+        failure_domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "engines", b"engines", "id", b"id", "memory_bytes", b"memory_bytes", "reserved_bytes", b"reserved_bytes", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "devices", b"devices", "draining", b"draining", "engines", b"engines", "failure_domain", b"failure_domain", "id", b"id", "labels", b"labels", "memory_bytes", b"memory_bytes", "reserved_bytes", b"reserved_bytes", "start_time", b"start_time", "taints", b"taints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
+
+@_typing.final
+class DeviceStatus(_message.Message):
+    """DeviceStatus is one device of a worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Number of the device on this worker."""
+    kind: _builtins.str
+    """Kind, such as `gpu`."""
+    name: _builtins.str
+    """Name that its maker gave it; may be empty."""
+    memory_bytes: _builtins.int
+    """Memory in bytes that it offers."""
+    reserved_bytes: _builtins.int
+    """Memory in bytes that assignments reserve."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        name: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        reserved_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "kind", b"kind", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_bytes", b"reserved_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceStatus: _TypeAlias = DeviceStatus  # noqa: Y015
 
 @_typing.final
 class ServiceStatus(_message.Message):
@@ -373,3 +489,151 @@ class WatchStatusResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchStatusResponse: _TypeAlias = WatchStatusResponse  # noqa: Y015
+
+@_typing.final
+class ExplainPlacementRequest(_message.Message):
+    """ExplainPlacementRequest names a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Model name."""
+    version: _builtins.int
+    """Only this version; 0 for all that are deployed."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPlacementRequest: _TypeAlias = ExplainPlacementRequest  # noqa: Y015
+
+@_typing.final
+class ExplainPlacementResponse(_message.Message):
+    """ExplainPlacementResponse answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Revision of the coordination store that the answer is about."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementExplanation]:
+        """Lowest version first."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___PlacementExplanation] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPlacementResponse: _TypeAlias = ExplainPlacementResponse  # noqa: Y015
+
+@_typing.final
+class PlacementExplanation(_message.Message):
+    """PlacementExplanation is the decision on one version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    REMEDIES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Model name."""
+    version: _builtins.int
+    """Version number."""
+    wanted: _builtins.int
+    """Wanted replicas."""
+    placed: _builtins.int
+    """Replicas that have a place, those that are leaving aside."""
+    needs: _builtins.str
+    """What one replica asks for, in words."""
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerVerdict]:
+        """One verdict for each worker, by id."""
+
+    @_builtins.property
+    def remedies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What would make what is missing fit, in words; empty when nothing is missing."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        wanted: _builtins.int = ...,
+        placed: _builtins.int = ...,
+        needs: _builtins.str = ...,
+        workers: _abc.Iterable[Global___WorkerVerdict] | None = ...,
+        remedies: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "needs", b"needs", "placed", b"placed", "remedies", b"remedies", "version", b"version", "wanted", b"wanted", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacementExplanation: _TypeAlias = PlacementExplanation  # noqa: Y015
+
+@_typing.final
+class WorkerVerdict(_message.Message):
+    """WorkerVerdict is why a worker runs a replica, or why not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    OBSTACLE_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    LACKING_BYTES_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """Worker id."""
+    outcome: Global___PlacementOutcome.ValueType
+    """Whether it is to run a replica."""
+    reason: _builtins.str
+    """Why, in words."""
+    obstacle: _builtins.str
+    """What stands in the way of a replica, or of one that is leaving: `draining`, `engine`, `devices`, `selector`,
+    `taint`, `anti-affinity`, `spread`, `memory`, `exclusive` or `device-memory`; empty when nothing does.
+    """
+    subject: _builtins.str
+    """Label, taint, model, failure domain or device that the obstacle is about; empty for memory of the worker."""
+    lacking_bytes: _builtins.int
+    """By how many bytes it does not fit, when memory is the obstacle."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        outcome: Global___PlacementOutcome.ValueType = ...,
+        reason: _builtins.str = ...,
+        obstacle: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        lacking_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lacking_bytes", b"lacking_bytes", "obstacle", b"obstacle", "outcome", b"outcome", "reason", b"reason", "subject", b"subject", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerVerdict: _TypeAlias = WorkerVerdict  # noqa: Y015

@@ -45,6 +45,11 @@ class ClusterServiceStub(object):
                 request_serializer=penstock_dot_v1_dot_cluster__pb2.WatchStatusRequest.SerializeToString,
                 response_deserializer=penstock_dot_v1_dot_cluster__pb2.WatchStatusResponse.FromString,
                 _registered_method=True)
+        self.ExplainPlacement = channel.unary_unary(
+                '/penstock.v1.ClusterService/ExplainPlacement',
+                request_serializer=penstock_dot_v1_dot_cluster__pb2.ExplainPlacementRequest.SerializeToString,
+                response_deserializer=penstock_dot_v1_dot_cluster__pb2.ExplainPlacementResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer(object):
@@ -65,6 +70,14 @@ class ClusterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainPlacement(self, request, context):
+        """Why each version of a model runs where it does, why not elsewhere, and what would make it fit. Answers from the
+        same decision that places it. Read only; NOT_FOUND when the model is not deployed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +90,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.WatchStatus,
                     request_deserializer=penstock_dot_v1_dot_cluster__pb2.WatchStatusRequest.FromString,
                     response_serializer=penstock_dot_v1_dot_cluster__pb2.WatchStatusResponse.SerializeToString,
+            ),
+            'ExplainPlacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPlacement,
+                    request_deserializer=penstock_dot_v1_dot_cluster__pb2.ExplainPlacementRequest.FromString,
+                    response_serializer=penstock_dot_v1_dot_cluster__pb2.ExplainPlacementResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +152,33 @@ class ClusterService(object):
             '/penstock.v1.ClusterService/WatchStatus',
             penstock_dot_v1_dot_cluster__pb2.WatchStatusRequest.SerializeToString,
             penstock_dot_v1_dot_cluster__pb2.WatchStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPlacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.ClusterService/ExplainPlacement',
+            penstock_dot_v1_dot_cluster__pb2.ExplainPlacementRequest.SerializeToString,
+            penstock_dot_v1_dot_cluster__pb2.ExplainPlacementResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class ClusterServiceStub:
     """The cluster now. Read only."""
     WatchStatus: _grpc.UnaryStreamMultiCallable[_cluster_pb2.WatchStatusRequest, _cluster_pb2.WatchStatusResponse]
     """The cluster now and after every change, at most ten times a second, until the caller leaves. Read only."""
+    ExplainPlacement: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ExplainPlacementRequest, _cluster_pb2.ExplainPlacementResponse]
+    """Why each version of a model runs where it does, why not elsewhere, and what would make it fit. Answers from the
+    same decision that places it. Read only; NOT_FOUND when the model is not deployed.
+    """
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -47,6 +51,10 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """The cluster now. Read only."""
     WatchStatus: _aio.UnaryStreamMultiCallable[_cluster_pb2.WatchStatusRequest, _cluster_pb2.WatchStatusResponse]  # type: ignore[assignment]
     """The cluster now and after every change, at most ten times a second, until the caller leaves. Read only."""
+    ExplainPlacement: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ExplainPlacementRequest, _cluster_pb2.ExplainPlacementResponse]  # type: ignore[assignment]
+    """Why each version of a model runs where it does, why not elsewhere, and what would make it fit. Answers from the
+    same decision that places it. Read only; NOT_FOUND when the model is not deployed.
+    """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     """ClusterService shows what runs where and why something does not. Any scheduler answers, leading or not."""
@@ -66,5 +74,15 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_cluster_pb2.WatchStatusResponse], _abc.AsyncIterator[_cluster_pb2.WatchStatusResponse]]:
         """The cluster now and after every change, at most ten times a second, until the caller leaves. Read only."""
+
+    @_abc_1.abstractmethod
+    def ExplainPlacement(
+        self,
+        request: _cluster_pb2.ExplainPlacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ExplainPlacementResponse, _abc.Awaitable[_cluster_pb2.ExplainPlacementResponse]]:
+        """Why each version of a model runs where it does, why not elsewhere, and what would make it fit. Answers from the
+        same decision that places it. Read only; NOT_FOUND when the model is not deployed.
+        """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -104,6 +104,7 @@ class Manifest(_message.Message):
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
     LINEAGE_FIELD_NUMBER: _builtins.int
     WARMUP_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     schema: _builtins.str
     """Version of the manifest format; always `penstock/v1`."""
     name: _builtins.str
@@ -164,6 +165,10 @@ class Manifest(_message.Message):
     def warmup(self) -> Global___Warmup:
         """How many requests of zeros or samples to run before READY; at least one."""
 
+    @_builtins.property
+    def placement(self) -> Global___Placement:
+        """Where replicas may and should run."""
+
     def __init__(
         self,
         *,
@@ -185,10 +190,11 @@ class Manifest(_message.Message):
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         lineage: Global___Lineage | None = ...,
         warmup: Global___Warmup | None = ...,
+        placement: Global___Placement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "lineage", b"lineage", "resources", b"resources", "warmup", b"warmup"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "lineage", b"lineage", "placement", b"placement", "resources", b"resources", "warmup", b"warmup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "batching", b"batching", "dependencies", b"dependencies", "description", b"description", "environment", b"environment", "files", b"files", "format", b"format", "framework", b"framework", "inputs", b"inputs", "lineage", b"lineage", "name", b"name", "outputs", b"outputs", "postprocess", b"postprocess", "preprocess", b"preprocess", "resources", b"resources", "schema", b"schema", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "batching", b"batching", "dependencies", b"dependencies", "description", b"description", "environment", b"environment", "files", b"files", "format", b"format", "framework", b"framework", "inputs", b"inputs", "lineage", b"lineage", "name", b"name", "outputs", b"outputs", "placement", b"placement", "postprocess", b"postprocess", "preprocess", b"preprocess", "resources", b"resources", "schema", b"schema", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -510,23 +516,141 @@ class Resources(_message.Message):
 
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Memory in bytes that placement reserves; default: twice the size of the files plus 64 MiB."""
     threads: _builtins.int
     """Threads of the engine; 0 lets the worker decide."""
+    @_builtins.property
+    def devices(self) -> Global___Devices:
+        """Devices that each replica uses besides the processor; absent for none."""
+
     def __init__(
         self,
         *,
         memory_bytes: _builtins.int = ...,
         threads: _builtins.int = ...,
+        devices: Global___Devices | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "memory_bytes", b"memory_bytes", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Resources: _TypeAlias = Resources  # noqa: Y015
+
+@_typing.final
+class Devices(_message.Message):
+    """Devices that one replica uses, all on one worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """Kind; default `gpu`."""
+    count: _builtins.int
+    """How many; default 1."""
+    memory_bytes: _builtins.int
+    """Memory in bytes that it reserves on each."""
+    percent: _builtins.int
+    """Share of each device's memory that it reserves, 1 to 100; the greater of both counts."""
+    exclusive: _builtins.bool
+    """True to have each device alone; the default when neither bytes nor percent are given."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        count: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        percent: _builtins.int = ...,
+        exclusive: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "exclusive", b"exclusive", "kind", b"kind", "memory_bytes", b"memory_bytes", "percent", b"percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Devices: _TypeAlias = Devices  # noqa: Y015
+
+@_typing.final
+class Placement(_message.Message):
+    """Placement says where replicas may and should run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SelectorEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    TOLERATIONS_FIELD_NUMBER: _builtins.int
+    AFFINITY_FIELD_NUMBER: _builtins.int
+    ANTI_AFFINITY_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    spread: _builtins.str
+    """`preferred` (the default): replicas avoid to share a failure domain; `required`: they never do."""
+    pinned: _builtins.bool
+    """True to never move or evict a replica for the sake of another model."""
+    priority: _builtins.int
+    """-100 to 100, default 0: the higher is placed first, and may evict the lower where nothing else makes room."""
+    @_builtins.property
+    def selector(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that a worker must have, all of them."""
+
+    @_builtins.property
+    def tolerations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Taints of workers that do not keep it away."""
+
+    @_builtins.property
+    def affinity(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models whose workers are preferred, where there is room."""
+
+    @_builtins.property
+    def anti_affinity(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that it never shares a worker with."""
+
+    def __init__(
+        self,
+        *,
+        selector: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        tolerations: _abc.Iterable[_builtins.str] | None = ...,
+        affinity: _abc.Iterable[_builtins.str] | None = ...,
+        anti_affinity: _abc.Iterable[_builtins.str] | None = ...,
+        spread: _builtins.str = ...,
+        pinned: _builtins.bool = ...,
+        priority: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "anti_affinity", b"anti_affinity", "pinned", b"pinned", "priority", b"priority", "selector", b"selector", "spread", b"spread", "tolerations", b"tolerations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
 
 @_typing.final
 class Lineage(_message.Message):

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from penstock.internal.v1 import records_pb2
-from penstock.v1 import models_pb2
+from penstock.v1 import manifest_pb2, models_pb2
 
 from .database import Database, insert_if_absent
 from .deployments import NOTHING, Plan, Wanted, deploy, undeploy, without
@@ -119,7 +119,7 @@ def _records(connection: Connection, name: str | None = None) -> dict[str, Deplo
 
     wanted: dict[str, list[sa.Row[Any]]] = defaultdict(list)
     joined = sa.select(
-        deployed_versions, versions.c.memory_bytes, versions.c.manifest_digest, versions.c.format
+        deployed_versions, versions.c.memory_bytes, versions.c.manifest_digest, versions.c.format, versions.c.manifest
     ).join_from(
         deployed_versions,
         versions,
@@ -147,17 +147,24 @@ def _deployed(head: sa.Row[Any], rows: Sequence[sa.Row[Any]], pointing: dict[str
         generation=head.generation,
         default_version=head.default_number,
         aliases=pointing,
-        versions=[
-            records_pb2.WantedVersion(
-                version=row.number,
-                replicas=row.replicas,
-                memory_bytes=row.memory_bytes,
-                manifest_digest=row.manifest_digest,
-                engine=ENGINES[row.format],
-                retiring=row.retiring,
-            )
-            for row in rows
-        ],
+        versions=[_wanted(row) for row in rows],
     )
     plan = Plan({row.number: Wanted(row.replicas, row.retiring) for row in rows}, head.default_number)
     return Deployed(plan, record)
+
+
+def _wanted(row: sa.Row[Any]) -> records_pb2.WantedVersion:
+    manifest = manifest_pb2.Manifest.FromString(row.manifest)
+    wanted = records_pb2.WantedVersion(
+        version=row.number,
+        replicas=row.replicas,
+        memory_bytes=row.memory_bytes,
+        manifest_digest=row.manifest_digest,
+        engine=ENGINES[row.format],
+        retiring=row.retiring,
+    )
+    if manifest.resources.HasField("devices"):
+        wanted.devices.CopyFrom(manifest.resources.devices)
+    if manifest.HasField("placement"):
+        wanted.placement.CopyFrom(manifest.placement)
+    return wanted

@@ -58,6 +58,8 @@ def _model_name(name: str) -> str:
         raise _wrong(error.message.removeprefix("name: ")) from None
 
 
+_DEVICE_KIND = re.compile(r"[a-z][a-z0-9-]{0,30}")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _TAG_KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 
@@ -72,6 +74,18 @@ def _tag_key(key: str) -> str:
     if not _TAG_KEY.fullmatch(key):
         raise _wrong(f"{shown(key)} cannot be a tag; use 1 to 63 letters, digits, '.', '_', '/' or '-'")
     return key
+
+
+def _word(word: str) -> str:
+    if not _WORD.fullmatch(word):
+        raise _wrong(f"{shown(word)} cannot be a label or taint; use 1 to 63 letters, digits, '.', '_', '/' or '-'")
+    return word
+
+
+def _device_kind(kind: str) -> str:
+    if not _DEVICE_KIND.fullmatch(kind):
+        raise _wrong(f"{shown(kind)} cannot be a kind of device; use lower-case letters, digits or '-', such as gpu")
+    return kind
 
 
 def _relative(path: str) -> str:
@@ -132,6 +146,9 @@ def _not_zero(value: float) -> float:
 
 Line = Annotated[str, Field(max_length=1024), AfterValidator(_one_line)]
 Prose = Annotated[str, Field(max_length=16_384), AfterValidator(_printable)]
+Word = Annotated[str, AfterValidator(_word)]
+"""A key or value of a worker's label, or a taint."""
+ModelName = Annotated[str, AfterValidator(_model_name)]
 TensorName = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_one_line)]
 Role = Annotated[str, AfterValidator(_role)]
 OptionalName = Annotated[str, Field(max_length=256), AfterValidator(_one_line)]
@@ -237,11 +254,34 @@ class Batching(Part):
     default_timeout_microseconds: Microseconds = 0
 
 
+class Devices(Part):
+    """Devices that one replica uses besides the processor."""
+
+    kind: Annotated[str, AfterValidator(_device_kind)] = "gpu"
+    count: Annotated[int, Field(ge=1, le=64)] = 1
+    memory_bytes: Annotated[int, Field(ge=0, le=MAX_MEMORY)] = 0
+    percent: Annotated[int, Field(ge=0, le=100)] = 0
+    exclusive: bool = False
+
+
+class Placement(Part):
+    """Where replicas may and should run."""
+
+    selector: Annotated[dict[Word, Word], Field(max_length=16)] = {}
+    tolerations: Annotated[list[Word], Field(max_length=64)] = []
+    affinity: Annotated[list[ModelName], Field(max_length=16)] = []
+    anti_affinity: Annotated[list[ModelName], Field(max_length=16)] = []
+    spread: Literal["preferred", "required"] = "preferred"
+    pinned: bool = False
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+
+
 class Resources(Part):
     """What one replica needs."""
 
     memory_bytes: Annotated[int, Field(ge=0, le=MAX_MEMORY)] = 0
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    devices: Devices | None = None
 
 
 class Environment(Part):
@@ -290,3 +330,4 @@ class Model(Part):
     environment: Environment = Environment()
     lineage: Lineage = Lineage()
     warmup: Warmup = Warmup()
+    placement: Placement | None = None

@@ -63,6 +63,9 @@ def _message(model: Model) -> pb.Manifest:
     largest = model.batching.max_batch_size
     if largest and not model.warmup.batch_sizes:
         manifest.warmup.batch_sizes.extend(sorted({1, largest}))
+    devices = model.resources.devices
+    if devices is not None and not devices.memory_bytes and not devices.percent:
+        manifest.resources.devices.exclusive = True
     return manifest
 
 

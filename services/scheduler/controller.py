@@ -18,7 +18,7 @@ from penstock.kit.log import get_logger
 
 from .metrics import ControllerMetrics
 from .placement import changes, plan
-from .snapshot import Replica, assignment_record
+from .snapshot import ClusterSnapshot, Replica, assignment_record, learned_changes, learned_record
 from .view import ClusterView
 
 COALESCE = 0.02
@@ -79,6 +79,21 @@ class Controller:
         changed = changes(snapshot, planned, only_add=self._view.only_add)
         self._metrics.planned(time.perf_counter() - started, planned.missing, len(snapshot.held))
         await self._write(term, changed)
+        await self._remember(term, snapshot)
+
+    async def _remember(self, term: Term, snapshot: ClusterSnapshot) -> None:
+        """Writes down what sizes have turned out to be."""
+        view = self._view
+        operations: list[Op] = []
+        wanted = {item.id for item in snapshot.wanted}
+        news = learned_changes(view.learned.records.values(), view.replicas.records.values(), wanted)
+        for version, size in sorted(news.items()):
+            key = keys.learned(*version)
+            if size is None:
+                operations.append(Delete(key))
+            else:
+                operations.append(Put(key, records.to_json(learned_record(version, size))))
+        await self._in_batches(term, operations)
 
     async def _write(self, term: Term, changed: Mapping[str, tuple[Replica, ...] | None]) -> None:
         operations: list[Op] = []
@@ -90,6 +105,9 @@ class Controller:
                 operations.append(Put(keys.assignment(worker), records.to_json(record)))
             told = None if replicas is None else [f"{item.id.name}@{item.id.version}" for item in replicas]
             log.info("assigning", worker=worker, term=term.number, replicas=told)
+        await self._in_batches(term, operations)
+
+    async def _in_batches(self, term: Term, operations: list[Op]) -> None:
         for batch in batches(operations):
             try:
                 await term.write(batch)

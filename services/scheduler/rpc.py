@@ -8,11 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 from penstock import names
-from penstock.errors import Unavailable
+from penstock.errors import InvalidArgument, NotFound, Unavailable
 from penstock.v1 import cluster_pb2 as pb
 from penstock.v1 import cluster_pb2_grpc as rpc
 
-from .placement import plan
+from .placement import explain, plan
 from .status import cluster_status
 from .view import ClusterView
 
@@ -52,6 +52,18 @@ class ClusterService(rpc.ClusterServiceServicer):
                 self._watching.discard(changed)
         raise Unavailable("this scheduler is stopping; watch again")
 
+    async def ExplainPlacement(self, request: pb.ExplainPlacementRequest, context: Any) -> pb.ExplainPlacementResponse:
+        """Why it runs where it does. Raises InvalidArgument, NotFound, or Unavailable before the first read."""
+        name = names.model(request.name)
+        if request.version < 0:
+            raise InvalidArgument(f"version: {request.version} is less than 0", field="version")
+        self._must_know()
+        versions = explain(self._view.snapshot(), name, request.version)
+        if not versions:
+            what = f"{name}@{request.version}" if request.version else name
+            raise NotFound(f"{what} is not deployed")
+        return pb.ExplainPlacementResponse(versions=versions, revision=self._view.picture().revision)
+
     async def close(self) -> None:
         """Ends all watches."""
         self._closing = True
@@ -61,9 +73,12 @@ class ClusterService(rpc.ClusterServiceServicer):
     def _status(self, name: str) -> pb.ClusterStatus:
         if name:
             names.model(name)
+        self._must_know()
+        return cluster_status(self._view.picture(), plan(self._view.snapshot()), name)
+
+    def _must_know(self) -> None:
         if not self._view.known:
             raise Unavailable("the coordination store has not answered yet", retry_after=1.0)
-        return cluster_status(self._view.picture(), plan(self._view.snapshot()), name)
 
 
 def _differ(status: pb.ClusterStatus, last: pb.ClusterStatus) -> bool:

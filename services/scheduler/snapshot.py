@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 from penstock.internal.v1 import records_pb2 as records
 from penstock.v1 import cluster_pb2 as pb
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class VersionId:
+class VersionId(NamedTuple):
     """A version of a model."""
 
     name: str
@@ -18,8 +18,38 @@ class VersionId:
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """What a version asks of its place besides an engine and the worker's memory.
+
+    devices, device_kind: so many devices of one kind on the same worker. device_bytes, device_percent: what a replica
+    reserves on each of them, whichever is more. exclusive: each device is its alone.
+    selector: labels that the worker must have. tolerations: taints that do not matter.
+    affinity: models whose workers are preferred. anti_affinity: models that it does not share a worker with.
+    spread_required: two replicas never share a failure domain; without it they only avoid to.
+    pinned: once placed it is never moved or evicted for others. priority: higher goes first, and may evict lower.
+    """
+
+    devices: int = 0
+    device_kind: str = "gpu"
+    device_bytes: int = 0
+    device_percent: int = 0
+    exclusive: bool = False
+    selector: tuple[tuple[str, str], ...] = ()
+    tolerations: frozenset[str] = frozenset()
+    affinity: frozenset[str] = frozenset()
+    anti_affinity: frozenset[str] = frozenset()
+    spread_required: bool = False
+    pinned: bool = False
+    priority: int = 0
+
+
+PLAIN: Final = Needs()
+"""Needs of a version that says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the user wants of one version. memory_bytes: what one replica reserves."""
+    """What the user wants of one version. memory_bytes: what one replica reserves of the worker's memory."""
 
     id: VersionId
     replicas: int
@@ -28,27 +58,73 @@ class Wanted:
     engine: str
     default: bool = False
     retiring: bool = False
+    needs: Needs = PLAIN
+
+    @property
+    def size_bytes(self) -> int:
+        """What one replica reserves in all; the share of a device whose size is not known yet aside."""
+        return self.memory_bytes + self.needs.devices * self.needs.device_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Replica:
-    """One entry of an assignment."""
+class Replica(NamedTuple):
+    """One entry of an assignment.
+
+    devices: index and reserved bytes of each device that it uses. leaving: it goes as soon as others are READY in its
+    place, and does not count as one of the wanted replicas.
+    """
 
     id: VersionId
     manifest_digest: str
     memory_bytes: int
     engine: str
+    devices: tuple[tuple[int, int], ...] = ()
+    leaving: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device of a worker besides its processor. index: unique on the worker. memory_bytes: what it offers."""
+
+    index: int
+    kind: str
+    memory_bytes: int
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A live worker. missing_engines: why an engine cannot run there, by engine."""
+    """A live worker.
+
+    memory_bytes: what it offers of the machine's memory. missing_engines: why an engine cannot run there, by engine.
+    domain: what fails together, such as a zone or a machine; its own id when it is not said.
+    """
 
     id: str
     memory_bytes: int
     engines: frozenset[str]
     missing_engines: Mapping[str, str] = field(default_factory=dict)
     draining: bool = False
+    devices: tuple[Device, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: frozenset[str] = frozenset()
+    failure_domain: str = ""
+
+    @property
+    def domain(self) -> str:
+        """The failure domain."""
+        return self.failure_domain or self.id
+
+
+class Learned(NamedTuple):
+    """How big one replica of a version has turned out to be: its engine's memory, and that on each device."""
+
+    memory_bytes: int = 0
+    device_bytes: int = 0
+
+
+UNKNOWN: Final = Learned()
+STEP: Final = 16 << 20
+"""Bytes to which measured sizes are rounded up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +153,12 @@ def take(
     replicas: Iterable[records.ReplicaRecord],
     assignments: Iterable[records.AssignmentRecord],
     held: frozenset[str] = frozenset(),
+    learned: Iterable[records.LearnedRecord] = (),
 ) -> ClusterSnapshot:
     """The snapshot that these records show."""
-    wanted = (_wanted(deployment, version) for deployment in deployments for version in deployment.versions)
+    replicas = tuple(replicas)
+    sizes = largest(learned, replicas)
+    wanted = (_wanted(deployment, version, sizes) for deployment in deployments for version in deployment.versions)
     return ClusterSnapshot(
         wanted=tuple(sorted(wanted, key=lambda item: item.id)),
         workers={worker.id: _worker(worker) for worker in workers},
@@ -87,6 +166,53 @@ def take(
         states={(item.worker, VersionId(item.name, item.version)): item.state for item in replicas},
         held=held,
     )
+
+
+def largest(
+    learned: Iterable[records.LearnedRecord], replicas: Iterable[records.ReplicaRecord]
+) -> dict[VersionId, Learned]:
+    """The most that a replica of each version has been seen to take, before or now."""
+    sizes: dict[VersionId, Learned] = {}
+    for record in learned:
+        sizes[VersionId(record.name, record.version)] = Learned(record.memory_bytes, record.device_bytes)
+    for replica in replicas:
+        if replica.measured_bytes or replica.measured_device_bytes:
+            key = VersionId(replica.name, replica.version)
+            before = sizes.get(key, UNKNOWN)
+            sizes[key] = Learned(
+                max(before.memory_bytes, _rounded(replica.measured_bytes)),
+                max(before.device_bytes, _rounded(replica.measured_device_bytes)),
+            )
+    return sizes
+
+
+def learned_changes(
+    learned: Iterable[records.LearnedRecord], replicas: Iterable[records.ReplicaRecord], wanted: Collection[VersionId]
+) -> dict[VersionId, Learned | None]:
+    """What to write down of sizes: those that have grown, and None for versions that nobody wants any more."""
+    before = largest(learned, ())
+    now = largest((), replicas)
+    grown = {
+        version: Learned(*map(max, size, before.get(version, UNKNOWN)))
+        for version, size in now.items()
+        if version in wanted
+    }
+    changed: dict[VersionId, Learned | None] = {
+        version: size for version, size in grown.items() if size != before.get(version)
+    }
+    return changed | {version: None for version in before if version not in wanted}
+
+
+def learned_record(version: VersionId, size: Learned) -> records.LearnedRecord:
+    """The record that keeps a size."""
+    return records.LearnedRecord(
+        name=version.name, version=version.version, memory_bytes=size.memory_bytes, device_bytes=size.device_bytes
+    )
+
+
+def _rounded(size: int) -> int:
+    """Up to a whole step: a few pages more or less are no news that a cluster should act on."""
+    return -(-size // STEP) * STEP
 
 
 def assignment_record(worker: str, replicas: Iterable[Replica], term: int) -> records.AssignmentRecord:
@@ -98,37 +224,78 @@ def assignment_record(worker: str, replicas: Iterable[Replica], term: int) -> re
             manifest_digest=replica.manifest_digest,
             memory_bytes=replica.memory_bytes,
             engine=replica.engine,
+            devices=[records.AssignedDevice(index=index, memory_bytes=size) for index, size in replica.devices],
+            leaving=replica.leaving,
         )
         for replica in replicas
     ]
     return records.AssignmentRecord(worker=worker, term=term, replicas=assigned)
 
 
-def _wanted(deployment: records.DeploymentRecord, version: records.WantedVersion) -> Wanted:
+def _wanted(
+    deployment: records.DeploymentRecord, version: records.WantedVersion, learned: Mapping[VersionId, Learned]
+) -> Wanted:
+    """What is wanted, at least as big as it has turned out to be."""
+    key = VersionId(deployment.name, version.version)
+    found = learned.get(key, UNKNOWN)
     return Wanted(
-        id=VersionId(deployment.name, version.version),
+        id=key,
         replicas=version.replicas,
-        memory_bytes=version.memory_bytes,
+        memory_bytes=max(version.memory_bytes, found.memory_bytes),
         manifest_digest=version.manifest_digest,
         engine=version.engine,
         default=version.version == deployment.default_version,
         retiring=version.retiring,
+        needs=_needs(version, found),
+    )
+
+
+def _needs(version: records.WantedVersion, learned: Learned) -> Needs:
+    devices, place = version.devices, version.placement
+    if not version.HasField("devices") and not version.HasField("placement"):
+        return PLAIN
+    count = devices.count if version.HasField("devices") else 0
+    return Needs(
+        devices=count,
+        device_kind=devices.kind or "gpu",
+        device_bytes=max(devices.memory_bytes, learned.device_bytes) if count else 0,
+        device_percent=devices.percent,
+        exclusive=devices.exclusive,
+        selector=tuple(sorted(place.selector.items())),
+        tolerations=frozenset(place.tolerations),
+        affinity=frozenset(place.affinity),
+        anti_affinity=frozenset(place.anti_affinity),
+        spread_required=place.spread == "required",
+        pinned=place.pinned,
+        priority=place.priority,
     )
 
 
 def _worker(record: records.WorkerRecord) -> Worker:
+    devices = (Device(item.index, item.kind, item.memory_bytes, item.name) for item in record.devices)
     return Worker(
         id=record.id,
         memory_bytes=record.memory_bytes,
         engines=frozenset(record.engines),
         missing_engines=dict(record.missing_engines),
         draining=record.draining,
+        devices=tuple(sorted(devices, key=lambda device: device.index)),
+        labels=dict(record.labels),
+        taints=frozenset(record.taints),
+        failure_domain=record.failure_domain,
     )
 
 
 def _assigned(record: records.AssignmentRecord) -> tuple[Replica, ...]:
     replicas = (
-        Replica(VersionId(item.name, item.version), item.manifest_digest, item.memory_bytes, item.engine)
+        Replica(
+            VersionId(item.name, item.version),
+            item.manifest_digest,
+            item.memory_bytes,
+            item.engine,
+            tuple((device.index, device.memory_bytes) for device in item.devices),
+            item.leaving,
+        )
         for item in record.replicas
     )
     return tuple(sorted(replicas, key=lambda item: item.id))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.internal.v1 import records_pb2 as records
@@ -29,7 +30,7 @@ class Picture:
 def cluster_status(picture: Picture, plan: Plan, name: str = "") -> pb.ClusterStatus:
     """The picture for people. name: only this model's versions; empty for all."""
     replicas = _replicas_by_version(picture)
-    reserved = {item.worker: sum(r.memory_bytes for r in item.replicas) for item in picture.assignments}
+    reserved = {item.worker: item.replicas for item in picture.assignments}
     deployments = sorted((d for d in picture.deployments if name in ("", d.name)), key=lambda item: item.name)
     return pb.ClusterStatus(
         versions=[
@@ -87,13 +88,31 @@ def _version(
     )
 
 
-def _worker(worker: records.WorkerRecord, reserved: Mapping[str, int]) -> pb.WorkerStatus:
+def _worker(worker: records.WorkerRecord, reserved: Mapping[str, Sequence[records.AssignedReplica]]) -> pb.WorkerStatus:
+    replicas = reserved.get(worker.id, ())
+    on: Counter[int] = Counter()
+    for replica in replicas:
+        for device in replica.devices:
+            on[device.index] += device.memory_bytes
     return pb.WorkerStatus(
         id=worker.id,
         address=worker.address,
         memory_bytes=worker.memory_bytes,
-        reserved_bytes=reserved.get(worker.id, 0),
+        reserved_bytes=sum(replica.memory_bytes for replica in replicas),
         engines=sorted(worker.engines),
         draining=worker.draining,
         start_time=worker.start_time,
+        devices=[
+            pb.DeviceStatus(
+                index=device.index,
+                kind=device.kind,
+                name=device.name,
+                memory_bytes=device.memory_bytes,
+                reserved_bytes=on[device.index],
+            )
+            for device in sorted(worker.devices, key=lambda item: item.index)
+        ],
+        labels=worker.labels,
+        taints=sorted(worker.taints),
+        failure_domain=worker.failure_domain,
     )

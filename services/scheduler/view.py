@@ -29,7 +29,8 @@ class ClusterView:
         self.assignments = Mirror(etcd, keys.ASSIGNMENTS, records.AssignmentRecord, self._changed)
         self.services = Mirror(etcd, keys.SERVICES, records.ServiceRecord, self._changed)
         self.leader = Mirror(etcd, keys.LEADER, records.LeaderRecord, self._changed)
-        self._placing = (self.deployments, self.workers, self.replicas, self.assignments)
+        self.learned = Mirror(etcd, keys.LEARNED, records.LearnedRecord, self._changed)
+        self._placing = (self.deployments, self.workers, self.replicas, self.assignments, self.learned)
 
     async def run(self) -> None:
         """Keeps it fresh until cancelled."""
@@ -70,6 +71,7 @@ class ClusterView:
             self.replicas.records.values(),
             self.assignments.records.values(),
             self._absences.held(asyncio.get_running_loop().time()),
+            self.learned.records.values(),
         )
 
     @property

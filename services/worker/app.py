@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -13,7 +14,7 @@ from penstock.cluster.watch import Mirror
 from penstock.internal.v1.records_pb2 import AssignmentRecord, ServiceRecord, WorkerRecord
 from penstock.kit.service import Chassis
 
-from . import memory, rpc
+from . import devices, memory, rpc
 from .artifacts import Artifacts
 from .config import WorkerConfig
 from .departure import Departure
@@ -55,8 +56,8 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         unix_socket=chassis.listen_unix(),
     )
     assignments = Mirror(etcd, own, AssignmentRecord, replicas.note_change)
-    ledger = memory.Ledger(memory.offered(config.memory_bytes))
-    record = await _record(chassis, ledger.capacity_bytes)
+    record = await _record(chassis, config)
+    ledger = memory.Ledger(record.memory_bytes, {device.index: device.memory_bytes for device in record.devices})
     workers = Mirror(etcd, keys.WORKERS, WorkerRecord, lambda: departure.note_change())
     departure = Departure(record, membership, replicas, workers.records, config.drain_seconds)
 
@@ -71,6 +72,7 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         run_timeout=config.run_timeout,
         grace_seconds=config.grace_seconds,
         drain_seconds=config.drain_seconds,
+        device_bytes=devices.used_by,
     )
     # Once the store has answered, the worker stays ready without it: what is loaded serves on.
     chassis.ready_check(
@@ -87,16 +89,22 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
     chassis.on_close(membership.leave)
 
 
-async def _record(chassis: Chassis, memory_bytes: int) -> WorkerRecord:
+async def _record(chassis: Chassis, config: WorkerConfig) -> WorkerRecord:
+    """What the cluster is told of this worker."""
     engines, missing = await asyncio.to_thread(probe_all)
     started = Timestamp()
     started.GetCurrentTime()
+    labels = dict(label.split("=", 1) for label in config.labels)
     return WorkerRecord(
         id=chassis.id,
         address=chassis.address,
         admin_address=chassis.admin_address,
-        memory_bytes=memory_bytes,
+        memory_bytes=memory.offered(config.memory_bytes),
         engines=engines,
         missing_engines=missing,
         start_time=started,
+        devices=await asyncio.to_thread(devices.devices, config.devices),
+        labels=labels,
+        taints=config.taints,
+        failure_domain=labels.get("zone") or socket.gethostname(),
     )

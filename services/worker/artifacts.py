@@ -88,6 +88,11 @@ class Artifacts:
             self._lock_file.close()
             self._lock_file = None
 
+    @property
+    def in_use(self) -> int:
+        """How many artifacts somebody asks for or uses now."""
+        return len(self._entries)
+
     @asynccontextmanager
     async def held(self, digest: str, *, size: int | None = None, limit: int | None = None) -> AsyncIterator[Path]:
         """The artifact's file, which stays while the context lasts.

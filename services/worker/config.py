@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from penstock.kit.config import ServiceConfig, setting
 
+from .devices import DECLARED
+
+_WORD = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig(ServiceConfig):
@@ -14,6 +18,13 @@ class WorkerConfig(ServiceConfig):
     port: int = setting(8031, "port of the gRPC server; 0 takes a free one")
     admin_port: int = setting(8032, "port of /metrics, /healthz and /readyz; 0 takes a free one")
     memory_bytes: int = setting(0, "memory to offer to replicas; 0 offers 60 % of the container's or machine's")
+    devices: tuple[str, ...] = setting(
+        (), "KIND:BYTES or KIND:BYTES:NAME each; empty: GPUs that nvidia-smi finds; none: no device", pattern=DECLARED
+    )
+    labels: tuple[str, ...] = setting(
+        (), "KEY=VALUE each, for selectors of models; `zone` is also the failure domain", pattern=f"{_WORD}={_WORD}"
+    )
+    taints: tuple[str, ...] = setting((), "each keeps away every model that does not tolerate it", pattern=_WORD)
     cache_dir: str = setting("data/worker", "folder of the artifact cache; each worker needs its own")
     cache_bytes: int = setting(20 << 30, "size of the artifact cache; what is in use is kept even beyond it")
     threads: int = setting(0, "threads of an engine whose manifest names none; 0 takes half of the processors")

@@ -17,6 +17,7 @@ class Present:
 
     manifest_digest: str
     retiring: bool
+    devices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +31,26 @@ class Plan:
 def plan(wanted: Mapping[Identity, records_pb2.AssignedReplica], present: Mapping[Identity, Present]) -> Plan:
     """The difference between an assignment and what is here. Asked again after every change of either.
 
-    A version that is wanted again while its replica still drains, or under another manifest digest (its catalogue was
-    rebuilt), starts once the old replica is gone.
+    A version that is wanted again while its replica still drains, under another manifest digest (its catalogue was
+    rebuilt) or on other devices, starts once the old replica is gone.
     """
     return Plan(
         start=tuple(assigned for identity, assigned in wanted.items() if identity not in present),
         retire=tuple(
             identity
             for identity, replica in present.items()
-            if not replica.retiring
-            and (identity not in wanted or wanted[identity].manifest_digest != replica.manifest_digest)
+            if not replica.retiring and (identity not in wanted or not _is_the_same(wanted[identity], replica))
         ),
     )
+
+
+def devices_of(assigned: records_pb2.AssignedReplica) -> tuple[int, ...]:
+    """Indices of the devices that a replica uses."""
+    return tuple(device.index for device in assigned.devices)
+
+
+def _is_the_same(assigned: records_pb2.AssignedReplica, replica: Present) -> bool:
+    return (assigned.manifest_digest, devices_of(assigned)) == (replica.manifest_digest, replica.devices)
 
 
 class Orders:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from penstock.v1 import manifest_pb2 as pb
@@ -30,7 +30,9 @@ class Loader:
         self._load_timeout = load_timeout
         self._turns = asyncio.Semaphore(half)
 
-    async def start(self, manifest: pb.Manifest, files: Mapping[str, Path]) -> EngineHost:
-        """A loaded and warm engine; raises the PenstockError that says why there is none."""
+    async def start(self, manifest: pb.Manifest, files: Mapping[str, Path], devices: Sequence[int] = ()) -> EngineHost:
+        """A loaded and warm engine on these devices; raises the PenstockError that says why there is none."""
         async with self._turns:
-            return await EngineHost.start(manifest, files, threads=self._threads, load_timeout=self._load_timeout)
+            return await EngineHost.start(
+                manifest, files, threads=self._threads, load_timeout=self._load_timeout, devices=devices
+            )

@@ -8,7 +8,7 @@ included. Its state is told to the cluster at every step, before it is acted on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from .batcher import Batcher, EngineRunner
 from .batching import BatchPolicy
 from .codec import Schema
 from .lifecycle import Identity
-from .memory import Ledger
+from .memory import Ledger, Reservation
 from .metrics import ReplicaMetrics
 from .serving import Serving, Standing, word_of
 from .statistics import Statistics
@@ -59,6 +59,8 @@ class Host(EngineRunner, Protocol):
     """A loaded engine in its child process: host.EngineHost."""
 
     @property
+    def pid(self) -> int: ...
+    @property
     def memory_bytes(self) -> int: ...
     async def died(self) -> object: ...
     async def close(self) -> None: ...
@@ -68,7 +70,8 @@ class Host(EngineRunner, Protocol):
 class Surroundings:
     """What replicas share.
 
-    start: manifest and files by role → a loaded and warm engine, or a PenstockError with a public reason;
+    start: manifest, files by role and indices of devices → a loaded and warm engine, or a PenstockError with a public
+    reason; device_bytes: process → bytes on its devices, asked in a thread;
     announce: tells the cluster a standing and the seconds until the next try; told: waits until the cluster has heard;
     grace_seconds: how long a draining replica takes the requests of gateways that have not heard yet;
     drain_seconds: how long at most it finishes what it has; first_pause: seconds before the second try.
@@ -76,13 +79,14 @@ class Surroundings:
 
     artifacts: Artifacts
     ledger: Ledger
-    start: Callable[[pb.Manifest, Mapping[str, Path]], Awaitable[Host]]
+    start: Callable[[pb.Manifest, Mapping[str, Path], Sequence[int]], Awaitable[Host]]
     announce: Callable[[Standing, float], Awaitable[None]]
     told: Callable[[], Awaitable[None]]
     run_timeout: float
     grace_seconds: float
     drain_seconds: float
     first_pause: float = FIRST_PAUSE
+    device_bytes: Callable[[int], int] = lambda pid: 0
 
 
 class Replica:
@@ -96,6 +100,7 @@ class Replica:
         self._statistics = Statistics()
         self._retired = asyncio.Event()
         self._ready_at: float | None = None
+        self._measured = self._measured_device = 0
         self.standing = Standing(assigned.name, assigned.version, ASSIGNED, "", None)
 
     @property
@@ -112,6 +117,7 @@ class Replica:
         pauses = Backoff(self._around.first_pause, LONGEST_PAUSE)
         while not self._retired.is_set():
             self._ready_at = None
+            self._measured = self._measured_device = 0
             try:
                 await first(self._live(), self._unwanted())
                 continue
@@ -135,15 +141,34 @@ class Replica:
                 role: await held.enter_async_context(around.artifacts.held(file.digest, size=file.size_bytes))
                 for role, file in sorted(published.files.items())
             }
-            size = self.assigned.memory_bytes
-            waits = "" if around.ledger.fits(size) else f"waits until {size} bytes of memory are given back"
-            await self._enter(LOADING, waits)
-            await held.enter_async_context(around.ledger.reserved(size))
-            if waits:
-                await self._enter(LOADING)
-            host = await around.start(manifest, files)
+            reservation = await self._reserved(held)
+            host = await around.start(manifest, files, list(reservation.devices))
             held.push_async_callback(host.close)
+            await self._measure(host, reservation)
             await self._serve(host, manifest)
+
+    async def _reserved(self, held: AsyncExitStack) -> Reservation:
+        """Its bytes in the ledger, once they are free."""
+        ledger, size = self._around.ledger, self.assigned.memory_bytes
+        devices = {device.index: device.memory_bytes for device in self.assigned.devices}
+        fits = ledger.fits(
+            size, {index: wanted for index, wanted in devices.items() if index in ledger.device_capacity}
+        )
+        waits = "" if fits else f"waits until {size} bytes of memory are given back"
+        await self._enter(LOADING, waits)
+        reservation = await held.enter_async_context(ledger.reserved(size, devices))
+        if waits:
+            await self._enter(LOADING)
+        return reservation
+
+    async def _measure(self, host: Host, reservation: Reservation) -> None:
+        """Corrects the ledger by what the warm engine takes, which is also told to the cluster."""
+        self._measured = host.memory_bytes
+        on_devices = 0
+        if reservation.devices:
+            on_devices = await asyncio.to_thread(self._around.device_bytes, host.pid)
+            self._measured_device = -(-on_devices // len(reservation.devices))
+        reservation.correct(self._measured, on_devices)
 
     async def _serve(self, host: Host, manifest: pb.Manifest) -> None:
         """READY until retired and drained; raises Unavailable when the engine is lost."""
@@ -217,7 +242,7 @@ class Replica:
         self, state: State, reason: str = "", *, serving: Serving | None = None, retry_seconds: float = 0.0
     ) -> None:
         name, version = self.identity
-        self.standing = Standing(name, version, state, reason, serving)
+        self.standing = Standing(name, version, state, reason, serving, self._measured, self._measured_device)
         log.info("replica_state", model=name, version=version, state=word_of(state))
         await self._around.announce(self.standing, retry_seconds)
 

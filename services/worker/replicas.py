@@ -19,7 +19,7 @@ from penstock.kit.log import get_logger
 from penstock.kit.metrics import gauge
 from penstock.v1 import cluster_pb2
 
-from .lifecycle import Identity, Orders, Present, plan
+from .lifecycle import Identity, Orders, Present, devices_of, plan
 from .replica import Replica, Surroundings
 from .serving import Standing, word_of
 
@@ -92,6 +92,8 @@ class Replicas:
                 address=self._address,
                 retry_seconds=math.ceil(retry_seconds),
                 unix_socket=self._unix_socket,
+                measured_bytes=standing.measured_bytes,
+                measured_device_bytes=standing.measured_device_bytes,
             ),
         )
         self._count()
@@ -116,7 +118,7 @@ class Replicas:
             log.warning("stale_assignment_refused", term=record.term if record else 0)
         wanted = {} if self._leaving else self._orders.replicas
         present = {
-            identity: Present(replica.assigned.manifest_digest, replica.retiring)
+            identity: Present(replica.assigned.manifest_digest, replica.retiring, devices_of(replica.assigned))
             for identity, replica in self._replicas.items()
         }
         steps = plan(wanted, present)

@@ -31,13 +31,19 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How far a replica is. serving: None while it takes no requests; a DRAINING one still does, for stragglers."""
+    """How far a replica is. serving: None while it takes no requests; a DRAINING one still does, for stragglers.
+
+    measured_bytes, measured_device_bytes: what its engine took after the warm-up, of memory and of each device; 0
+    while there is none.
+    """
 
     name: str
     version: int
     state: cluster_pb2.ReplicaState.ValueType
     reason: str
     serving: Serving | None
+    measured_bytes: int = 0
+    measured_device_bytes: int = 0
 
 
 def word_of(state: cluster_pb2.ReplicaState.ValueType) -> str:

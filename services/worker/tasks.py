@@ -19,4 +19,8 @@ async def first(*coroutines: Coroutine[Any, Any, object]) -> None:
             for task in tasks:
                 task.cancel()
     except BaseExceptionGroup as failures:
+        caller = asyncio.current_task()
+        if caller is not None and caller.cancelling():
+            # A task group forgets that its caller was cancelled when one of its tasks fails in the same moment.
+            raise asyncio.CancelledError from None
         raise failures.exceptions[0] from None

@@ -283,6 +283,23 @@ class Catalogue(
             async with self._changed:
                 await self._changed.wait()
 
+    async def ExplainPlacement(self, request: Any, context: Any) -> cluster.ExplainPlacementResponse:
+        if request.name not in self.deployed:
+            await fail(context, errors.NotFound(f"{request.name} is not deployed"))
+        answer = cluster.ExplainPlacementResponse()
+        for version in self.deployed[request.name].versions:
+            if request.version in (0, version.version):
+                entry = answer.versions.add(name=request.name, version=version.version, wanted=version.replicas)
+                entry.needs = "1 GiB and engine onnx"
+                verdict = entry.workers.add(worker="w-1", outcome=cluster.PLACEMENT_OUTCOME_NOT_HERE)
+                verdict.reason, verdict.obstacle, verdict.lacking_bytes = (
+                    "has 1 MiB free of 1 GiB",
+                    "memory",
+                    1023 << 20,
+                )
+                entry.remedies.append("free 1023 MiB on w-1")
+        return answer
+
     def _picture(self, name: str) -> cluster.ClusterStatus:
         status = cluster.ClusterStatus(leader="s-1", term=5)
         status.workers.add(id="w-1", address="127.0.0.1:9", memory_bytes=1 << 30, engines=["onnx"])

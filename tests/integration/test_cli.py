@@ -98,6 +98,8 @@ async def test_the_commands_of_the_documentation(penstock: Shell) -> None:
         shown[line] = outcome
     assert "digits@1" in shown["versions digits"].out
     assert "1/1    ready" in shown["status digits"].out
+    assert "w-1     no       has 1 MiB free" in shown["explain digits"].out
+    assert "would help: free 1023 MiB on w-1" in shown["explain digits"].out
     assert shown["infer digits --input x=[1,2,3]"].out.splitlines()[1].split(maxsplit=3) == [
         "x",
         "FP32",

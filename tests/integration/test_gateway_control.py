@@ -132,6 +132,12 @@ class Scheduler(cluster_pb2_grpc.ClusterServiceServicer):
     async def GetStatus(self, request: cluster_pb2.GetStatusRequest, context: Any) -> cluster_pb2.GetStatusResponse:
         return cluster_pb2.GetStatusResponse(status=cluster_pb2.ClusterStatus(leader="s1"))
 
+    async def ExplainPlacement(
+        self, request: cluster_pb2.ExplainPlacementRequest, context: Any
+    ) -> cluster_pb2.ExplainPlacementResponse:
+        """Nobody asks."""
+        raise NotImplementedError
+
 
 class Instance:
     """One process's worth of a control service, on the kit's server."""

@@ -56,6 +56,8 @@ class Setting:
 
 def publish(store: Store) -> None:
     manifest = manifest_pb2.Manifest(schema="penstock/v1", name="digits", format="onnx")
+    manifest.resources.devices.count = 2
+    manifest.placement.selector["zone"] = "a"
     files = {"model": models_pb2.Artifact(digest="sha256:" + "0" * 64, size_bytes=1)}
     store.publish(NewVersion(manifest, files, "t", seal=lambda number: f"sha256:{number:064x}"))
 
@@ -94,6 +96,8 @@ async def test_deployments_appear_change_and_go(made: Setting) -> None:
     await made.until(lambda record: record and record.generation == deployed.generation)
     record = made.seen.records[keys.deployment("digits")]
     assert record == made.deployments.read_all()["digits"].record
+    (wanted,) = record.versions
+    assert (wanted.devices.count, dict(wanted.placement.selector)) == (2, {"zone": "a"})
     await asyncio.to_thread(made.store.set_alias, "digits", "prod", 1, None)
     made.projector.note_change()
     await made.until(lambda record: record and dict(record.aliases) == {"prod": 1})

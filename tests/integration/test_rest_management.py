@@ -161,6 +161,15 @@ CASES: list[tuple[str, str, Any, int, str, str, Message]] = [
         models_pb2.UndeployRequest(name="digits", version=3),
     ),
     ("GET", "/status?name=d", None, 200, "ClusterService", "GetStatus", cluster_pb2.GetStatusRequest(name="d")),
+    (
+        "GET",
+        "/explain/digits?version=2",
+        None,
+        200,
+        "ClusterService",
+        "ExplainPlacement",
+        cluster_pb2.ExplainPlacementRequest(name="digits", version=2),
+    ),
 ]
 
 

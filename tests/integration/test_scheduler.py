@@ -16,6 +16,7 @@ from penstock.internal.v1.records_pb2 import (
     AssignmentRecord,
     DeploymentRecord,
     LeaderRecord,
+    LearnedRecord,
     ReplicaRecord,
     WantedVersion,
     WorkerRecord,
@@ -53,6 +54,7 @@ class Assignments:
     def __init__(self, store: Etcd) -> None:
         self.changed = Changed()
         self.mirror = Mirror(store, keys.ASSIGNMENTS, AssignmentRecord, self.changed)
+        self.learned = Mirror(store, keys.LEARNED, LearnedRecord, self.changed)
 
     @property
     def now(self) -> dict[str, list[str]]:
@@ -60,6 +62,10 @@ class Assignments:
             record.worker: [f"{replica.name}@{replica.version}" for replica in record.replicas]
             for record in self.mirror.records.values()
         }
+
+    def reserved(self, worker: str) -> list[int]:
+        found = self.mirror.records.get(keys.assignment(worker), AssignmentRecord())
+        return [replica.memory_bytes for replica in found.replicas]
 
     def term(self, worker: str) -> int:
         return self.mirror.records[keys.assignment(worker)].term
@@ -75,7 +81,7 @@ class Assignments:
 async def running(store: Etcd, *schedulers: Scheduler) -> AsyncIterator[Assignments]:
     assignments = Assignments(store)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(assignments.mirror.run())]
+        tasks = [group.create_task(mirror.run()) for mirror in (assignments.mirror, assignments.learned)]
         tasks += [group.create_task(scheduler.run()) for scheduler in schedulers]
         await assignments.mirror.synced()
         yield assignments
@@ -274,6 +280,48 @@ async def test_status_joins_everything_and_any_scheduler_answers(store: Etcd) ->
         other = await stub.GetStatus(pb.GetStatusRequest(name="other"))
         assert not other.status.versions and len(other.status.workers) == 2
     await membership.leave()
+
+
+async def test_a_decision_is_explained_by_any_scheduler(store: Etcd) -> None:
+    scheduler = Scheduler(store, "s1")
+    await join(store, "w1")
+    await join(store, "w2", draining=True)
+    await deploy(store, "digits", version(1), version(2, memory=200 * MIB), default=1)
+    async with running(store, scheduler) as assignments, served(store, scheduler) as (_, stub):
+        await assignments.become({"w1": ["digits@1"]})
+        await watch_until(stub, lambda status: status.workers[0].reserved_bytes > 0)
+        first, second = (await stub.ExplainPlacement(pb.ExplainPlacementRequest(name="digits"))).versions
+        assert [(v.worker, v.outcome) for v in first.workers] == [
+            ("w1", pb.PLACEMENT_OUTCOME_HERE),
+            ("w2", pb.PLACEMENT_OUTCOME_NOT_HERE),
+        ]
+        assert first.workers[0].reason.startswith("kept") and first.workers[1].obstacle == "draining"
+        assert (second.placed, second.workers[0].obstacle, second.workers[0].lacking_bytes) == (0, "memory", 110 * MIB)
+        assert "free 110 MiB on w1" in second.remedies
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await stub.ExplainPlacement(pb.ExplainPlacementRequest(name="digits", version=9))
+        assert "not deployed" in str(unknown.value)
+
+
+async def test_what_a_replica_turned_out_to_take_is_remembered_after_it_has_gone(store: Etcd) -> None:
+    async with running(store, Scheduler(store, "s1")) as assignments:
+        await join(store, "w1")
+        await deploy(store, "digits", version(1))
+        await assignments.become({"w1": ["digits@1"]})
+        record = ReplicaRecord(
+            worker="w1", name="digits", version=1, state=pb.REPLICA_STATE_READY, measured_bytes=50 * MIB + 1
+        )
+        await store.put(keys.replica("w1", "digits", 1), records.to_json(record))
+        await assignments.changed.until(lambda: assignments.reserved("w1") == [64 * MIB], 10)
+        await store.delete(keys.replica("w1", "digits", 1))
+        await vanish(store, "w1")
+        await join(store, "w2")
+        await assignments.become({"w2": ["digits@1"]})
+        assert assignments.reserved("w2") == [64 * MIB]
+        assert len(assignments.learned.records) == 1
+        await store.delete(keys.deployment("digits"))
+        await assignments.become({"w2": []})
+        await assignments.changed.until(lambda: not assignments.learned.records, 10)
 
 
 async def test_a_watch_shows_changes_and_ends_when_the_scheduler_stops(store: Etcd) -> None:

@@ -396,6 +396,10 @@ async def test_keeping_others_waits_for_the_version_that_was_asked_for(
     assert deployment.default_version == 1
     assert [version.version for version in deployment.versions] == [1, 2]
     await client.wait_ready("digits", timeout=5)
+    (second,) = await client.explain("digits", 2)
+    assert (second.version, second.workers[0].obstacle) == (2, "memory")
+    with pytest.raises(errors.NotFound):
+        await client.explain("other")
     await client.undeploy("digits", 2, wait=5)
     assert [version.version for version in (await client.status("digits")).versions] == [1]
 
@@ -421,6 +425,7 @@ async def test_client_makes_every_kind_of_call(gateway: SmallGateway, folder: Pa
             assert [version.version for version in client.versions("digits")] == [1]
             assert client.deploy("digits", wait=5).default_version == 1
             assert next(client.watch_status()).versions[0].name == "digits"
+            assert [entry.version for entry in client.explain("digits")] == [1]
             with pytest.raises(errors.NotFound):
                 client.version("digits", 9)
 

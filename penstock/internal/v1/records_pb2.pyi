@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from penstock.v1 import cluster_pb2 as _cluster_pb2
+from penstock.v1 import manifest_pb2 as _manifest_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -85,6 +86,26 @@ class WorkerRecord(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     ADMIN_ADDRESS_FIELD_NUMBER: _builtins.int
@@ -93,11 +114,17 @@ class WorkerRecord(_message.Message):
     MISSING_ENGINES_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TAINTS_FIELD_NUMBER: _builtins.int
+    FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     address: _builtins.str
     admin_address: _builtins.str
     memory_bytes: _builtins.int
     draining: _builtins.bool
+    failure_domain: _builtins.str
+    """What fails together with it: its label `zone`, else its host. Empty from workers that do not say: then its id."""
     @_builtins.property
     def engines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Engines that can run here: onnx, torch, tensorrt."""
@@ -108,6 +135,14 @@ class WorkerRecord(_message.Message):
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceRecord]:
+        """Devices besides the processor; memory_bytes is the machine's own memory."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def taints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -119,14 +154,48 @@ class WorkerRecord(_message.Message):
         missing_engines: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         draining: _builtins.bool = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
+        devices: _abc.Iterable[Global___DeviceRecord] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        taints: _abc.Iterable[_builtins.str] | None = ...,
+        failure_domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "admin_address", b"admin_address", "draining", b"draining", "engines", b"engines", "id", b"id", "memory_bytes", b"memory_bytes", "missing_engines", b"missing_engines", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "admin_address", b"admin_address", "devices", b"devices", "draining", b"draining", "engines", b"engines", "failure_domain", b"failure_domain", "id", b"id", "labels", b"labels", "memory_bytes", b"memory_bytes", "missing_engines", b"missing_engines", "start_time", b"start_time", "taints", b"taints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerRecord: _TypeAlias = WorkerRecord  # noqa: Y015
+
+@_typing.final
+class DeviceRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Unique on the worker."""
+    kind: _builtins.str
+    """Such as gpu."""
+    memory_bytes: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "kind", b"kind", "memory_bytes", b"memory_bytes", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceRecord: _TypeAlias = DeviceRecord  # noqa: Y015
 
 @_typing.final
 class ReplicaRecord(_message.Message):
@@ -142,6 +211,8 @@ class ReplicaRecord(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     RETRY_SECONDS_FIELD_NUMBER: _builtins.int
     UNIX_SOCKET_FIELD_NUMBER: _builtins.int
+    MEASURED_BYTES_FIELD_NUMBER: _builtins.int
+    MEASURED_DEVICE_BYTES_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     name: _builtins.str
     version: _builtins.int
@@ -156,6 +227,10 @@ class ReplicaRecord(_message.Message):
     """Path of the worker's unix socket, which gateways on the same host prefer to the address. Its name is random, so on
     any other host it leads to nothing. Empty when there is none.
     """
+    measured_bytes: _builtins.int
+    """Resident memory of the engine after its warm-up, as measured; 0 while it is not loaded."""
+    measured_device_bytes: _builtins.int
+    """The same on its devices, where they report it."""
     def __init__(
         self,
         *,
@@ -167,10 +242,12 @@ class ReplicaRecord(_message.Message):
         address: _builtins.str = ...,
         retry_seconds: _builtins.int = ...,
         unix_socket: _builtins.str = ...,
+        measured_bytes: _builtins.int = ...,
+        measured_device_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "reason", b"reason", "retry_seconds", b"retry_seconds", "state", b"state", "unix_socket", b"unix_socket", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "measured_bytes", b"measured_bytes", "measured_device_bytes", b"measured_device_bytes", "name", b"name", "reason", b"reason", "retry_seconds", b"retry_seconds", "state", b"state", "unix_socket", b"unix_socket", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,12 +293,20 @@ class AssignedReplica(_message.Message):
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     manifest_digest: _builtins.str
     """The worker pulls the manifest by this digest and the files by the digests that it lists."""
     memory_bytes: _builtins.int
     engine: _builtins.str
+    leaving: _builtins.bool
+    """It goes as soon as others are READY in its place. A note of the scheduler's to itself; a worker need not care."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___AssignedDevice]:
+        """Devices that it uses, with what it reserves on each."""
+
     def __init__(
         self,
         *,
@@ -230,14 +315,70 @@ class AssignedReplica(_message.Message):
         manifest_digest: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         engine: _builtins.str = ...,
+        devices: _abc.Iterable[Global___AssignedDevice] | None = ...,
+        leaving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "manifest_digest", b"manifest_digest", "memory_bytes", b"memory_bytes", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "engine", b"engine", "leaving", b"leaving", "manifest_digest", b"manifest_digest", "memory_bytes", b"memory_bytes", "name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AssignedReplica: _TypeAlias = AssignedReplica  # noqa: Y015
+
+@_typing.final
+class AssignedDevice(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    memory_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignedDevice: _TypeAlias = AssignedDevice  # noqa: Y015
+
+@_typing.final
+class LearnedRecord(_message.Message):
+    """LearnedRecord is how big a version has turned out to be. Key: learned/{name}@{version}. Written by the leading
+    scheduler, guarded by its term, so that the size outlives the replica that was measured.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.int
+    memory_bytes: _builtins.int
+    device_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        device_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_bytes", b"device_bytes", "memory_bytes", b"memory_bytes", "name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedRecord: _TypeAlias = LearnedRecord  # noqa: Y015
 
 @_typing.final
 class DeploymentRecord(_message.Message):
@@ -306,6 +447,8 @@ class WantedVersion(_message.Message):
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     RETIRING_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     replicas: _builtins.int
     memory_bytes: _builtins.int
@@ -313,6 +456,12 @@ class WantedVersion(_message.Message):
     engine: _builtins.str
     retiring: _builtins.bool
     """Serves until the default version is ready, then goes."""
+    @_builtins.property
+    def devices(self) -> _manifest_pb2.Devices:
+        """What its manifest asks of devices and of its place; absent when it asks nothing."""
+
+    @_builtins.property
+    def placement(self) -> _manifest_pb2.Placement: ...
     def __init__(
         self,
         *,
@@ -322,10 +471,12 @@ class WantedVersion(_message.Message):
         manifest_digest: _builtins.str = ...,
         engine: _builtins.str = ...,
         retiring: _builtins.bool = ...,
+        devices: _manifest_pb2.Devices | None = ...,
+        placement: _manifest_pb2.Placement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "manifest_digest", b"manifest_digest", "memory_bytes", b"memory_bytes", "replicas", b"replicas", "retiring", b"retiring", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "engine", b"engine", "manifest_digest", b"manifest_digest", "memory_bytes", b"memory_bytes", "placement", b"placement", "replicas", b"replicas", "retiring", b"retiring", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,6 +57,7 @@ DEPLOY: Final = (
     Field("keep_others", FLAG, "True to leave other versions as they are and the default where it is."),
 )
 STATUS: Final = (Field("name", TEXT, "Only this model."),)
+EXPLAIN: Final = (Field("version", INTEGER, "Only this version; all that are deployed without."),)
 
 
 class Control(Protocol):
@@ -164,6 +165,12 @@ class ManagementRoutes:
         request = cluster_pb2.GetStatusRequest(**read_query(exchange.query, STATUS))
         answer = await self._call(exchange, CLUSTER, "GetStatus", request, cluster_pb2.GetStatusResponse)
         return _plain(answer.status)
+
+    async def explain(self, exchange: Exchange) -> Reply:
+        values = read_query(exchange.query, EXPLAIN)
+        request = cluster_pb2.ExplainPlacementRequest(name=exchange.path["model"], **values)
+        answer = cluster_pb2.ExplainPlacementResponse
+        return _plain(await self._call(exchange, CLUSTER, "ExplainPlacement", request, answer))
 
     async def _call(
         self, exchange: Exchange, service: str, method: str, request: Message, response: type[Response]

@@ -207,3 +207,5 @@ def _deployments(routes: ManagementRoutes) -> Iterator[Operation]:
     cluster, status = partial(_api, tag="cluster"), cluster_pb2.ClusterStatus
     shown = "What runs where, and why something does not."
     yield cluster("GET", "/api/v1/status", shown, answer=routes.status, query=manage.STATUS, result=status)
+    why, result = "Why a model runs where it does, and what would make it fit.", cluster_pb2.ExplainPlacementResponse
+    yield cluster("GET", "/api/v1/explain/{model}", why, answer=routes.explain, query=manage.EXPLAIN, result=result)

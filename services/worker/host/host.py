@@ -71,16 +71,23 @@ class EngineHost:
 
     @classmethod
     async def start(
-        cls, manifest: pb.Manifest, files: Mapping[str, Path], *, threads: int, load_timeout: float
+        cls,
+        manifest: pb.Manifest,
+        files: Mapping[str, Path],
+        *,
+        threads: int,
+        load_timeout: float,
+        devices: Sequence[int] = (),
     ) -> EngineHost:
         """Starts a child that loads, checks and warms up the model.
 
         files: by role, inside the worker's cache. threads: of the engine; 0 means one. load_timeout: seconds.
+        devices: indices of the GPUs that the child may see; empty leaves it those that the worker sees.
         Raises the PenstockError that says why the model cannot be served: InvalidManifest where model and manifest
         disagree, Unsupported where this worker lacks an engine, DeadlineExceeded, Unavailable when the child died.
         """
         count = manifest.resources.threads or threads or 1
-        process, end_of_pair = spawn(count)
+        process, end_of_pair = spawn(count, devices)
         host = cls(manifest, process, Link(end_of_pair))
         try:
             async with asyncio.timeout(load_timeout):

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -26,11 +26,15 @@ _THREADS: Final = (
 )  # fmt: skip
 
 
-def environment(parent: Mapping[str, str], threads: int) -> dict[str, str]:
+def environment(parent: Mapping[str, str], threads: int, devices: Sequence[int] = ()) -> dict[str, str]:
     """What a child of a process with this environment gets (pure)."""
     kept = {name: value for name, value in parent.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
     path = [_ROOT, *filter(None, parent.get("PYTHONPATH", "").split(os.pathsep))]
     counts = dict.fromkeys(_THREADS, str(max(1, threads)))
+    if devices:
+        # In the order of the PCI bus, as nvidia-smi counts them.
+        kept["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        kept["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
     return {**kept, **counts, "PYTHONPATH": os.pathsep.join(path), "TOKENIZERS_PARALLELISM": str(threads > 1).lower()}
 
 
@@ -72,7 +76,7 @@ class Process:
         self._ended.set()
 
 
-def spawn(threads: int) -> tuple[Process, socket.socket]:
+def spawn(threads: int, devices: Sequence[int] = ()) -> tuple[Process, socket.socket]:
     """A child that waits for its first frame, and the worker's end of the socket pair.
 
     On the loop's own thread: the kernel ends the child together with the thread that started it (child.py).
@@ -88,7 +92,7 @@ def spawn(threads: int) -> tuple[Process, socket.socket]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                env=environment(os.environ, threads),
+                env=environment(os.environ, threads, devices),
                 start_new_session=True,
             )
     except BaseException:

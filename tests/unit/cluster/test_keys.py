@@ -17,6 +17,7 @@ def test_built_keys_parse_back() -> None:
     assert keys.parse_worker(keys.worker("worker-1")) == "worker-1"
     assert keys.parse_replica(keys.replica("worker-1", "a.b_c-d", 12)) == ("worker-1", "a.b_c-d", 12)
     assert keys.parse_assignment(keys.assignment("worker-1")) == "worker-1"
+    assert keys.parse_learned(keys.learned("a.b_c-d", 12)) == ("a.b_c-d", 12)
     assert keys.parse_service(keys.service("gateway", "gateway-1f")) == ("gateway", "gateway-1f")
 
 
@@ -74,8 +75,16 @@ def test_what_has_none_of_the_forms_is_not_known() -> None:
 
 
 def test_the_table_has_every_prefix_once_with_one_writer() -> None:
-    prefixes = {keys.DEPLOYMENTS, keys.WORKERS, keys.REPLICAS, keys.ASSIGNMENTS, keys.SERVICES, keys.LEADER}
-    assert {key.form.partition("{")[0] for key in keys.TABLE} == prefixes
+    prefixes = [
+        keys.DEPLOYMENTS,
+        keys.WORKERS,
+        keys.REPLICAS,
+        keys.ASSIGNMENTS,
+        keys.LEARNED,
+        keys.SERVICES,
+        keys.LEADER,
+    ]
+    assert [key.form.partition("{")[0] for key in keys.TABLE] == prefixes
     for key in keys.TABLE:
         pattern = re.sub(r"\\\{\w+\\\}", r"[^/]+", re.escape(key.form))
         assert re.fullmatch(pattern, key.example), key

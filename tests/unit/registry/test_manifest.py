@@ -131,6 +131,11 @@ BAD = [
     (SMALL, "inputs.0.name", "", "inputs[0].name", "at least 1"),
     (SMALL, "inputs.0.dims", [1], "inputs[0].dims", "not a field"),
     (SMALL, "batching.max_batch", 1, "batching.max_batch", "did you mean `max_batch_size`?"),
+    (SMALL, "placement.selector", {"a b": "c"}, "placement.selector.a b", "cannot be a label"),
+    (SMALL, "placement.affinity", ["../x"], "placement.affinity[0]", "cannot name a model"),
+    (SMALL, "placement.priority", 101, "placement.priority", "at most 100"),
+    (SMALL, "resources.devices.kind", "GPU", "resources.devices.kind", "cannot be a kind of device"),
+    (SMALL, "resources.devices.percent", 101, "resources.devices.percent", "at most 100"),
     (SMALL, "batching.max_batch_size", -1, "batching.max_batch_size", "at least 0"),
     (SMALL, "batching.max_batch_size", True, "batching.max_batch_size", "must be an integer"),
     (SMALL, "batching.max_batch_size", "8", "batching.max_batch_size", "must be an integer, not text ('8')"),
@@ -291,6 +296,18 @@ def test_defaults_are_filled_in() -> None:
     assert (made.warmup.runs, list(made.warmup.batch_sizes)) == (1, [1, 8])
     assert made.resources.memory_bytes == 0
     assert [step.WhichOneof("kind") for step in made.postprocess] == ["top_k", "pool"]
+
+
+def test_devices_and_placement() -> None:
+    devices, placement = {"memory_bytes": 5}, {"selector": {"zone": "a"}, "tolerations": ["x"], "anti_affinity": ["b"]}
+    made = manifest.parse(json.dumps({**SMALL, "resources": {"devices": devices}, "placement": placement}))
+    assert (made.resources.devices.kind, made.resources.devices.count) == ("gpu", 1)
+    assert not made.resources.devices.exclusive
+    assert (dict(made.placement.selector), made.placement.spread) == ({"zone": "a"}, "preferred")
+    whole = manifest.parse(json.dumps({**SMALL, "resources": {"devices": {}}}))
+    assert whole.resources.devices.exclusive
+    plain = manifest.parse(json.dumps(SMALL))
+    assert not plain.resources.HasField("devices") and not plain.HasField("placement")
 
 
 def test_no_batch_dimension_by_default() -> None:

@@ -1,4 +1,4 @@
-"""Placement: examples of each rule, then what must hold for any cluster."""
+"""Placement: examples of the rules that every version is under; test_placement_needs.py has those it asks for."""
 
 from __future__ import annotations
 
@@ -10,56 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.v1 import cluster_pb2 as pb
-from services.scheduler.placement import Plan, changes, plan
+from services.scheduler.placement import changes, plan
 from services.scheduler.snapshot import ClusterSnapshot, Replica, VersionId, Wanted, Worker
 
-READY = pb.REPLICA_STATE_READY
-LOADING = pb.REPLICA_STATE_LOADING
-MIB = 2**20
-
-
-def wanted(
-    name: str, version: int = 1, *, replicas: int = 1, memory: int = 10, engine: str = "onnx", retiring: bool = False
-) -> Wanted:
-    return Wanted(VersionId(name, version), replicas, memory, f"sha256:{name}{version}", engine, not retiring, retiring)
-
-
-def worker(name: str, memory: int = 100, *, engines: tuple[str, ...] = ("onnx",), draining: bool = False) -> Worker:
-    missing = {} if "torch" in engines else {"torch": "not installed"}
-    return Worker(name, memory, frozenset(engines), missing, draining)
-
-
-def cluster(items: list[Wanted], workers: list[Worker]) -> ClusterSnapshot:
-    return ClusterSnapshot(tuple(sorted(items, key=lambda item: item.id)), {w.id: w for w in workers})
-
-
-def carried_out(snapshot: ClusterSnapshot, planned: Plan) -> ClusterSnapshot:
-    """The snapshot after the plan's writes; what workers say has not changed yet."""
-    assignments = dict(snapshot.assignments)
-    for name, replicas in changes(snapshot, planned).items():
-        if replicas is None:
-            del assignments[name]
-        else:
-            assignments[name] = replicas
-    return replace(snapshot, assignments=assignments)
-
-
-def with_ready(snapshot: ClusterSnapshot) -> ClusterSnapshot:
-    """The snapshot once workers run exactly what they are told."""
-    states = {
-        (name, replica.id): READY
-        for name, replicas in snapshot.assignments.items()
-        if name in snapshot.workers
-        for replica in replicas
-    }
-    return replace(snapshot, states=states)
-
-
-def where(planned: Plan) -> dict[str, list[str]]:
-    return {
-        name: [f"{replica.id.name}@{replica.id.version}" for replica in replicas]
-        for name, replicas in planned.assignments.items()
-    }
+from .clusters import ENGINES, LOADING, MIB, READY, carried_out, cluster, wanted, where, with_ready, worker
 
 
 def test_replicas_of_a_version_go_to_different_workers() -> None:
@@ -149,7 +103,7 @@ def test_a_draining_worker_loses_its_replicas_once_others_are_ready() -> None:
     before = with_ready(carried_out(before, plan(before)))
     draining = replace(before, workers={"w1": worker("w1", draining=True), "w2": worker("w2")})
     planned = plan(draining)
-    assert where(planned) == {"w1": ["a@1"], "w2": ["a@1"]}
+    assert where(planned) == {"w1": ["-a@1"], "w2": ["a@1"]}
     loading = carried_out(draining, planned)
     assert changes(loading, plan(loading)) == {}
     ready = replace(loading, states={("w1", version): READY, ("w2", version): READY})
@@ -224,10 +178,9 @@ def test_only_add_takes_nothing_away() -> None:
     assert set(changes(snapshot, plan(snapshot), only_add=True)) == {"w2"}
 
 
-# What must hold for any cluster.
+# Of plain versions; test_placement_properties.py has what holds for any cluster.
 
 STATES = st.sampled_from([state for state in pb.ReplicaState.values() if state])
-ENGINES = st.sampled_from(["onnx", "torch"])
 
 
 @st.composite
@@ -266,59 +219,6 @@ def snapshots(draw: st.DrawFn) -> ClusterSnapshot:
     )
     held = frozenset({"held"}) if draw(st.booleans()) else frozenset[str]()
     return ClusterSnapshot(tuple(items), {w.id: w for w in workers}, told, states, held)
-
-
-@given(snapshots())
-@settings(max_examples=200, deadline=None)
-def test_memory_engines_and_one_per_worker_always_hold(snapshot: ClusterSnapshot) -> None:
-    planned = plan(snapshot)
-    by_id = {item.id: item for item in snapshot.wanted}
-    for name, found in snapshot.workers.items():
-        replicas = planned.assignments[name]
-        assert sum(replica.memory_bytes for replica in replicas) <= found.memory_bytes
-        assert len({replica.id for replica in replicas}) == len(replicas)
-        assert all(by_id[replica.id].engine in found.engines for replica in replicas if not found.draining)
-        assert all(replica.memory_bytes == by_id[replica.id].memory_bytes for replica in replicas)
-    for item in snapshot.wanted:
-        staying = [name for name, found in snapshot.workers.items() if not found.draining]
-        assert sum(item.id in {r.id for r in planned.assignments[name]} for name in staying) <= item.replicas
-
-
-@given(snapshots())
-@settings(max_examples=200, deadline=None)
-def test_a_plan_carried_out_is_its_own_plan(snapshot: ClusterSnapshot) -> None:
-    planned = plan(snapshot)
-    after = carried_out(snapshot, planned)
-    again = plan(after)
-    assert again.assignments == planned.assignments
-    assert changes(after, again) == {}
-
-
-@given(snapshots())
-@settings(max_examples=100, deadline=None)
-def test_order_of_records_does_not_matter(snapshot: ClusterSnapshot) -> None:
-    backwards = replace(
-        snapshot,
-        wanted=tuple(reversed(snapshot.wanted)),
-        workers=dict(reversed(list(snapshot.workers.items()))),
-        assignments=dict(reversed(list(snapshot.assignments.items()))),
-        states=dict(reversed(list(snapshot.states.items()))),
-    )
-    assert plan(backwards) == plan(snapshot)
-
-
-@given(snapshots())
-@settings(max_examples=200, deadline=None)
-def test_nothing_that_would_fit_is_left_out(snapshot: ClusterSnapshot) -> None:
-    planned = plan(snapshot)
-    holding = {name: {r.id for r in replicas} for name, replicas in planned.assignments.items()}
-    for item in snapshot.wanted:
-        if item.id not in planned.unplaced or item.retiring:
-            continue
-        for name, found in snapshot.workers.items():
-            free = found.memory_bytes - sum(replica.memory_bytes for replica in planned.assignments[name])
-            fits = not found.draining and item.engine in found.engines and item.memory_bytes <= free
-            assert not fits or item.id in holding[name]
 
 
 @given(snapshots())

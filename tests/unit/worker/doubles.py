@@ -63,7 +63,8 @@ class EchoEngine:
         """What the batcher has promised the engine and not kept."""
         self.started = asyncio.Semaphore(0)
         """Released once per batch that was begun."""
-        self.memory_bytes = 1234
+        self.memory_bytes = 12
+        self.pid = 1
         self.closed = False
         self.gone = asyncio.Event()
         self._gate = gate

@@ -45,3 +45,28 @@ async def test_a_failed_load_gives_its_memory_back() -> None:
         async with ledger.reserved(10):
             raise ValueError("the load fails")
     assert ledger.reserved_bytes == 0
+
+
+async def test_every_device_has_a_ledger_of_its_own() -> None:
+    ledger = Ledger(10, {0: 100, 1: 50})
+    async with ledger.reserved(1, {0: 60}):
+        assert not ledger.fits(1, {0: 41}) and ledger.fits(1, {0: 40}) and ledger.fits(1, {1: 50})
+        assert ledger.device_reserved == {0: 60, 1: 0}
+    assert ledger.device_reserved == {0: 0, 1: 0}
+    with pytest.raises(ResourceExhausted, match="needs 51 bytes of device 1, which offers 50"):
+        async with ledger.reserved(1, {1: 51}):
+            pass
+    with pytest.raises(ResourceExhausted, match="needs device 2, which the worker does not have"):
+        async with ledger.reserved(1, {2: 1}):
+            pass
+
+
+async def test_what_was_measured_is_booked_where_it_is_more_and_all_of_it_is_given_back() -> None:
+    ledger = Ledger(10, {0: 100, 1: 100})
+    async with ledger.reserved(5, {0: 20, 1: 20}) as held:
+        held.correct(12, 50)
+        assert (ledger.reserved_bytes, ledger.device_reserved) == (12, {0: 25, 1: 25})
+        assert not ledger.fits(0)
+        held.correct(3, 10)
+        assert ledger.reserved_bytes == 12
+    assert (ledger.reserved_bytes, ledger.device_reserved) == (0, {0: 0, 1: 0})

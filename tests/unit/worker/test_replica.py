@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from penstock.errors import InvalidManifest, Unavailable
-from penstock.internal.v1.records_pb2 import AssignedReplica, PublishedFile, PublishedVersion
+from penstock.internal.v1.records_pb2 import AssignedDevice, AssignedReplica, PublishedFile, PublishedVersion
 from penstock.v1 import cluster_pb2
 from penstock.v1 import manifest_pb2 as pb
 from services.worker.artifacts import Artifacts
@@ -45,6 +45,8 @@ class Stage:
         self.artifacts = Artifacts(str(folder), self.shelf, capacity_bytes=1 << 20)
         self.ledger = Ledger(100)
         self.engines: list[EchoEngine] = []
+        self.engine_bytes = 12
+        self.devices: list[int] = []
         self.gate: asyncio.Semaphore | None = None
         self.loading: asyncio.Event | None = None
         self.problems: list[Exception] = []
@@ -52,14 +54,16 @@ class Stage:
         self.told: list[tuple[Standing, float]] = []
         self.changed = Changed()
 
-    async def start(self, manifest: pb.Manifest, files: Mapping[str, Path]) -> EchoEngine:
+    async def start(self, manifest: pb.Manifest, files: Mapping[str, Path], devices: Sequence[int] = ()) -> EchoEngine:
         assert manifest == MANIFEST
         assert await asyncio.to_thread(files["model"].read_bytes) == MODEL
         if self.loading is not None:
             await self.loading.wait()
         if self.problems:
             raise self.problems.pop(0)
+        self.devices = list(devices)
         self.engines.append(EchoEngine(self.gate))
+        self.engines[-1].memory_bytes = self.engine_bytes
         return self.engines[-1]
 
     async def announce(self, standing: Standing, retry_seconds: float) -> None:
@@ -70,7 +74,14 @@ class Stage:
     async def heard(self) -> None:
         return None
 
-    def replica(self, memory_bytes: int = 60, version: int = 1) -> Replica:
+    def replica(
+        self,
+        memory_bytes: int = 60,
+        version: int = 1,
+        *,
+        devices: Mapping[int, int] | None = None,
+        on_devices: int = 0,
+    ) -> Replica:
         around = Surroundings(
             artifacts=self.artifacts,
             ledger=self.ledger,
@@ -81,9 +92,14 @@ class Stage:
             grace_seconds=0.0,
             drain_seconds=30.0,
             first_pause=0.001,
+            device_bytes=lambda pid: on_devices,
         )
         assigned = AssignedReplica(
-            name="m", version=version, manifest_digest=digest_of(published()), memory_bytes=memory_bytes
+            name="m",
+            version=version,
+            manifest_digest=digest_of(published()),
+            memory_bytes=memory_bytes,
+            devices=[AssignedDevice(index=index, memory_bytes=size) for index, size in (devices or {}).items()],
         )
         return Replica(assigned, around)
 
@@ -259,3 +275,49 @@ async def test_a_file_with_another_hash_is_not_loaded(stage: Stage) -> None:
     assert stage.told[-1][0].reason == "the content of an artifact did not match its digest; it was discarded"
     assert stage.engines == []
     await cancelled(task)
+
+
+CYCLES = 1000
+
+
+async def test_a_thousand_loads_with_failures_among_them_end_where_they_began(stage: Stage) -> None:
+    """Every third load fails, every fifth is broken off, every seventh engine dies while it serves."""
+    stage.ledger = Ledger(100, {0: 50})
+    before = (stage.ledger.reserved_bytes, stage.ledger.device_reserved, stage.artifacts.in_use)
+    before = (before[0], dict(before[1]), before[2])
+    for number in range(CYCLES):
+        stage.states.clear()
+        replica = stage.replica(devices={0: 30})
+        stage.problems = [Unavailable("this load fails")] if number % 3 == 0 else []
+        stage.loading = asyncio.Event() if number % 5 == 0 else None
+        task = asyncio.ensure_future(replica.run())
+        if stage.loading is not None:
+            await stage.changed.until(stage.count("LOADING"))
+            assert stage.ledger.device_reserved == {0: 30}
+        else:
+            await stage.changed.until(stage.count("READY"))
+            assert stage.ledger.reserved_bytes == 60
+            if number % 7 == 0:
+                stage.engines[-1].gone.set()
+                await stage.changed.until(stage.count("FAILED"))
+        if number % 2:
+            replica.retire()
+            await task
+        else:
+            await cancelled(task)
+        assert (stage.ledger.reserved_bytes, stage.ledger.device_reserved, stage.artifacts.in_use) == before
+    assert all(engine.closed for engine in stage.engines)
+
+
+async def test_what_the_engine_takes_is_booked_and_told(stage: Stage) -> None:
+    stage.ledger = Ledger(100, {0: 50, 1: 50})
+    stage.engine_bytes = 77
+    replica = stage.replica(devices={0: 30, 1: 30}, on_devices=80)
+    task = asyncio.ensure_future(replica.run())
+    await stage.changed.until(stage.count("READY"))
+    assert (stage.ledger.reserved_bytes, stage.ledger.device_reserved) == (77, {0: 40, 1: 40})
+    assert (replica.standing.measured_bytes, replica.standing.measured_device_bytes) == (77, 40)
+    assert stage.devices == [0, 1]
+    replica.retire()
+    await task
+    assert (stage.ledger.reserved_bytes, stage.ledger.device_reserved) == (0, {0: 0, 1: 0})
