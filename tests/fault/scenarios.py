@@ -1,0 +1,282 @@
+"""The rows of the faults table that are tried: what is done to the suite under load, and what must hold.
+
+Each leaves the stand as it found it. What must hold always (lost, wrong, duplicated, failed beyond what is allowed,
+stale commands) makes a row broken; a time that was missed is only told, since a busy machine misses times.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tests.fault.ledger import Ledger
+from tests.fault.stand import PROXIED, WORKERS, Load, Stand, wait_until
+
+LEASE = 5.0
+"""Seconds of a lease: of a worker, and of the leader's term."""
+ETCD_GONE = 30.0
+"""Seconds for which etcd is gone."""
+KILLS = 3
+"""Leaders killed in a row."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What a scenario gave. measured: by name, for people and JSON; broken: what must hold and did not; missed: times
+    that were not kept."""
+
+    measured: dict[str, float | int | str] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+    def take(self, ledger: Ledger, *, failed: float = 0.0) -> None:
+        """Adds the sums of a load. failed: the share of requests that may end with an error."""
+        account = ledger.account()
+        self.measured |= {"sent": account.sent, "lost": account.lost, "wrong": account.wrong}
+        self.measured |= {"duplicated": account.duplicated, "failed": account.failures}
+        self.measured["p99 ms"] = round(account.p99 * 1e3, 1)
+        self.broken += account.broken
+        if account.failures > failed * account.sent:
+            self.broken.append(f"failed {account.failures} of {account.sent}: {account.failed}")
+
+    def timed(self, name: str, seconds: float, limit: float) -> None:
+        """Adds a time that should be at most so long."""
+        self.measured[f"{name} s"] = round(seconds, 2)
+        if not seconds <= limit:
+            self.missed.append(f"{name}: {seconds:.2f} s, at most {limit:g} s asked for")
+
+    def must(self, holds: bool, otherwise: str) -> None:
+        """Adds something that must hold."""
+        if not holds:
+            self.broken.append(otherwise)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One row. row: of the table of faults; done: what is done; required: in words; quick: an ordinary test too."""
+
+    row: str
+    name: str
+    done: str
+    required: str
+    run: Callable[[Stand], Result]
+    quick: bool = False
+
+
+def worker_killed(stand: Stand) -> Result:
+    """Row 1."""
+    result = Result()
+    with stand.load() as load:
+        at = stand.kill("worker-1")
+        load.wait_for(int(5 * stand.rate))
+        stand.restart("worker-1")
+    result.take(load.ledger, failed=0.001)
+    result.timed("recovery", load.ledger.recovery(at), 2.0)
+    return result
+
+
+def etcd_gone(stand: Stand) -> Result:
+    """Row 5."""
+    result = Result()
+    with stand.load() as load:
+        at = stand.kill("etcd")
+        time.sleep(ETCD_GONE)
+        stand.suite.start("etcd")
+        stand.suite.wait_ready("etcd")
+        back = time.monotonic()
+        wait_until(lambda: stand.leader() and len(stand.replicas()) == len(WORKERS), 60)
+        result.timed("control plane back", time.monotonic() - back, 5.0)
+        stand.change_works()
+    result.take(load.ledger)
+    before, during = load.ledger.account(until=at), load.ledger.account(at, back)
+    result.measured["p99 ms before"] = round(before.p99 * 1e3, 1)
+    result.measured["p99 ms without etcd"] = round(during.p99 * 1e3, 1)
+    return result
+
+
+def leader_killed(stand: Stand) -> Result:
+    """Row 10."""
+    result = Result()
+    since, takeovers = stand.revision(), []
+    with stand.load() as load:
+        for _ in range(KILLS):
+            first = stand.leader()
+            at = stand.kill(first)
+            wait_until(lambda first=first: stand.leader() not in ("", first), 30)  # type: ignore[misc]
+            takeovers.append(time.monotonic() - at)
+            stand.change_works()
+            stand.restart(first)
+    result.take(load.ledger)
+    result.measured["kills"] = KILLS
+    result.timed("takeover at most", max(takeovers), LEASE + 1.0)
+    _no_stale_commands(stand, since, result)
+    return result
+
+
+def leader_frozen(stand: Stand) -> Result:
+    """Row 11."""
+    result = Result()
+    since = stand.revision()
+    with stand.load() as load:
+        first = stand.leader()
+        with stand.frozen(first) as at:
+            wait_until(lambda: stand.leader() not in ("", first), 30)
+            result.timed("takeover", time.monotonic() - at, LEASE + 1.0)
+            stand.change_works()
+            while time.monotonic() - at < 3 * LEASE:
+                load.wait_for(int(stand.rate / 2))
+        load.wait_for(int(stand.rate))
+        stand.change_works()
+        result.must(stand.leader() != first, "the frozen leader leads again without an election")
+    result.take(load.ledger)
+    _no_stale_commands(stand, since, result)
+    return result
+
+
+def worker_cut_from_etcd(stand: Stand) -> Result:
+    """Row 12, etcd only: it keeps serving what it has until others have taken over, and comes back."""
+    result = Result()
+    with stand.load() as load:
+        at = time.monotonic()
+        stand.to_etcd.hang()
+        wait_until(lambda: PROXIED not in stand.replicas(), 60)
+        load.wait_for(int(2 * stand.rate))
+        stand.to_etcd.heal()
+        stand.settle()
+    result.take(load.ledger, failed=0.005)
+    result.timed("recovery", load.ledger.recovery(at), 4.0)
+    return result
+
+
+def worker_cut_from_gateways(stand: Stand) -> Result:
+    """Row 12, gateways only: connections stay open and carry nothing."""
+    result = Result()
+    with _proxied(stand), stand.load() as load:
+        at = time.monotonic()
+        stand.to_worker.hang()
+        load.wait_for(int(8 * stand.rate))
+        stand.to_worker.heal()
+        _again(load, PROXIED)
+    in_flight = _stuck(load.ledger, at)
+    result.take(load.ledger, failed=_share(in_flight, load.ledger))
+    result.timed("recovery", load.ledger.recovery(at), 4.0)
+    return result
+
+
+def gateway_asked_to_stop(stand: Stand) -> Result:
+    """Row 13, SIGTERM."""
+    result = Result()
+    with stand.load(("gateway-2", "gateway"), retries=1) as load:
+        result.timed("drain", stand.ask_to_stop("gateway-2"), 30.0)
+        load.wait_for(int(2 * stand.rate))
+        stand.restart("gateway-2")
+        load.wait_for(int(stand.rate))
+    result.take(load.ledger)
+    return result
+
+
+def gateway_killed(stand: Stand) -> Result:
+    """Row 13, SIGKILL; clients try once more at the other gateway."""
+    result = Result()
+    with stand.load(("gateway-2", "gateway"), retries=1) as load:
+        at = stand.kill("gateway-2")
+        load.wait_for(int(4 * stand.rate))
+        stand.restart("gateway-2")
+        load.wait_for(int(stand.rate))
+    result.take(load.ledger)
+    result.timed("recovery", load.ledger.recovery(at), 2.0)
+    return result
+
+
+def rolling_restart(stand: Stand) -> Result:
+    """Everything but etcd, one process after the other, by SIGTERM; clients know both gateways."""
+    result = Result()
+    names = [row.name for row in stand.suite.table() if row.name != "etcd"]
+    with stand.load(("gateway", "gateway-2"), retries=1) as load:
+        for name in names:
+            stand.ask_to_stop(name)
+            stand.restart(name)
+        load.wait_for(int(stand.rate))
+    result.take(load.ledger)
+    result.measured["processes"] = len(names)
+    return result
+
+
+@contextmanager
+def _proxied(stand: Stand) -> Iterator[None]:
+    """Gateways reach PROXIED through its proxy: its unix socket is gone, and so is the connection to it."""
+    stand.unlink_socket(PROXIED)
+    for gateway in ("gateway", "gateway-2"):
+        stand.ask_to_stop(gateway)
+        stand.restart(gateway)
+    yield
+    stand.ask_to_stop(PROXIED)
+    stand.restart(PROXIED)
+
+
+def _again(load: Load, worker: str) -> None:
+    """Waits until that worker answers what is sent from now on."""
+    now = time.monotonic()
+    wait_until(lambda: any(e.right and e.worker == worker for e in list(load.ledger.entries.values()) if e.sent > now))
+
+
+def _stuck(ledger: Ledger, at: float, within: float = 4.0) -> int:
+    """Requests that failed and were sent when the fault came, or not much later: before it could be known of."""
+    entries = ledger.entries.values()
+    return sum(at - 1.0 <= entry.sent <= at + within and bool(entry.endings) and not entry.right for entry in entries)
+
+
+def _share(count: int, ledger: Ledger) -> float:
+    return count / len(ledger.entries)
+
+
+def _no_stale_commands(stand: Stand, since: int, result: Result) -> None:
+    written, stale = stand.stale_commands(since)
+    result.measured |= {"assignments written": written, "stale": stale}
+    result.must(not stale, f"{stale} of {written} assignments came from a leader of the past")
+
+
+SCENARIOS = (
+    Scenario("1", "worker-killed", "SIGKILL of a worker", "failed ≤ 0.1 %, recovery ≤ 2 s", worker_killed, quick=True),
+    Scenario(
+        "5",
+        "etcd-gone",
+        f"SIGKILL of etcd, back after {ETCD_GONE:g} s",
+        "failed 0, control plane back ≤ 5 s",
+        etcd_gone,
+    ),
+    Scenario(
+        "10",
+        "leader-killed",
+        f"SIGKILL of the leader, {KILLS} times",
+        "failed 0, takeover ≤ 6 s, stale 0",
+        leader_killed,
+    ),
+    Scenario("11", "leader-frozen", "SIGSTOP of the leader for 15 s", "failed 0, stale 0", leader_frozen),
+    Scenario("12", "worker-cut-from-etcd", "no byte between a worker and etcd", "failed ≤ 0.5 %", worker_cut_from_etcd),
+    Scenario(
+        "12",
+        "worker-cut-from-gateways",
+        "no byte between a worker and gateways for 8 s",
+        "nothing fails but what was there; recovery ≤ 4 s",
+        worker_cut_from_gateways,
+    ),
+    Scenario(
+        "13",
+        "gateway-stopped",
+        "SIGTERM of one of two gateways",
+        "failed 0, drain ≤ 30 s",
+        gateway_asked_to_stop,
+        quick=True,
+    ),
+    Scenario(
+        "13",
+        "gateway-killed",
+        "SIGKILL of one of two gateways",
+        "failed 0 after one retry, duplicated 0",
+        gateway_killed,
+    ),
+    Scenario("22", "rolling-restart", "SIGTERM and start of every process in turn", "failed 0", rolling_restart),
+)
