@@ -21,11 +21,14 @@ SLACK = 0.05
 
 @dataclass(slots=True)
 class Entry:
-    """One request. endings: when and how it ended, in the order in which the client was told; worker: who answered."""
+    """One request. endings: when and how it ended, in the order in which the client was told; worker, gateway: who
+    answered; why: of a failure, in words."""
 
     sent: float
     endings: list[tuple[float, str]] = field(default_factory=list)
     worker: str = ""
+    gateway: str = ""
+    why: str = ""
 
     @property
     def right(self) -> bool:
@@ -75,11 +78,14 @@ class Ledger:
             raise ValueError(f"request {number} was sent before")
         self.entries[number] = Entry(at)
 
-    def ended(self, number: int, at: float, outcome: str, worker: str = "") -> None:
+    def ended(
+        self, number: int, at: float, outcome: str, *, worker: str = "", gateway: str = "", why: str = ""
+    ) -> None:
         """The client was told of an end; outcome: OK, WRONG or the code of an error."""
         entry = self.entries[number]
         entry.endings.append((at, outcome))
-        entry.worker = entry.worker or worker
+        if len(entry.endings) == 1:
+            entry.worker, entry.gateway, entry.why = worker, gateway, why
         self.right += outcome == OK and len(entry.endings) == 1
 
     def account(self, since: float = -math.inf, until: float = math.inf) -> Account:

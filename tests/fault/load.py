@@ -3,10 +3,10 @@
 `python -m tests.fault.load <gateway>[,<gateway>…] <model> <rate> <seed> <timeout> <retries>`
 
 The model is tests.harness.models.add_one. Every request carries its number in all of its 16 values, so that an answer
-that belongs to another request is seen. One line of JSON for each request sent and for each time that the client is told
-of an end; closing stdin ends the sending, and the process when all have ended or their deadlines are a second over. Times are
-time.monotonic(), which all processes of a machine share. A request whose gateway is lost or refuses is tried again at
-the next gateway, `retries` times.
+that belongs to another request is seen. One line of JSON for each request sent and for each time that the client is
+told of an end; closing stdin ends the sending, and the process when all have ended or their deadlines are a second
+over. Times are time.monotonic(), which all processes of a machine share. A request whose gateway is lost or refuses is
+tried again at the next gateway, `retries` times.
 """
 
 from __future__ import annotations
@@ -60,13 +60,15 @@ class Client:
         """A request from its first to its last attempt."""
         tell(id=number, sent=time.monotonic())
         deadline = asyncio.get_running_loop().time() + self._timeout
+        why = ""
         for attempt in range(1 + self._retries):
             peer = self._peers[(number + attempt) % len(self._peers)]
             answer, problem = await self._attempt(peer, number, deadline)
             if attempt < self._retries and isinstance(problem, Unavailable | ResourceExhausted):
+                why += f"{peer.address}: {problem}; "
                 await asyncio.sleep(PAUSE)
                 continue
-            tell_end(number, answer, problem)
+            tell_end(number, answer, problem, peer.address, f"{why}{peer.address}: {problem}")
             return
 
     async def _attempt(self, peer: Peer, number: int, deadline: float) -> tuple[Answer | None, BaseException | None]:
@@ -75,7 +77,7 @@ class Client:
 
         def done(answer: Answer | None, problem: BaseException | None) -> None:
             if end.done():
-                tell_end(number, answer, problem)  # a second end: the ledger calls it duplicated
+                tell_end(number, answer, problem, peer.address)  # a second end: the ledger calls it duplicated
             else:
                 end.set_result((answer, problem))
 
@@ -114,10 +116,11 @@ def tell(**what: Any) -> None:
     sys.stdout.flush()
 
 
-def tell_end(number: int, answer: Answer | None, problem: BaseException | None) -> None:
-    """One line for an end."""
+def tell_end(number: int, answer: Answer | None, problem: BaseException | None, gateway: str, why: str = "") -> None:
+    """One line for an end. gateway: who told it; why: what each attempt met, when it is a failure."""
     worker = answer.trailers.get(WORKER, "") if answer is not None else ""
-    tell(id=number, ended=time.monotonic(), outcome=outcome(number, answer, problem), worker=worker)
+    word, why = outcome(number, answer, problem), why if problem is not None else ""
+    tell(id=number, ended=time.monotonic(), outcome=word, gateway=gateway, worker=worker, why=why)
 
 
 async def run(gateways: list[str], model: str, rate: float, seed: int, timeout: float, retries: int) -> None:

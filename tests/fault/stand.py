@@ -19,7 +19,7 @@ from deploy.local.suite import ROOT, Suite
 from penstock import Client, errors
 from penstock.cluster import keys, records
 from penstock.cluster.etcd import Etcd
-from penstock.internal.v1.records_pb2 import AssignmentRecord, ReplicaRecord
+from penstock.internal.v1.records_pb2 import AssignmentRecord, LeaderRecord, ReplicaRecord
 from penstock.v1 import cluster_pb2 as pb
 from tests.e2e.conftest import serve
 from tests.fault.ledger import Ledger
@@ -66,7 +66,8 @@ class Load:
             if "sent" in told:
                 self.ledger.sent(told["id"], told["sent"])
             else:
-                self.ledger.ended(told["id"], told["ended"], told["outcome"], told["worker"])
+                who = {name: told[name] for name in ("worker", "gateway", "why")}
+                self.ledger.ended(told["id"], told["ended"], told["outcome"], **who)
 
 
 class Stand:
@@ -79,7 +80,7 @@ class Stand:
     @contextmanager
     def load(self, gateways: tuple[str, ...] = ("gateway",), timeout: float = 5.0, retries: int = 0) -> Iterator[Load]:
         """Open-loop load; entered when it is being answered by every worker that serves."""
-        addresses = ",".join(f"127.0.0.1:{self.suite.ports[name.replace('-', '_') + '_grpc']}" for name in gateways)
+        addresses = ",".join(map(self.address, gateways))
         arguments = [addresses, MODEL, str(self.rate), str(self.seed), str(timeout), str(retries)]
         load = Load([sys.executable, "-m", "tests.fault.load", *arguments])
         try:
@@ -162,16 +163,28 @@ class Stand:
         }
 
     def leader(self) -> str:
-        """Id of the leading scheduler; empty while nobody leads or nobody says."""
-        with suppress(errors.PenstockError):
-            return self.client.status().leader
-        return ""
+        """Id of the leading scheduler, by the store; empty while nobody leads or the store does not answer."""
+        return asyncio.run(_leader(self.etcd()))
 
-    def change_works(self) -> bool:
-        """A deployment is changed and changed back."""
-        self.client.deploy(MODEL, replicas=len(WORKERS) - 1, wait=30)
+    def change(self) -> float:
+        """Changes a deployment, once that can be done, and back; seconds until the change was carried out."""
+        began = time.monotonic()
+        wait_until(lambda: self._deployed(len(WORKERS) - 1), 60)
+        wait_until(lambda: len(self.replicas()) == len(WORKERS) - 1, 60)
+        took = time.monotonic() - began
         self.client.deploy(MODEL, replicas=len(WORKERS), wait=60)
-        return True
+        self.settle()
+        return took
+
+    def _deployed(self, replicas: int) -> bool:
+        with suppress(errors.PenstockError):
+            self.client.deploy(MODEL, replicas=replicas)
+            return True
+        return False
+
+    def address(self, gateway: str) -> str:
+        """host:port of a gateway's gRPC."""
+        return f"127.0.0.1:{self.suite.ports[gateway.replace('-', '_') + '_grpc']}"
 
     def etcd(self) -> str:
         return f"127.0.0.1:{self.suite.ports['etcd_client']}"
@@ -235,6 +248,17 @@ async def _revision(endpoint: str) -> int:
         return (await store.range(keys.ASSIGNMENTS)).revision
     finally:
         await store.close()
+
+
+async def _leader(endpoint: str) -> str:
+    store = Etcd([endpoint])
+    try:
+        found = await store.get(keys.LEADER, within=1.0)
+    except errors.PenstockError:
+        return ""
+    finally:
+        await store.close()
+    return records.from_json(LeaderRecord, found.value).id if found is not None else ""
 
 
 async def _terms(endpoint: str, start: int) -> list[int]:

@@ -12,6 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests.fault.scenarios import SCENARIOS, Result, Scenario
@@ -45,6 +46,11 @@ def markdown(rows: Sequence[tuple[Scenario, Result]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def say(line: str) -> None:
+    """What goes on, for people."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def main() -> int:
     """The command."""
     names = [scenario.name for scenario in SCENARIOS]
@@ -55,15 +61,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path("build/faults.json"), help="where the figures go")
     arguments = parser.parse_args()
     rows: list[tuple[Scenario, Result]] = []
-    with tempfile.TemporaryDirectory(prefix="faults-") as state:
-        with standing(Path(state), arguments.seed, arguments.rate, lambda line: print(line, file=sys.stderr)) as stand:
-            for scenario in SCENARIOS:
-                if scenario.name in arguments.only:
-                    began = time.monotonic()
-                    result = attempt(scenario, stand)
-                    rows.append((scenario, result))
-                    said = f"{scenario.name}: {verdict(result)} ({time.monotonic() - began:.0f} s)"
-                    print(said, file=sys.stderr, flush=True)
+    with ExitStack() as held:
+        state = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
+        stand = held.enter_context(standing(state, arguments.seed, arguments.rate, say))
+        for scenario in SCENARIOS:
+            if scenario.name in arguments.only:
+                began = time.monotonic()
+                result = attempt(scenario, stand)
+                rows.append((scenario, result))
+                say(f"{scenario.name}: {verdict(result)} ({time.monotonic() - began:.0f} s)")
     print(markdown(rows))
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     told = [
