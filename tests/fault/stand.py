@@ -57,6 +57,8 @@ class Load:
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._reader.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         assert self._process.wait() == 0, "the load ended with an error"
 
     def _read(self) -> None:
