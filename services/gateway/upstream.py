@@ -13,8 +13,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from google.protobuf.message import DecodeError
+
 from penstock.errors import DeadlineExceeded, PenstockError, Unavailable
 from penstock.kit.log import get_logger
+from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import Answer, Done, Pending
 from penstock.wire.client import ConnectionLost, Field
 
@@ -31,7 +34,7 @@ Served = tuple[str, int]
 SWEEP = 0.25
 """Seconds between two looks for gray replicas."""
 GREETING = 1.0
-"""Seconds in which a worker must answer that it lives."""
+"""Seconds in which a worker must answer that a replica is well."""
 FORGOTTEN = 600.0
 """Seconds without a request after which nothing is known of a model's replicas any more."""
 
@@ -227,10 +230,10 @@ class Upstreams:
         async with asyncio.TaskGroup() as group:
             while True:
                 await asyncio.sleep(interval)
-                for upstream, gray in self.sweep():
-                    group.create_task(self._greet(upstream, gray))
+                for upstream, served, gray in self.sweep():
+                    group.create_task(self._greet(upstream, served, gray))
 
-    def sweep(self) -> list[tuple[Upstream, Gray]]:
+    def sweep(self) -> list[tuple[Upstream, Served, Gray]]:
         """One look: avoids what turns out gray; those that are to be greeted now."""
         now = self.clock()
         for served in list(self.stirred):
@@ -245,8 +248,12 @@ class Upstreams:
         if now >= self._forget_at:
             self._forget_at = now + FORGOTTEN
             self._forget_unused(now - FORGOTTEN)
-        suspects = [(upstream, gray) for upstream in self._known.values() for gray in upstream.gray.values()]
-        return [(upstream, gray) for upstream, gray in suspects if gray.greets(now)]
+        return [
+            (upstream, served, gray)
+            for upstream in self._known.values()
+            for served, gray in upstream.gray.items()
+            if gray.greets(now)
+        ]
 
     async def close(self) -> None:
         """Closes everything; requests in flight are cut off."""
@@ -286,12 +293,18 @@ class Upstreams:
         if gray is not None and gray.reason == "silent":
             self._back(address, upstream, served)  # it answers: nothing else was held against it
 
-    async def _greet(self, upstream: Upstream, gray: Gray) -> None:
+    async def _greet(self, upstream: Upstream, served: Served, gray: Gray) -> None:
+        """Asks the worker whether it has the version and its engine seems well."""
         deadline = asyncio.get_running_loop().time() + GREETING
+        question = oip.ModelReadyRequest(name=served[0], version=str(served[1])).SerializeToString()
         try:
-            await upstream.connection.unary("ServerLive", b"", deadline=deadline, headers={})
+            answer = await upstream.connection.unary("ModelReady", question, deadline=deadline, headers={})
+            well = oip.ModelReadyResponse.FromString(bytes(answer.payload)).ready
+        except (PenstockError, DecodeError):
+            well = False
+        if well:
             gray.greeted()
-        except PenstockError:
+        else:
             gray.failed(self.clock())
 
     def _probed(

@@ -35,6 +35,7 @@ ALIGNMENT: Final = 64
 
 HUNG: Final = "the model's engine does not answer; it is being restarted"
 
+LATE: Final = 3.0
 BATCH_SPAN: Final = "engine.batch"
 
 log = get_logger()
@@ -162,6 +163,11 @@ class Batcher:
     def outstanding(self) -> int:
         """Requests that wait or run."""
         return self._outstanding
+
+    @property
+    def late(self) -> bool:
+        """Whether what runs should have ended LATE seconds ago."""
+        return 0.0 < self._free_at < self._clock() - LATE
 
     def enter(self, request: Request, deadline: float, ended: Ended, span: Span | None = None) -> Seat:
         """Queues a request; `ended` is told how it ended, later, unless its caller leaves before (`Seat.cancel`).

@@ -6,6 +6,9 @@ stale commands) makes a row broken; a time that was missed is only told, since a
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -198,6 +201,48 @@ def worker_hangs(stand: Stand) -> Result:
     return result
 
 
+def engine_hangs(stand: Stand) -> Result:
+    """Row 16: one engine of a worker stands still; the worker answers every check of its health."""
+    result = Result()
+    with stand.load() as load:
+        (engine,) = stand.engines("worker-2")
+        at = time.monotonic()
+        os.kill(engine, signal.SIGSTOP)
+        load.wait_for(int(12 * stand.rate))
+        os.kill(engine, signal.SIGCONT)
+        _answers_again(load, lambda entry: entry.worker == "worker-2")
+    _only_the_first_fail(load.ledger, at, result)
+    return result
+
+
+def etcd_emptied(stand: Stand) -> Result:
+    """Row 6."""
+    result = Result()
+    with stand.load() as load:
+        stand.kill("etcd")
+        shutil.rmtree(stand.suite.state / "etcd")
+        stand.suite.start("etcd")
+        stand.suite.wait_ready("etcd")
+        load.wait_for(int(2 * LEASE * stand.rate))
+        result.timed("change carried out", stand.change(), 5.0)
+    result.take(load.ledger)
+    return result
+
+
+def watch_compacted(stand: Stand) -> Result:
+    """Row 7: while a gateway stands still a worker leaves and history is compacted away."""
+    result = Result()
+    with stand.frozen("gateway-2"):
+        stand.ask_to_stop("worker-1")
+        stand.compact()
+    with stand.load(("gateway-2",)) as load:
+        load.wait_for(int(2 * stand.rate))
+        stand.restart("worker-1")
+        _answers_again(load, lambda entry: entry.worker == "worker-1")
+    result.take(load.ledger)
+    return result
+
+
 def worker_slow(stand: Stand) -> Result:
     """Row 16: a worker stands still nine tenths of the time."""
     result = Result()
@@ -271,6 +316,14 @@ SCENARIOS = (
         "failed 0, a change carried out ≤ 5 s after",
         etcd_gone,
     ),
+    Scenario("6", "etcd-emptied", "etcd loses all its data", "failed 0, then a change is carried out", etcd_emptied),
+    Scenario(
+        "7",
+        "watch-compacted",
+        "a gateway frozen while a worker leaves and etcd is compacted",
+        "failed 0",
+        watch_compacted,
+    ),
     Scenario(
         "10",
         "leader-killed",
@@ -309,6 +362,9 @@ SCENARIOS = (
         "only what was there fails; avoided ≤ 3 s",
         worker_hangs,
         quick=True,
+    ),
+    Scenario(
+        "16", "engine-hangs", "SIGSTOP of one engine for 12 s", "only what was there fails; avoided ≤ 3 s", engine_hangs
     ),
     Scenario("16", "worker-slow", "a worker stands still 90 % of the time", "failed 0, recovery ≤ 5 s", worker_slow),
     Scenario("22", "rolling-restart", "SIGTERM and start of every process in turn", "failed 0", rolling_restart),

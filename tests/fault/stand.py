@@ -195,6 +195,10 @@ class Stand:
         """Of the store now."""
         return asyncio.run(_revision(self.etcd()))
 
+    def compact(self) -> None:
+        """The store forgets how it came to be as it is."""
+        asyncio.run(_compact(self.etcd()))
+
     def stale_commands(self, since: int) -> tuple[int, int]:
         """Assignments written since a revision, and those among them that an older leader wrote after a newer one."""
         terms = asyncio.run(_terms(self.etcd(), since + 1))
@@ -248,6 +252,14 @@ async def _revision(endpoint: str) -> int:
     store = Etcd([endpoint])
     try:
         return (await store.range(keys.ASSIGNMENTS)).revision
+    finally:
+        await store.close()
+
+
+async def _compact(endpoint: str) -> None:
+    store = Etcd([endpoint])
+    try:
+        await store.compact((await store.range(keys.PREFIX)).revision)
     finally:
         await store.close()
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from penstock.errors import DeadlineExceeded, Unavailable
+from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import Answer
 from services.gateway.ejection import Gray
 from services.gateway.upstream import Served, Upstreams
@@ -94,7 +95,7 @@ async def test_after_the_pause_a_greeting_and_then_a_probe() -> None:
     setup.now += 0.9
     assert setup.upstreams.sweep() == []
     setup.now += 0.2
-    ((_, gray),) = setup.upstreams.sweep()
+    ((_, _, gray),) = setup.upstreams.sweep()
     assert setup.upstreams.sweep() == []  # it is greeted once
     assert setup.avoided()
     gray.failed(setup.now)
@@ -117,7 +118,7 @@ async def test_a_probe_that_does_not_go_well(end: str) -> None:
     await setup.slow()
     assert setup.ejections == ["slow"]
     setup.now += 1.1
-    ((_, gray),) = setup.upstreams.sweep()
+    ((_, _, gray),) = setup.upstreams.sweep()
     gray.greeted()
     if end == "late":
         await setup.call("w2:1", 0.06)
@@ -140,7 +141,8 @@ async def test_an_answer_to_what_was_sent_before_does_not_bring_a_slow_one_back(
     assert setup.avoided()
 
 
-async def test_watch_greets() -> None:
+@pytest.mark.parametrize("well", [True, False])
+async def test_a_replica_is_greeted_and_comes_back_when_it_is_well(well: bool) -> None:
     setup = Setup()
     await setup.warm()
     stuck = await setup.hang()
@@ -149,17 +151,18 @@ async def test_watch_greets() -> None:
     setup.now += 1.1
     greeted = asyncio.Event()
 
-    async def live(sent: Sent) -> Answer:
-        assert sent.method == "ServerLive"
+    async def ready(sent: Sent) -> Answer:
+        assert sent.method == "ModelReady"
+        assert oip.ModelReadyRequest.FromString(sent.payload) == oip.ModelReadyRequest(name="digits", version="1")
         greeted.set()
-        return Answer(b"")
+        return Answer(oip.ModelReadyResponse(ready=well).SerializeToString())
 
-    setup.workers.behaviours["w2:1"] = live
+    setup.workers.behaviours["w2:1"] = ready
     watching = asyncio.create_task(setup.upstreams.watch(0.001))
     async with asyncio.timeout(5):
         await greeted.wait()
     await asyncio.sleep(0)
-    assert not setup.avoided()
+    assert setup.avoided() is not well
     watching.cancel()
 
 
