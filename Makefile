@@ -6,7 +6,7 @@ CONTRACT_BASE ?= $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null
 ENVIRONMENT = $(PYTHON) deploy/local/environment.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status logs test bench check format protos check-protos env dev torch constraints clean distclean
+.PHONY: help demo up down status logs test bench faults check format protos check-protos env dev torch constraints clean distclean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -31,6 +31,9 @@ test: dev ## Environment if missing, then every test
 
 bench: dev ## Measure the data plane against its targets (needs h2load and wrk; about 4 minutes)
 	@$(BIN)/python -m tests.bench.data_plane
+
+faults: dev ## Every fault of the table under load, and what became of each request (about 5 minutes)
+	@$(BIN)/python -m tests.fault.table $(ARGS)
 
 check: dev check-protos ## Lint, types, import floors, contracts (under a minute)
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -105,7 +105,12 @@ GATEWAY_RETRIES: Final = Metric(
     ("code",),
 )
 GATEWAY_EJECTIONS: Final = Metric(
-    "penstock_gateway_ejections", "counter", "gateway", "Times that a worker was avoided after its connection failed"
+    "penstock_gateway_ejections",
+    "counter",
+    "gateway",
+    "Times that a worker whose connection failed (lost), or a replica that answered nothing (silent) or late (slow) "
+    "while others answered, was avoided",
+    ("reason",),
 )
 GATEWAY_IN_FLIGHT: Final = Metric(
     "penstock_gateway_in_flight", "gauge", "gateway", "Requests that wait for a worker", gauge_merge="sum"

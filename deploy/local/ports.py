@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 TABLE = Path(__file__).resolve().parent.parent / "ports.env"
@@ -39,9 +39,9 @@ class Ports:
         return cls(numbers)
 
     @classmethod
-    def free(cls) -> Ports:
-        """The same names on free ports, for tests that run side by side."""
-        names = list(cls.read({})._numbers)
+    def free(cls, more: Iterable[str] = ()) -> Ports:
+        """The same names and `more` on free ports, for tests that run side by side."""
+        names = [*cls.read({})._numbers, *more]
         sockets = [socket.socket() for _ in names]
         try:
             for each in sockets:

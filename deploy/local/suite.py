@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,9 @@ class Suite:
     """The suite over one state folder.
 
     say: gets one line per step, for people. environment: added to every process's own. trace_ratio: share of calls
-    that are traced, None for no tracing at all. gateway_processes: that the gateway starts, 0 for one per core.
+    that are traced, None for no tracing at all. gateway_processes: that each gateway starts, 0 for one per core.
+    workers, gateways: how many; those beyond deploy/ports.env need ports of their names. flags: after all others, by
+    name of the process.
     """
 
     def __init__(
@@ -56,6 +58,9 @@ class Suite:
         environment: Mapping[str, str] | None = None,
         trace_ratio: float | None = 0.01,
         gateway_processes: int = 1,
+        workers: int = 2,
+        gateways: int = 1,
+        flags: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.state = state
         self.ports = ports
@@ -63,6 +68,9 @@ class Suite:
         self._environment = dict(environment or {})
         self._trace_ratio = trace_ratio
         self._gateway_processes = gateway_processes
+        self._workers = [f"worker-{number + 1}" for number in range(workers)]
+        self._gateways = ["gateway", *(f"gateway-{number + 1}" for number in range(1, gateways))]
+        self._flags = dict(flags or {})
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self.etcd = find_etcd()
 
@@ -77,19 +85,21 @@ class Suite:
             self._service("registry", "registry", f"--data-dir={state / 'registry'}"),
             self._service("scheduler", "scheduler-1"),
             self._service("scheduler", "scheduler-2"),
-            self._service("worker", "worker-1", f"--cache-dir={state / 'worker-1'}"),
-            self._service("worker", "worker-2", f"--cache-dir={state / 'worker-2'}"),
-            self._service(
-                "gateway",
-                "gateway",
-                f"--http-port={ports['gateway_rest']}",
-                f"--processes={self._gateway_processes}",
+            *(self._service("worker", name, f"--cache-dir={state / name}") for name in self._workers),
+            *(
+                self._service(
+                    "gateway",
+                    name,
+                    f"--http-port={ports[f'{_key(name)}_rest']}",
+                    f"--processes={self._gateway_processes}",
+                )
+                for name in self._gateways
             ),
         ]
         return rows
 
     def _service(self, service: str, name: str, *flags: str) -> Process:
-        key = name.replace("-", "_")
+        key = _key(name)
         admin = self.ports[f"{key}_admin"]
         command = [
             sys.executable,
@@ -104,6 +114,7 @@ class Suite:
         ]
         if self._trace_ratio is not None:
             command += [f"--trace-file={self.state / 'traces.jsonl'}", f"--trace-ratio={self._trace_ratio}"]
+        command += self._flags.get(name, ())
         return Process(name, command, f"http://127.0.0.1:{admin}/readyz", depends=("etcd",))
 
     # Starting.
@@ -251,6 +262,11 @@ class Suite:
         path = self.state / "run.json"
         path.with_suffix(".tmp").write_text(json.dumps(record, indent=2) + "\n")
         path.with_suffix(".tmp").replace(path)
+
+
+def _key(name: str) -> str:
+    """A process's name as the table of ports has it."""
+    return name.replace("-", "_")
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

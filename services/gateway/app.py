@@ -55,6 +55,7 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
         on_ejected=metrics.ejected,
     )
     chassis.start(upstreams.run(), "upstreams")
+    chassis.start(upstreams.watch(), "watch for gray replicas")
     chassis.start(follow_routes(routes, upstreams), "upstream addresses")
     chassis.start(probe_held(routes, upstreams), "probes")
     chassis.on_close(upstreams.close)

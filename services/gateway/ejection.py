@@ -1,4 +1,4 @@
-"""How long to stay away from something that broke. Pure: the time is passed in.
+"""How long to stay away from something that broke, or is gray. Pure: the time is passed in.
 
 fine ──failed──▶ ejected ──pause over──▶ one probe at a time ──succeeded──▶ fine
                     ▲                            │
@@ -53,3 +53,47 @@ class Ejection:
     def left(self) -> None:
         """The probe ended without evidence, because its caller left."""
         self._probing = False
+
+
+class Gray:
+    """State of one replica that turned out gray (pace.py): after each pause it must first answer a greeting, which
+    costs no caller anything, and then one ordinary request, well.
+
+    reason: `silent` or `slow`.
+    """
+
+    __slots__ = ("_ejection", "_greeted", "_greeting", "reason")
+
+    def __init__(self, reason: str, now: float) -> None:
+        self.reason = reason
+        self._ejection = Ejection(base=1.0, cap=30.0)
+        self._ejection.failed(now)
+        self._greeted = self._greeting = False
+
+    def avoided(self, now: float) -> bool:
+        """True while requests should go elsewhere."""
+        return not self._greeted or self._ejection.ejected(now)
+
+    def greets(self, now: float) -> bool:
+        """Whether it is to be greeted now; the end must be told by greeted or failed."""
+        if self._greeted or self._greeting or self._ejection.ejected(now):
+            return False
+        self._greeting = True
+        return True
+
+    def greeted(self) -> None:
+        """It answered the greeting."""
+        self._greeted, self._greeting = True, False
+
+    def started(self, now: float) -> bool:
+        """A request goes out; True if it is the probe, whose end must be told by failed or left, unless all is well."""
+        return self._greeted and self._ejection.started(now)
+
+    def failed(self, now: float) -> None:
+        """The greeting or the probe was answered late or not at all: a longer pause."""
+        self._greeted = self._greeting = False
+        self._ejection.failed(now)
+
+    def left(self) -> None:
+        """The probe ended without evidence."""
+        self._ejection.left()

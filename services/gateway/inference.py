@@ -142,7 +142,7 @@ class Inference:
         if not replicas:
             return None
         replica = balance.choose(replicas, lambda replica: outstanding(replica.address), self._randrange)
-        free = self._upstreams.free(replica.address, (route.model, route.version))
+        free = self._upstreams.free(replica.address, (route.model, route.version), started)
         if free is None:
             return None
         place, connection = free

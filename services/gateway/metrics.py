@@ -31,9 +31,9 @@ class RequestMetrics:
         self._retries.labels(code).inc()
 
 
-def ejected() -> None:
-    """A worker is avoided from now on, for a while."""
-    counter(signals.GATEWAY_EJECTIONS).inc()
+def ejected(reason: str) -> None:
+    """A worker (lost) or a replica (silent, slow) is avoided from now on, for a while."""
+    counter(signals.GATEWAY_EJECTIONS).labels(reason).inc()
 
 
 def expose(routes: RoutingTable, upstreams: Upstreams) -> None:

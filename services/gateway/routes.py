@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
+from penstock.errors import NotFound, Unavailable
 from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord
 from penstock.kit.log import get_logger
 
@@ -23,6 +24,8 @@ M = TypeVar("M", DeploymentRecord, ReplicaRecord)
 REST, LONGEST_REST = 4.0, 0.5
 """Pause after a rebuild: so many times as long as it took, and seconds at most. Changes that come meanwhile are taken
 together."""
+
+UNREAD = "the routing table has not been read yet"
 
 HOLDING_TICK = 1.0
 """Seconds between two looks while something is held that only time can release."""
@@ -65,8 +68,13 @@ class RoutingTable:
         return self._news
 
     def resolve(self, model: str, version: str) -> Route:
-        """See RouteTable.resolve."""
-        return self.table.resolve(model, version)
+        """See RouteTable.resolve. Nothing is NotFound before the table has been read: then it is Unavailable."""
+        try:
+            return self.table.resolve(model, version)
+        except NotFound:
+            if not self.synced:
+                raise Unavailable(UNREAD, retry_after=1.0) from None
+            raise
 
     def lingers(self, model: str) -> bool:
         """Whether the model is deployed, or a worker still has a replica of it."""
@@ -74,7 +82,7 @@ class RoutingTable:
 
     def ready(self) -> str | None:
         """None once the table has been read as a whole; a store that goes away later does not change that."""
-        return None if self.synced else "the routing table has not been read yet"
+        return None if self.synced else UNREAD
 
     def note_change(self) -> None:
         """Something in the mirrors changed; changes that come together are taken together."""
@@ -103,7 +111,6 @@ class RoutingTable:
             self._changed.clear()
             began = time.perf_counter()
             self.rebuild(deployments, replicas)
-            self.synced = True
             # A table of ten thousand models takes a while; requests have most of the loop, however much changes.
             await asyncio.sleep(min(LONGEST_REST, REST * (time.perf_counter() - began)))
             timeout = HOLDING_TICK if self._replica_belief.held or self._deployment_belief.held else None
@@ -126,6 +133,7 @@ class RoutingTable:
             _log.warning("replicas_held", held=self.held, before=held_before)
         if changed:
             self._swap(changed)
+        self.synced = True
 
     def _swap(self, changed: set[str]) -> None:
         by_model: dict[str, list[ReplicaRecord]] = {name: [] for name in changed}

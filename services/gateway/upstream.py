@@ -1,8 +1,10 @@
 """Connections to workers: opened when first needed, counted, kept away from while broken, closed when unrouted.
 
-Two kinds of evidence, two ejections. A connection that fails says something of the worker: everything there is
+Three kinds of evidence, three ejections. A connection that fails says something of the worker: everything there is
 avoided. A worker that answers "not now" says something of one replica: only that one is avoided, which matters because
-a replica that refuses quickly would otherwise look idle and draw all requests.
+a replica that refuses quickly would otherwise look idle and draw all requests. A replica that answers late or not at
+all while others answer is gray (pace.py): that one is avoided too. A request costs two looks at the clock for this; the
+verdicts are made by `watch`, a few times a second.
 """
 
 from __future__ import annotations
@@ -11,18 +13,30 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from penstock.errors import DeadlineExceeded, Unavailable
+from google.protobuf.message import DecodeError
+
+from penstock.errors import DeadlineExceeded, PenstockError, Unavailable
 from penstock.kit.log import get_logger
+from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import Answer, Done, Pending
 from penstock.wire.client import ConnectionLost, Field
 
-from .ejection import Ejection
+from . import pace as paces
+from .ejection import Ejection, Gray
+from .pace import Pace
 
 _log = get_logger()
 
 
 Served = tuple[str, int]
 """A model and its version: with an address, one replica."""
+
+SWEEP = 0.25
+"""Seconds between two looks for gray replicas."""
+GREETING = 1.0
+"""Seconds in which a worker must answer that a replica is well."""
+FORGOTTEN = 600.0
+"""Seconds without a request after which nothing is known of a model's replicas any more."""
 
 
 class Connection(Protocol):
@@ -38,38 +52,58 @@ class Connection(Protocol):
 class Upstream:
     """One worker address. outstanding: our own requests in flight there."""
 
-    __slots__ = ("connection", "ejection", "outstanding", "replicas", "retired")
+    __slots__ = ("connection", "ejection", "gray", "outstanding", "paces", "replicas", "retired")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.ejection = Ejection()
         self.outstanding = 0
         self.replicas: dict[Served, Ejection] = {}  # those that refused, until they answer again
+        self.gray: dict[Served, Gray] = {}
+        self.paces: dict[Served, Pace] = {}
         self.retired = False
 
     @property
     def fine(self) -> bool:
         """Nothing speaks against the worker or any replica there."""
-        return self.ejection.fine and not self.replicas
+        return self.ejection.fine and not self.replicas and not self.gray
 
 
 class Place:
     """A request's place at one replica: counted there until `ended` or `left`, one of which happens once."""
 
-    __slots__ = ("_served", "_upstream", "_upstreams", "address")
+    __slots__ = ("_pace", "_served", "_upstream", "_upstreams", "address", "started")
 
-    def __init__(self, upstreams: Upstreams, upstream: Upstream, address: str, served: Served) -> None:
+    def __init__(self, upstreams: Upstreams, upstream: Upstream, address: str, served: Served, now: float) -> None:
         self._upstreams, self._upstream, self.address, self._served = upstreams, upstream, address, served
+        self.started = now
         upstream.outstanding += 1
+        pace = self._pace = upstream.paces.get(served) or upstreams.new_pace(address, served)
+        if pace.began(now):
+            upstreams.stirred.add(served)
 
     def ended(self, problem: BaseException | None) -> None:
         """The replica answered (None), or what else became of the request."""
+        now, pace = self._upstreams.clock(), self._pace
+        if problem is None:
+            pace.answered(now, now - self.started)
+        elif isinstance(problem, ConnectionLost):
+            pace.left(now)
+            pace.forget(now)
+        elif isinstance(problem, DeadlineExceeded) or not isinstance(problem, Exception):
+            pace.left(now)
+        else:
+            pace.heard(now)
         if problem is not None or not self._upstream.fine:
             self._upstreams.judge(self.address, self._upstream, self._served, problem)
-        self.left()
+        self._gone()
 
     def left(self) -> None:
         """Nothing is known of the request: its caller is gone, or it was never sent."""
+        self._pace.left(self._upstreams.clock())
+        self._gone()
+
+    def _gone(self) -> None:
         upstream = self._upstream
         upstream.outstanding -= 1
         if upstream.retired and upstream.outstanding == 0:
@@ -85,16 +119,20 @@ class Upstreams:
         *,
         clock: Callable[[], float] | None = None,
         on_lost: Callable[[str], None] = lambda address: None,
-        on_ejected: Callable[[], None] = lambda: None,
+        on_ejected: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        """connect: makes a connection to host:port, without blocking; on_lost: told the address of each that broke;
-        on_ejected: told when a pause begins."""
+        """connect: makes a connection to host:port, without blocking; clock: monotonic seconds, the loop's by default;
+        on_lost: told the address of each that broke; on_ejected: told why when a first pause begins: `lost`, `silent`
+        or `slow`."""
         self._connect = connect
-        self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self.clock = clock or asyncio.get_running_loop().time
         self._on_lost = on_lost
         self._on_ejected = on_ejected
         self._known: dict[str, Upstream] = {}
         self._to_close = asyncio.Event()
+        self._paces: dict[Served, dict[str, Pace]] = {}
+        self.stirred: set[Served] = set()  # something was sent since the last look
+        self._forget_at = 0.0
 
     def outstanding(self, address: str) -> int:
         """Our requests in flight at that worker."""
@@ -106,9 +144,13 @@ class Upstreams:
         upstream = self._known.get(address)
         if upstream is None or upstream.fine:
             return False
-        now = self._clock()
-        replica = upstream.replicas.get(served)
-        return upstream.ejection.ejected(now) or (replica is not None and replica.ejected(now))
+        now = self.clock()
+        replica, gray = upstream.replicas.get(served), upstream.gray.get(served)
+        return (
+            upstream.ejection.ejected(now)
+            or (replica is not None and replica.ejected(now))
+            or (gray is not None and gray.avoided(now))
+        )
 
     async def call(
         self, address: str, served: Served, method: str, payload: bytes, *, deadline: float, headers: Mapping[str, str]
@@ -116,7 +158,10 @@ class Upstreams:
         """One attempt at one replica; raises what Peer.unary raises and remembers what it says of the replica."""
         upstream = self._known.get(address) or self._opened(address)
         probes = self._probes(upstream, served)
-        place = Place(self, upstream, address, served)
+        gray = upstream.gray.get(served)
+        if gray is not None and not gray.started(self.clock()):
+            gray = None
+        place = Place(self, upstream, address, served, self.clock())
         problem: BaseException | None = None
         try:
             return await upstream.connection.unary(method, payload, deadline=deadline, headers=headers)
@@ -127,14 +172,22 @@ class Upstreams:
             place.ended(problem)
             for probe in probes:
                 probe.left()
+            if gray is not None:
+                self._probed(place, upstream, served, gray, problem)
 
-    def free(self, address: str, served: Served) -> tuple[Place, Connection] | None:
+    def free(self, address: str, served: Served, now: float) -> tuple[Place, Connection] | None:
         """A place at a replica against which nothing speaks, and the connection to it; None where `call` has to see to
         the request. The place must be `ended`."""
         upstream = self._known.get(address) or self._opened(address)
         if not upstream.fine:
             return None
-        return Place(self, upstream, address, served), upstream.connection
+        return Place(self, upstream, address, served, now), upstream.connection
+
+    def new_pace(self, address: str, served: Served) -> Pace:
+        """What will be known of a replica that nothing was sent to before."""
+        pace = self._known[address].paces[served] = Pace()
+        self._paces.setdefault(served, {})[address] = pace
+        return pace
 
     def judge(self, address: str, upstream: Upstream, served: Served, problem: BaseException | None) -> None:
         """Remembers what the end of a request says of the replica."""
@@ -143,7 +196,7 @@ class Upstreams:
                 self._lost(address, upstream)
             case Unavailable():
                 upstream.ejection.succeeded()  # the worker did answer; it is the replica that cannot
-                upstream.replicas.setdefault(served, Ejection()).failed(self._clock())
+                upstream.replicas.setdefault(served, Ejection()).failed(self.clock())
             case DeadlineExceeded():
                 pass  # the caller's haste is no evidence against the worker
             case None | Exception():
@@ -168,7 +221,39 @@ class Upstreams:
             for address, upstream in list(self._known.items()):
                 if upstream.retired and upstream.outstanding == 0:
                     del self._known[address]
+                    for served in upstream.paces:
+                        del self._paces[served][address]
                     await upstream.connection.close()
+
+    async def watch(self, interval: float = SWEEP) -> None:
+        """Finds gray replicas and greets them when their pauses are over, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await asyncio.sleep(interval)
+                for upstream, served, gray in self.sweep():
+                    group.create_task(self._greet(upstream, served, gray))
+
+    def sweep(self) -> list[tuple[Upstream, Served, Gray]]:
+        """One look: avoids what turns out gray; those that are to be greeted now."""
+        now = self.clock()
+        for served in list(self.stirred):
+            group = self._paces.get(served, {})
+            already = frozenset(address for address in group if served in self._known[address].gray)
+            for address, reason in paces.gray(group, already, now).items():
+                self._known[address].gray[served] = Gray(reason, now)
+                self._on_ejected(reason)
+                _log.warning("replica_ejected", address=address, model=served[0], version=served[1], reason=reason)
+            if all(pace.idle for pace in group.values()):
+                self.stirred.discard(served)
+        if now >= self._forget_at:
+            self._forget_at = now + FORGOTTEN
+            self._forget_unused(now - FORGOTTEN)
+        return [
+            (upstream, served, gray)
+            for upstream in self._known.values()
+            for served, gray in upstream.gray.items()
+            if gray.greets(now)
+        ]
 
     async def close(self) -> None:
         """Closes everything; requests in flight are cut off."""
@@ -194,7 +279,7 @@ class Upstreams:
         """The ejections for which this request is the probe; almost always none."""
         if upstream.ejection.fine and not upstream.replicas:
             return ()
-        now = self._clock()
+        now = self.clock()
         suspects = (upstream.ejection, upstream.replicas.get(served))
         return tuple(suspect for suspect in suspects if suspect is not None and suspect.started(now))
 
@@ -204,9 +289,55 @@ class Upstreams:
             upstream.ejection.succeeded()
         if upstream.replicas:
             upstream.replicas.pop(served, None)
+        gray = upstream.gray.get(served)
+        if gray is not None and gray.reason == "silent":
+            self._back(address, upstream, served)  # it answers: nothing else was held against it
+
+    async def _greet(self, upstream: Upstream, served: Served, gray: Gray) -> None:
+        """Asks the worker whether it has the version and its engine seems well."""
+        deadline = asyncio.get_running_loop().time() + GREETING
+        question = oip.ModelReadyRequest(name=served[0], version=str(served[1])).SerializeToString()
+        try:
+            answer = await upstream.connection.unary("ModelReady", question, deadline=deadline, headers={})
+            well = oip.ModelReadyResponse.FromString(bytes(answer.payload)).ready
+        except (PenstockError, DecodeError):
+            well = False
+        if well:
+            gray.greeted()
+        else:
+            gray.failed(self.clock())
+
+    def _probed(
+        self, place: Place, upstream: Upstream, served: Served, gray: Gray, problem: BaseException | None
+    ) -> None:
+        """The probe of a gray replica has ended."""
+        if upstream.gray.get(served) is not gray:
+            return
+        now, group = self.clock(), self._paces[served]
+        took = now - place.started
+        others = [pace for address, pace in group.items() if address != place.address]
+        if problem is None and not paces.too_slow(took, others):
+            self._back(place.address, upstream, served)
+        elif problem is None or isinstance(problem, DeadlineExceeded) or took >= paces.SILENCE:
+            gray.failed(now)
+        else:
+            gray.left()
+
+    def _back(self, address: str, upstream: Upstream, served: Served) -> None:
+        del upstream.gray[served]
+        self._paces[served][address].forget(self.clock())
+        _log.info("replica_back", address=address, model=served[0], version=served[1])
+
+    def _forget_unused(self, since: float) -> None:
+        for served, group in list(self._paces.items()):
+            if all(pace.is_unused(since) for pace in group.values()):
+                del self._paces[served]
+                for address in group:
+                    del self._known[address].paces[served]
+                    self._known[address].gray.pop(served, None)
 
     def _lost(self, address: str, upstream: Upstream) -> None:
-        if upstream.ejection.failed(self._clock()):
-            self._on_ejected()
+        if upstream.ejection.failed(self.clock()):
+            self._on_ejected("lost")
             _log.warning("worker_ejected", address=address)
         self._on_lost(address)

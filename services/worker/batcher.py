@@ -24,6 +24,7 @@ from penstock.kit.telemetry import Span
 
 from . import rows
 from .batching import BatchPolicy, BatchQueue, ServiceEstimate, Waiting, timeout_expired
+from .canary import Canary
 from .codec import Request, Tensor
 from .metrics import ReplicaMetrics
 from .references import Source, unstaged
@@ -32,6 +33,9 @@ from .statistics import Statistics
 ALIGNMENT: Final = 64
 """Tensors begin at multiples of it in the arena: a cache line, and what vector instructions like."""
 
+HUNG: Final = "the model's engine does not answer; it is being restarted"
+
+LATE: Final = 3.0
 BATCH_SPAN: Final = "engine.batch"
 
 log = get_logger()
@@ -57,6 +61,7 @@ class EngineRunner(Protocol):
 
     def staging(self, size: int) -> memoryview: ...
     async def run(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef]) -> Outcome: ...
+    async def check(self) -> None: ...
 
 
 class EngineHung(Unavailable):
@@ -138,6 +143,8 @@ class Batcher:
         self._metrics = metrics
         self._run_timeout = run_timeout
         self._queue: BatchQueue[Seat] = BatchQueue(policy, ServiceEstimate())
+        self._canary = Canary()
+        self._batches = 0
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -156,6 +163,11 @@ class Batcher:
     def outstanding(self) -> int:
         """Requests that wait or run."""
         return self._outstanding
+
+    @property
+    def late(self) -> bool:
+        """Whether what runs should have ended LATE seconds ago."""
+        return 0.0 < self._free_at < self._clock() - LATE
 
     def enter(self, request: Request, deadline: float, ended: Ended, span: Span | None = None) -> Seat:
         """Queues a request; `ended` is told how it ended, later, unless its caller leaves before (`Seat.cancel`).
@@ -223,6 +235,8 @@ class Batcher:
                     self._refuse(waiting.item, error)
                 if decision.batch:
                     await self._execute(decision.batch)
+                elif self._canary.due:
+                    await self._check()
                 elif decision.wake == math.inf:
                     await self._arrived.wait()
                 else:
@@ -231,6 +245,15 @@ class Batcher:
                             await self._arrived.wait()
         finally:
             self.close(Unavailable("the model stopped serving on this worker"))
+
+    async def watch(self) -> None:
+        """Has the engine checked whenever it has done nothing for a while, until cancelled; `run` does it."""
+        while True:
+            before = self._batches
+            await asyncio.sleep(self._canary.pause)
+            if self._batches == before and not self._outstanding:
+                self._canary.due = True
+                self._arrived.set()
 
     async def drained(self) -> None:
         """Waits until no request waits or runs."""
@@ -297,6 +320,7 @@ class Batcher:
 
     async def _execute(self, batch: Sequence[Waiting[Seat]]) -> None:
         """Runs one batch; each of its requests has ended when this returns or raises."""
+        self._batches += 1
         started = self._clock()
         size = sum(waiting.rows for waiting in batch)
         self._free_at = started + self._queue.estimate.seconds(size)
@@ -313,7 +337,7 @@ class Batcher:
             self._deliver(batch, outcome, size, started, staged_ns)
             self._queue.estimate.observe(size, self._clock() - started)
         except TimeoutError:
-            failure = EngineHung("the model's engine does not answer; it is being restarted")
+            failure = EngineHung(HUNG)
             raise failure from None
         except PenstockError as error:
             if error.detail:
@@ -330,6 +354,21 @@ class Batcher:
                 self._refuse(waiting.item, failure)
         self._metrics.batch_seconds.observe(self._clock() - started)
         self._metrics.batch_rows.observe(size)
+
+    async def _check(self) -> None:
+        """Raises EngineHung, or Unavailable when the engine fails its samples."""
+        self._canary.due = False
+        started = self._clock()
+        try:
+            async with asyncio.timeout(self._canary.limit):
+                await self._engine.check()
+            self._canary.sang(self._clock() - started)
+        except TimeoutError:
+            raise EngineHung(HUNG) from None
+        except PenstockError as error:
+            log.warning("check_failed", problem=error.message, detail=error.detail)
+            if self._canary.failed():
+                raise Unavailable("the model's engine fails to run; it is being restarted") from None
 
     def _stage(self, requests: Sequence[Request]) -> list[engine_pb2.TensorRef]:
         """Writes the requests' rows into the engine's arena, each byte copied once."""

@@ -192,13 +192,14 @@ class Inference:
         return _answer(oip.ServerMetadataResponse(name="penstock", version=penstock.__version__, extensions=EXTENSIONS))
 
     async def model_ready(self, call: Call) -> Answer:
-        """ModelReady: false, not an error, for what is not here."""
+        """ModelReady: false, not an error, for what is not here; false too while its engine seems to hang."""
         request = _read(oip.ModelReadyRequest, call)
         try:
             standing = self._standing(request.name, request.version, call)
         except (NotFound, Unavailable):
             return _answer(oip.ModelReadyResponse(ready=False))
-        return _answer(oip.ModelReadyResponse(ready=standing.state == READY))
+        hangs = standing.serving is not None and standing.serving.batcher.late
+        return _answer(oip.ModelReadyResponse(ready=standing.state == READY and not hangs))
 
     async def model_metadata(self, call: Call) -> Answer:
         """ModelMetadata, with the versions that are READY here."""

@@ -187,7 +187,7 @@ class Replica:
         self._ready_at = asyncio.get_running_loop().time()
         try:
             await self._enter(READY, serving=serving)
-            await first(batcher.run(), self._watch(host, batcher), self._drain(batcher, serving))
+            await first(batcher.run(), batcher.watch(), self._watch(host, batcher), self._drain(batcher, serving))
         except PenstockError as error:
             # At once, though closing what is left of the engine may take seconds: no more requests should come.
             await self._enter(FAILED, error.message)

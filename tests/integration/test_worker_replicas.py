@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -247,3 +248,16 @@ async def test_a_second_worker_on_the_same_cache_is_refused(worker: Bench, clean
     with pytest.raises((AssertionError, PenstockError), match="each worker its own"):
         async with bench(worker.store, clean_etcd, tmp_path):
             pass
+
+
+async def test_an_idle_engine_that_hangs_is_replaced_without_a_request(worker: Bench, tmp_path: Path) -> None:
+    await worker.assign(worker.publish(models.add_one(tmp_path / "m")))
+    await worker.reaches("add1", READY)
+    (hung,) = engine_processes(worker.pid)
+    os.kill(hung, signal.SIGSTOP)
+    record = await worker.reaches("add1", FAILED)
+    assert "does not answer" in record.reason
+    await worker.reaches("add1", READY)
+    assert hung not in engine_processes(worker.pid)
+    assert (await worker.add_one(NUMBERS))[0] == PLUS_ONE
+    assert await worker.inferences("add1") == 1

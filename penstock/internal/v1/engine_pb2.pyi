@@ -31,6 +31,7 @@ class HostRequest(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     ARENA_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def load(self) -> Global___LoadCall: ...
@@ -40,6 +41,8 @@ class HostRequest(_message.Message):
     def arena(self) -> Global___ArenaCall:
         """A memfd for tensor bytes comes with this frame as ancillary data and replaces the last one."""
 
+    @_builtins.property
+    def check(self) -> Global___CheckCall: ...
     def __init__(
         self,
         *,
@@ -47,12 +50,13 @@ class HostRequest(_message.Message):
         load: Global___LoadCall | None = ...,
         run: Global___RunCall | None = ...,
         arena: Global___ArenaCall | None = ...,
+        check: Global___CheckCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["arena", b"arena", "call", b"call", "load", b"load", "run", b"run"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arena", b"arena", "call", b"call", "check", b"check", "load", b"load", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena", b"arena", "call", b"call", "id", b"id", "load", b"load", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena", b"arena", "call", b"call", "check", b"check", "id", b"id", "load", b"load", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["load", "run", "arena"]  # noqa: Y015
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["load", "run", "arena", "check"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 
@@ -158,6 +162,23 @@ class ArenaCall(_message.Message):
 Global___ArenaCall: _TypeAlias = ArenaCall  # noqa: Y015
 
 @_typing.final
+class CheckCall(_message.Message):
+    """CheckCall asks for a run of the smallest warm-up sample, whose outputs nobody wants."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckCall: _TypeAlias = CheckCall  # noqa: Y015
+
+@_typing.final
 class TensorRef(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -198,6 +219,7 @@ class HostResponse(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     NEED_BYTES_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     need_bytes: _builtins.int
     """The outputs need an arena of this size; the parent sends one and asks again."""
@@ -207,6 +229,8 @@ class HostResponse(_message.Message):
     def run(self) -> Global___RunResult: ...
     @_builtins.property
     def failure(self) -> Global___Failure: ...
+    @_builtins.property
+    def check(self) -> Global___CheckResult: ...
     def __init__(
         self,
         *,
@@ -215,12 +239,13 @@ class HostResponse(_message.Message):
         run: Global___RunResult | None = ...,
         failure: Global___Failure | None = ...,
         need_bytes: _builtins.int = ...,
+        check: Global___CheckResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "load", b"load", "need_bytes", b"need_bytes", "result", b"result", "run", b"run"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "failure", b"failure", "load", b"load", "need_bytes", b"need_bytes", "result", b"result", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "id", b"id", "load", b"load", "need_bytes", b"need_bytes", "result", b"result", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "failure", b"failure", "id", b"id", "load", b"load", "need_bytes", b"need_bytes", "result", b"result", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["load", "run", "failure", "need_bytes"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["load", "run", "failure", "need_bytes", "check"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -245,6 +270,23 @@ class LoadResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoadResult: _TypeAlias = LoadResult  # noqa: Y015
+
+@_typing.final
+class CheckResult(_message.Message):
+    """CheckResult says that the engine runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckResult: _TypeAlias = CheckResult  # noqa: Y015
 
 @_typing.final
 class RunResult(_message.Message):

@@ -60,6 +60,9 @@ class Child:
                 gc.collect()
                 ctypes.CDLL(None).malloc_trim(0)  # what loading needed goes back before it is counted
                 return engine_pb2.HostResponse(id=request.id, load=engine_pb2.LoadResult(memory_bytes=resident_bytes()))
+            if request.WhichOneof("call") == "check":
+                self._runner.check()
+                return engine_pb2.HostResponse(id=request.id, check=engine_pb2.CheckResult())
             result = self._runner.run(request.id, request.run, self._inputs, self._outputs)
         except Exception as error:  # the worker gets every failure as an answer; only a crash ends this process
             return engine_pb2.HostResponse(id=request.id, failure=failure_of(as_penstock_error(error)))

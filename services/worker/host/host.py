@@ -145,6 +145,21 @@ class EngineHost:
         finally:
             self._running = False
 
+    async def check(self) -> None:
+        """Has the child run a sample. Raises what the engine said of it, or Unavailable when the child is gone."""
+        if self._running:
+            raise RuntimeError("one run at a time")
+        self._running = True
+        try:
+            response = await self._ask(engine_pb2.HostRequest(id=self._new_id(), check=engine_pb2.CheckCall()))
+            if response.WhichOneof("result") != "check":
+                raise BrokenFrame("not the answer to a check")
+        except BrokenFrame as error:
+            self._give_up()
+            raise Unavailable(STOPPED, detail=f"broken frame: {error}") from None
+        finally:
+            self._running = False
+
     async def died(self) -> None:
         """Waits until the child is gone, for whatever reason."""
         await self._process.wait()

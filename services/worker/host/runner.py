@@ -74,6 +74,10 @@ class Runner:
         self._kept = None
         return result
 
+    def check(self) -> None:
+        """Runs the smallest sample; raises what the engine says of it."""
+        self._try(min(1, self._manifest.batching.max_batch_size))
+
     def _compute(
         self, call: engine_pb2.RunCall, arena: Arena | None
     ) -> tuple[engine_pb2.RunResult, list[bytes | memoryview]]:
@@ -127,6 +131,13 @@ class Runner:
         array = np.frombuffer(data, dtype=dtype(spec.datatype)).reshape(shape)
         return array if array.flags.aligned else array.copy()
 
+    def _try(self, size: int) -> None:
+        """Runs a made-up batch; raises its first failure."""
+        tensors = {spec.name: sample(spec, self._manifest, size) for spec in self._manifest.inputs}
+        _, failures, _ = self._answer(tensors, size)
+        for error in failures.values():
+            raise error
+
     def _warm_up(self) -> None:
         """Runs made-up requests, so that the first real one is not the slow one, and that a model which cannot run at
         all never becomes ready."""
@@ -135,12 +146,9 @@ class Runner:
         if most and self._manifest.warmup.batch_sizes:
             sizes = [min(size, most) for size in self._manifest.warmup.batch_sizes if size > 0]
         for size in sizes:
-            tensors = {spec.name: sample(spec, self._manifest, size) for spec in self._manifest.inputs}
             for _ in range(max(1, self._manifest.warmup.runs)):
                 try:
-                    _, failures, _ = self._answer(tensors, size)
-                    for error in failures.values():
-                        raise error
+                    self._try(size)
                 except InvalidManifest:
                     raise
                 except PenstockError as error:

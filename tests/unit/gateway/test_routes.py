@@ -51,6 +51,14 @@ async def test_not_ready_before_the_first_read() -> None:
         assert it.routes.ready() is None
 
 
+async def test_nothing_is_missing_before_the_first_read() -> None:
+    with pytest.raises(Unavailable, match="has not been read yet"):
+        RoutingTable().resolve("digits", "")
+    async with followed(replica("w1")) as it:
+        with pytest.raises(NotFound):
+            it.routes.resolve("letters", "")
+
+
 async def test_a_replica_that_becomes_ready_and_leaves() -> None:
     async with followed(replica("w1", LOADING)) as it:
         with pytest.raises(Unavailable, match="loading"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,9 @@ class EchoEngine:
         self.pid = 1
         self.closed = False
         self.gone = asyncio.Event()
+        self.checks = 0
+        self.sick: Callable[[], Awaitable[None]] | None = None
+        """What a check does instead of nothing."""
         self._gate = gate
         self._behave = behave
         self._arena = bytearray()
@@ -99,6 +102,11 @@ class EchoEngine:
         self._answer[: len(data)] = data
         output = EchoOutput("y", x.datatype, tuple(x.shape), memoryview(self._answer)[: len(data)])
         return EchoOutcome([output] if len(failures) < max(1, batch_size) else [], failures)
+
+    async def check(self) -> None:
+        self.checks += 1
+        if self.sick is not None:
+            await self.sick()
 
     async def died(self) -> None:
         await self.gone.wait()

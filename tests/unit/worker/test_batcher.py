@@ -17,6 +17,7 @@ from penstock.errors import (
     Unavailable,
 )
 from penstock.tensors import pack_bytes
+from services.worker import batcher as batching_loop
 from services.worker.batcher import Batcher, EngineHung, Result
 from services.worker.codec import Request
 from services.worker.statistics import Statistics
@@ -317,6 +318,20 @@ async def test_an_engine_that_does_not_come_back_is_given_up() -> None:
         await loop
     with pytest.raises(Unavailable):
         await under_test.submit(request(b"b"), later())
+
+
+async def test_a_batch_that_does_not_end_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = asyncio.Semaphore(0)
+    engine = EchoEngine(gate)
+    under_test = batcher(engine)
+    async with running(under_test) as group:
+        first = await held(under_test, engine, group)
+        assert not under_test.late
+        monkeypatch.setattr(batching_loop, "LATE", -3600.0)
+        assert under_test.late
+        gate.release()
+        await first
+        assert not under_test.late
 
 
 async def test_drained_waits_for_what_runs_and_what_waits() -> None:

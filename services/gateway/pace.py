@@ -1,0 +1,150 @@
+"""Which replicas are gray: they take requests, and answer late or not at all, while others answer. Pure: the time is
+passed in.
+
+A gray replica passes every check of its health; only who sends it requests can tell (Huang et al., "Gray Failure: The
+Achilles' Heel of Cloud-Scale Systems", 2017). So each is compared with the others of the same model, as this gateway
+has met them:
+
+silent   it had something to answer for SILENCE seconds, and for FACTOR_SILENT times its usual latency, and answered
+         nothing; another answered meanwhile. A replica that is asked nothing is not silent, and callers who give up
+         do not end a silence.
+slow     its mean latency is FACTOR_SLOW times the median of the others' and SLACK seconds more, and still was after
+         PATIENCE seconds and ENOUGH_MORE further answers.
+
+At most a third of a model's replicas are gray at a time, and never the last one: when all suffer, the load is to blame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Final, Literal, TypeVar
+
+K = TypeVar("K")
+Reason = Literal["silent", "slow"]
+
+WEIGHT: Final = 0.1
+"""Of the newest latency in the mean, once there are enough."""
+OUTLIER: Final = 10.0
+"""No answer counts as later than so many times the mean: one alone makes nobody slow."""
+SILENCE: Final = 2.5
+FACTOR_SILENT: Final = 5.0
+FACTOR_SLOW: Final = 3.0
+SLACK: Final = 0.01
+ENOUGH: Final = 20
+"""Answers before a mean says anything."""
+ENOUGH_MORE: Final = 10
+PATIENCE: Final = 1.0
+
+
+class Pace:
+    """How one replica answers. latency: mean of the newest answers, in seconds; seen: answers in all."""
+
+    __slots__ = ("_busy_since", "_heard", "_outstanding", "_silent", "_since", "_suspected", "latency", "seen")
+
+    def __init__(self) -> None:
+        self.latency = 0.0
+        self.seen = 0
+        self._outstanding = 0
+        self._busy_since = 0.0
+        self._silent = 0.0  # seconds without an answer before _busy_since, with something to answer
+        self._heard = 0.0
+        self._suspected: tuple[float, int] | None = None
+        self._since = 0.0  # what was sent before says nothing
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing to answer."""
+        return self._outstanding == 0
+
+    def is_unused(self, since: float) -> bool:
+        """Whether it has nothing to answer and has answered nothing since then."""
+        return self._outstanding == 0 and max(self._heard, self._busy_since) < since
+
+    def began(self, now: float) -> bool:
+        """A request goes there; `answered`, `heard` or `left` must follow. True if it was idle."""
+        self._outstanding += 1
+        if self._outstanding > 1:
+            return False
+        self._busy_since = now
+        return True
+
+    def answered(self, now: float, took: float) -> None:
+        """It gave the answer that was asked for, after so many seconds."""
+        self._outstanding -= 1
+        self._busy_since = self._heard = now
+        self._silent = 0.0
+        if now - took < self._since:
+            return
+        self.seen = seen = self.seen + 1
+        latency = self.latency
+        if seen <= ENOUGH:
+            self.latency = latency + (took - latency) * max(WEIGHT, 1.0 / seen)
+        else:
+            most = OUTLIER * latency + SLACK
+            self.latency = latency + ((took if took < most else most) - latency) * WEIGHT
+
+    def heard(self, now: float) -> None:
+        """It answered with an error: it is not silent, but how fast it is is not known from that."""
+        self._outstanding -= 1
+        self._busy_since = self._heard = now
+        self._silent = 0.0
+
+    def left(self, now: float) -> None:
+        """A request went without an answer."""
+        self._outstanding -= 1
+        if self._outstanding == 0:
+            self._silent += now - self._busy_since
+
+    def silence(self, now: float) -> float:
+        """Seconds for which it had something to answer since it last answered anything."""
+        return self._silent + (now - self._busy_since if self._outstanding else 0.0)
+
+    def forget(self, now: float) -> None:
+        """What was observed is over: it is judged anew, by what is sent from now on."""
+        self.seen, self.latency, self._silent, self._suspected = 0, 0.0, 0.0, None
+        self._since = self._busy_since = now
+
+    def is_silent(self, others: list[Pace], now: float) -> bool:
+        """Whether it is silent while others answer."""
+        silence = self.silence(now)
+        if self._outstanding == 0 or silence < max(SILENCE, FACTOR_SILENT * self.latency):
+            return False
+        return any(other._heard > now - silence for other in others)
+
+    def is_slow(self, others: list[Pace], now: float) -> bool:
+        """Whether it is slow, and has been for a while. Remembers when it first was."""
+        if self.seen < ENOUGH or not too_slow(self.latency, others):
+            self._suspected = None
+            return False
+        if self._suspected is None:
+            self._suspected = now, self.seen
+        since, seen = self._suspected
+        return now - since >= PATIENCE and self.seen - seen >= ENOUGH_MORE
+
+
+def too_slow(latency: float, others: list[Pace]) -> bool:
+    """Whether a latency is out of what the others show; False while they show too little."""
+    means = [other.latency for other in others if other.seen >= ENOUGH]
+    if not means:
+        return False
+    middle = median(means)
+    return latency > max(FACTOR_SLOW * middle, middle + SLACK)
+
+
+def gray(paces: Mapping[K, Pace], already: frozenset[K], now: float) -> dict[K, Reason]:
+    """Replicas of one model that turn out gray now; already: those that were before."""
+    room = max(1, len(paces) // 3) - len(already)
+    found: dict[K, Reason] = {}
+    for key, pace in paces.items():
+        if key in already:
+            continue
+        others = [other for its, other in paces.items() if its != key and its not in already]
+        # Both are asked, since each remembers.
+        slow, silent = pace.is_slow(others, now), pace.is_silent(others, now)
+        if slow or silent:
+            found[key] = "silent" if silent else "slow"
+    # Those that answer nothing first: they cost most.
+    worst = sorted(found, key=lambda key: (found[key] != "silent", -paces[key].latency))
+    left = len(paces) - len(already) - 1
+    return {key: found[key] for key in worst[: max(0, min(room, left))]}

@@ -1,0 +1,1 @@
+"""Faults of processes, stores and networks, under load, with every request accounted for."""

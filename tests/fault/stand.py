@@ -1,0 +1,303 @@
+"""The stand on which scenarios run: a whole suite with more workers and gateways, a load, and what tells of both."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager, suppress
+from pathlib import Path
+
+from deploy.local.ports import Ports
+from deploy.local.suite import ROOT, Suite
+from penstock import Client, errors
+from penstock.cluster import keys, records
+from penstock.cluster.etcd import Etcd
+from penstock.internal.v1.records_pb2 import AssignmentRecord, LeaderRecord, ReplicaRecord
+from penstock.v1 import cluster_pb2 as pb
+from tests.e2e.conftest import serve
+from tests.fault.ledger import Ledger
+from tests.fault.proxy import Proxy
+from tests.harness import models
+
+MODEL = "add1"
+WORKERS = ("worker-1", "worker-2", "worker-3")
+GATEWAYS = ("gateway", "gateway-2")
+PROXIED = "worker-3"
+"""The worker that reaches etcd, and is reached by gateways, through proxies."""
+FAR_HOST = "127.0.0.33"
+"""Where gateways find that worker."""
+
+
+class Load:
+    """A running tests.fault.load and its ledger, which fills as lines come."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.ledger = Ledger()
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def wait_for(self, more: int, seconds: float = 60.0) -> None:
+        """Waits for so many more right answers."""
+        goal = self.ledger.right + more
+        wait_until(lambda: self.ledger.right >= goal, seconds)
+
+    def stop(self) -> None:
+        """No more is sent; returns when all that was sent has ended, or should have."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._reader.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        assert self._process.wait() == 0, "the load ended with an error"
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            told = json.loads(line)
+            if "sent" in told:
+                self.ledger.sent(told["id"], told["sent"])
+            else:
+                who = {name: told[name] for name in ("worker", "gateway", "why")}
+                self.ledger.ended(told["id"], told["ended"], told["outcome"], **who)
+
+
+class Stand:
+    """Made by `standing`. client: the SDK on the first gateway; seed: of everything that is drawn."""
+
+    def __init__(self, suite: Suite, client: Client, to_etcd: Proxy, to_worker: Proxy, seed: int, rate: float) -> None:
+        self.suite, self.client, self.to_etcd, self.to_worker = suite, client, to_etcd, to_worker
+        self.seed, self.rate = seed, rate
+
+    @contextmanager
+    def load(self, gateways: tuple[str, ...] = ("gateway",), timeout: float = 5.0, retries: int = 0) -> Iterator[Load]:
+        """Open-loop load; entered when it is being answered by every worker that serves."""
+        addresses = ",".join(map(self.address, gateways))
+        arguments = [addresses, MODEL, str(self.rate), str(self.seed), str(timeout), str(retries)]
+        load = Load([sys.executable, "-m", "tests.fault.load", *arguments])
+        try:
+            load.wait_for(int(3 * self.rate))
+            yield load
+        finally:
+            load.stop()
+
+    def kill(self, name: str) -> float:
+        """SIGKILL; when."""
+        at = time.monotonic()
+        self.suite.kill(name)
+        return at
+
+    def ask_to_stop(self, name: str, seconds: float = 40.0) -> float:
+        """SIGTERM, and waits until it is gone; seconds that it took."""
+        at = time.monotonic()
+        self.suite.kill(name, signal.SIGTERM)
+        wait_until(lambda: name not in self.suite.running(), seconds)
+        return time.monotonic() - at
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[float]:
+        """SIGSTOP for as long; gives when."""
+        at = time.monotonic()
+        self.suite.kill(name, signal.SIGSTOP)
+        try:
+            yield at
+        finally:
+            self.suite.kill(name, signal.SIGCONT)
+
+    @contextmanager
+    def slowed(self, name: str, share: float = 0.9, period: float = 0.2) -> Iterator[float]:
+        """The process and its children stand still for that share of each period; gives when it began."""
+        end = threading.Event()
+
+        def brake() -> None:
+            while not end.is_set():
+                pids = [self.suite.running()[name], *self.engines(name)]
+                for pid in pids:
+                    _send(pid, signal.SIGSTOP)
+                time.sleep(share * period)
+                for pid in pids:
+                    _send(pid, signal.SIGCONT)
+                time.sleep((1 - share) * period)
+
+        thread = threading.Thread(target=brake)
+        at = time.monotonic()
+        thread.start()
+        try:
+            yield at
+        finally:
+            end.set()
+            thread.join()
+
+    def engines(self, worker: str) -> list[int]:
+        """Pids of the engine processes of a worker."""
+        parent = self.suite.running()[worker]
+        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+    def restart(self, name: str) -> None:
+        """Starts a process that is gone; returns when it is ready and everything serves."""
+        self.suite.start(name)
+        self.suite.wait_ready(name)
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits until every worker serves again what is wanted."""
+        self.client.wait_ready(MODEL, timeout=60)
+        wait_until(lambda: len(self.replicas()) == len(WORKERS), 60)
+
+    def replicas(self) -> set[str]:
+        """Workers that the control plane knows as ready; none while it does not answer."""
+        try:
+            versions = self.client.status(MODEL).versions
+        except errors.PenstockError:
+            return set()
+        return {
+            item.worker for version in versions for item in version.replicas if item.state == pb.REPLICA_STATE_READY
+        }
+
+    def leader(self) -> str:
+        """Id of the leading scheduler, by the store; empty while nobody leads or the store does not answer."""
+        return asyncio.run(_leader(self.etcd()))
+
+    def change(self) -> float:
+        """Changes a deployment, once that can be done, and back; seconds until the change was carried out."""
+        began = time.monotonic()
+        wait_until(lambda: self._deployed(len(WORKERS) - 1), 60)
+        wait_until(lambda: len(self.replicas()) == len(WORKERS) - 1, 60)
+        took = time.monotonic() - began
+        self.client.deploy(MODEL, replicas=len(WORKERS), wait=60)
+        self.settle()
+        return took
+
+    def _deployed(self, replicas: int) -> bool:
+        with suppress(errors.PenstockError):
+            self.client.deploy(MODEL, replicas=replicas)
+            return True
+        return False
+
+    def address(self, gateway: str) -> str:
+        """host:port of a gateway's gRPC."""
+        return f"127.0.0.1:{self.suite.ports[gateway.replace('-', '_') + '_grpc']}"
+
+    def etcd(self) -> str:
+        return f"127.0.0.1:{self.suite.ports['etcd_client']}"
+
+    def revision(self) -> int:
+        """Of the store now."""
+        return asyncio.run(_revision(self.etcd()))
+
+    def compact(self) -> None:
+        """The store forgets how it came to be as it is."""
+        asyncio.run(_compact(self.etcd()))
+
+    def stale_commands(self, since: int) -> tuple[int, int]:
+        """Assignments written since a revision, and those among them that an older leader wrote after a newer one."""
+        terms = asyncio.run(_terms(self.etcd(), since + 1))
+        return len(terms), sum(term < max(terms[: index + 1]) for index, term in enumerate(terms))
+
+    def unlink_socket(self, worker: str) -> None:
+        """Gateways reach the worker by its port from now on, where a proxy stands."""
+        for path in asyncio.run(_sockets(self.etcd(), worker)):
+            Path(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def standing(
+    state: Path, seed: int = 1, rate: float = 60.0, say: Callable[[str], None] = lambda line: None
+) -> Iterator[Stand]:
+    """A suite of three workers and two gateways that serves one model from every worker."""
+    more = [f"worker_3_{kind}" for kind in ("grpc", "admin")]
+    more += [f"gateway_2_{kind}" for kind in ("rest", "grpc", "admin")]
+    ports = Ports.free(more)
+    with ExitStack() as held:
+        to_etcd = held.enter_context(Proxy(("127.0.0.1", ports["etcd_client"])))
+        port = ports["worker_3_grpc"]
+        to_worker = held.enter_context(Proxy(("127.0.0.1", port), FAR_HOST, port))
+        flags = {PROXIED: [f"--etcd={to_etcd.address}", f"--advertise={FAR_HOST}"]}
+        suite = Suite(
+            state, ports, say=say, trace_ratio=None, workers=len(WORKERS), gateways=len(GATEWAYS), flags=flags
+        )
+        held.callback(suite.down)
+        suite.up()
+        client = held.enter_context(Client(f"127.0.0.1:{ports['gateway_grpc']}", timeout=10, retries=3))
+        serve(client, models.add_one(state / "models" / MODEL, MODEL), replicas=len(WORKERS))
+        stand = Stand(suite, client, to_etcd, to_worker, seed, rate)
+        stand.settle()
+        yield stand
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Asks until it is so; raises AssertionError when it is not within that time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"did not happen within {seconds:g} s"
+        time.sleep(0.02)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+async def _revision(endpoint: str) -> int:
+    store = Etcd([endpoint])
+    try:
+        return (await store.range(keys.ASSIGNMENTS)).revision
+    finally:
+        await store.close()
+
+
+async def _compact(endpoint: str) -> None:
+    store = Etcd([endpoint])
+    try:
+        await store.compact((await store.range(keys.PREFIX)).revision)
+    finally:
+        await store.close()
+
+
+async def _leader(endpoint: str) -> str:
+    store = Etcd([endpoint])
+    try:
+        found = await store.get(keys.LEADER, within=1.0)
+    except errors.PenstockError:
+        return ""
+    finally:
+        await store.close()
+    return records.from_json(LeaderRecord, found.value).id if found is not None else ""
+
+
+async def _terms(endpoint: str, start: int) -> list[int]:
+    """Terms of the assignments written from that revision to now, in the order of the writes."""
+    store = Etcd([endpoint])
+    try:
+        newest = max((item.mod_revision for item in (await store.range(keys.ASSIGNMENTS)).items), default=0)
+        terms: list[int] = []
+        if newest < start:
+            return terms
+        async with aclosing(store.watch(keys.ASSIGNMENTS, start)) as watch:
+            async for changes in watch:
+                told = [event.value for event in changes.events if event.value is not None]
+                terms += [records.from_json(AssignmentRecord, value).term for value in told]
+                if changes.revision >= newest:
+                    break
+        return terms
+    finally:
+        await store.close()
+
+
+async def _sockets(endpoint: str, worker: str) -> set[str]:
+    store = Etcd([endpoint])
+    try:
+        found = (await store.range(keys.replicas_of(worker))).items
+    finally:
+        await store.close()
+    return {records.from_json(ReplicaRecord, item.value).unix_socket for item in found} - {""}
