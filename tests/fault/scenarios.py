@@ -224,7 +224,8 @@ def etcd_emptied(stand: Stand) -> Result:
         stand.suite.start("etcd")
         stand.suite.wait_ready("etcd")
         load.wait_for(int(2 * LEASE * stand.rate))
-        result.timed("change carried out", stand.change(), 5.0)
+        # Not soon: a scheduler takes nothing away for a while after the store went back in time.
+        result.measured["change carried out s"] = round(stand.change(), 2)
     result.take(load.ledger)
     return result
 

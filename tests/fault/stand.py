@@ -78,6 +78,12 @@ class Stand:
     def __init__(self, suite: Suite, client: Client, to_etcd: Proxy, to_worker: Proxy, seed: int, rate: float) -> None:
         self.suite, self.client, self.to_etcd, self.to_worker = suite, client, to_etcd, to_worker
         self.seed, self.rate = seed, rate
+        # One loop for all questions to the store: grpc.aio does not like those that come and go.
+        self._asking = asyncio.Runner()
+
+    def close(self) -> None:
+        """Lets go of the loop."""
+        self._asking.close()
 
     @contextmanager
     def load(self, gateways: tuple[str, ...] = ("gateway",), timeout: float = 5.0, retries: int = 0) -> Iterator[Load]:
@@ -166,7 +172,7 @@ class Stand:
 
     def leader(self) -> str:
         """Id of the leading scheduler, by the store; empty while nobody leads or the store does not answer."""
-        return asyncio.run(_leader(self.etcd()))
+        return self._asking.run(_leader(self.etcd()))
 
     def change(self) -> float:
         """Changes a deployment, once that can be done, and back; seconds until the change was carried out."""
@@ -193,20 +199,20 @@ class Stand:
 
     def revision(self) -> int:
         """Of the store now."""
-        return asyncio.run(_revision(self.etcd()))
+        return self._asking.run(_revision(self.etcd()))
 
     def compact(self) -> None:
         """The store forgets how it came to be as it is."""
-        asyncio.run(_compact(self.etcd()))
+        self._asking.run(_compact(self.etcd()))
 
     def stale_commands(self, since: int) -> tuple[int, int]:
         """Assignments written since a revision, and those among them that an older leader wrote after a newer one."""
-        terms = asyncio.run(_terms(self.etcd(), since + 1))
+        terms = self._asking.run(_terms(self.etcd(), since + 1))
         return len(terms), sum(term < max(terms[: index + 1]) for index, term in enumerate(terms))
 
     def unlink_socket(self, worker: str) -> None:
         """Gateways reach the worker by its port from now on, where a proxy stands."""
-        for path in asyncio.run(_sockets(self.etcd(), worker)):
+        for path in self._asking.run(_sockets(self.etcd(), worker)):
             Path(path).unlink(missing_ok=True)
 
 
@@ -231,6 +237,7 @@ def standing(
         client = held.enter_context(Client(f"127.0.0.1:{ports['gateway_grpc']}", timeout=10, retries=3))
         serve(client, models.add_one(state / "models" / MODEL, MODEL), replicas=len(WORKERS))
         stand = Stand(suite, client, to_etcd, to_worker, seed, rate)
+        held.callback(stand.close)
         stand.settle()
         yield stand
 
