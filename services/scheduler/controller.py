@@ -90,10 +90,12 @@ class Controller:
         for version, size in sorted(news.items()):
             key = keys.learned(*version)
             if size is None:
-                operations.append(Delete(key))
+                # A store that went back in time may only seem to want it no more.
+                operations += [] if view.only_add else [Delete(key)]
             else:
                 operations.append(Put(key, records.to_json(learned_record(version, size))))
-        await self._in_batches(term, operations)
+        for batch in batches(operations):
+            await term.write(batch)
 
     async def _write(self, term: Term, changed: Mapping[str, tuple[Replica, ...] | None]) -> None:
         operations: list[Op] = []
@@ -105,9 +107,6 @@ class Controller:
                 operations.append(Put(keys.assignment(worker), records.to_json(record)))
             told = None if replicas is None else [f"{item.id.name}@{item.id.version}" for item in replicas]
             log.info("assigning", worker=worker, term=term.number, replicas=told)
-        await self._in_batches(term, operations)
-
-    async def _in_batches(self, term: Term, operations: list[Op]) -> None:
         for batch in batches(operations):
             try:
                 await term.write(batch)

@@ -255,7 +255,7 @@ def _needs(version: records.WantedVersion, learned: Learned) -> Needs:
     if not version.HasField("devices") and not version.HasField("placement"):
         return PLAIN
     count = devices.count if version.HasField("devices") else 0
-    return Needs(
+    needs = Needs(
         devices=count,
         device_kind=devices.kind or "gpu",
         device_bytes=max(devices.memory_bytes, learned.device_bytes) if count else 0,
@@ -269,6 +269,8 @@ def _needs(version: records.WantedVersion, learned: Learned) -> Needs:
         pinned=place.pinned,
         priority=place.priority,
     )
+    # The very same, which is quicker to recognise.
+    return PLAIN if needs == PLAIN else needs
 
 
 def _worker(record: records.WorkerRecord) -> Worker:
