@@ -6,7 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ async def test_a_child_that_lies_is_killed(lie: str, tmp_path: Path, monkeypatch
     manifest, files = manifest_of(models.add_one(tmp_path))
     ends: list[socket.socket] = []
 
-    def spawn(threads: int) -> tuple[Process, socket.socket]:
+    def spawn(threads: int, devices: Sequence[int]) -> tuple[Process, socket.socket]:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         ends.append(theirs)
@@ -153,8 +153,9 @@ async def test_a_child_that_lies_is_killed(lie: str, tmp_path: Path, monkeypatch
 
 async def asked(ends: list[socket.socket]) -> engine_pb2.HostRequest:
     """The next request that is not about an arena; descriptors that come along are dropped by the kernel."""
-    while not ends:  # noqa: ASYNC110 (it is the code under test that makes it)
-        await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        while not ends:  # noqa: ASYNC110 (it is the code under test that makes it)
+            await asyncio.sleep(0)
     loop = asyncio.get_running_loop()
     while True:
         (size,) = frames.HEADER.unpack(await loop.sock_recv(ends[0], frames.HEADER.size))
