@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -218,3 +219,47 @@ async def test_a_connection_accepted_just_before_a_drain_is_served() -> None:
         answered = await answer
     ends = [frame for frame in frames_of(answered) if frame.stream == 1 and frame.flags & f.END_STREAM]
     assert len(ends) == 1 and b"hello" in answered
+
+
+class Leaving(Server):
+    """Tells its first connections to leave as soon as they are made, as a server that begins to drain does."""
+
+    turned_away = 0
+
+    def _factory(self) -> Callable[[], ServerLink]:
+        make, loop = super()._factory(), asyncio.get_running_loop()
+
+        def accept() -> ServerLink:
+            link = make()
+            if self.turned_away:
+                self.turned_away -= 1
+                # Two turns: it is connected in the first.
+                loop.call_soon(loop.call_soon, link.leave)
+            return link
+
+        return accept
+
+
+@pytest.mark.parametrize("turned_away", [1, 2])
+async def test_a_connection_told_to_leave_before_its_first_call_is_replaced(turned_away: int) -> None:
+    server = Leaving(Service().methods())
+    port = await server.start("127.0.0.1", 0)
+    for _ in range(20):
+        server.turned_away = turned_away
+        peer = Peer(f"127.0.0.1:{port}")
+        assert (await ask(peer, "Echo")).payload == b"x"
+        await peer.close()
+    await server.close()
+
+
+async def test_a_server_that_turns_everybody_away_is_not_asked_for_ever() -> None:
+    server = Leaving(Service().methods())
+    port = await server.start("127.0.0.1", 0)
+    server.turned_away = 1000
+    peer = Peer(f"127.0.0.1:{port}")
+    # Where the first call is quicker than the goodbye, it is answered.
+    with suppress(ConnectionLost):
+        await ask(peer, "Echo", seconds=10)
+    assert server.turned_away >= 1000 - 3
+    await peer.close()
+    await server.close()

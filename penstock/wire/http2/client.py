@@ -168,6 +168,7 @@ class Peer:
 
     async def _ready(self, deadline: float) -> PeerLink:
         """A connection with room for a call; raises ConnectionLost, DeadlineExceeded."""
+        attempts = _ATTEMPTS
         try:
             async with asyncio.timeout_at(None if deadline == float("inf") else deadline) as limit:
                 while True:
@@ -176,11 +177,12 @@ class Peer:
                     link = self._link
                     if link is None or not link.connection.usable:
                         link = self._link = await self._connected()
-                    if link.connection.ended:
-                        # It was accepted and closed before we came to use it.
-                        self._link = None
-                        raise ConnectionLost("the connection to the peer was lost")
-                    if link.connection.leaving:
+                    if not link.connection.usable:
+                        # Accepted, and told to leave or closed before we came to use it. One that leaves has nothing
+                        # against another connection, which somebody else may take.
+                        attempts -= 1
+                        if not link.connection.leaving or not attempts:
+                            raise ConnectionLost("the connection to the peer was lost")
                         continue
                     if link.connection.room:
                         return link
