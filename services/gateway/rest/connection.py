@@ -31,6 +31,8 @@ KEEP_ALIVE_SECONDS: Final = 75.0
 """Idle connections stay this long: longer than the pools of common clients, so that these close first."""
 STALL_SECONDS: Final = 60.0
 """For a peer to take something of an answer, or to send something of a body that we wait for."""
+LEAVE_SECONDS: Final = 1.0
+"""How long a peer may take to notice that we leave, before what it sends is refused."""
 LINGER_SECONDS: Final = 5.0
 """After an answer that came before the end of its request."""
 MAX_PIPELINED: Final = 64
@@ -62,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._waits = False  # the rest could be taken, but for the bounds
         self._alone = False  # and begins with a request that waits for all before it
         self._last = False  # no request is taken any more
+        self._leaving = False  # the next request is the last
         self._discards = 0  # bytes of an unwanted body that are let through yet
         self._scheduled = False
         self._heard = self._began = server.now()
@@ -181,7 +184,7 @@ class Connection(asyncio.Protocol):
     def _begin(self, head: Head, data: bytes, position: int) -> int:
         exchange = Exchange(head, self, self.server.bridge)
         self._queue.append(exchange)
-        self._last = self._last or not head.keep_alive
+        self._last = self._last or self._leaving or not head.keep_alive
         size = head.length
         if head.chunked:
             self._reading, self._chunked = exchange, Chunked()
@@ -386,10 +389,18 @@ class Connection(asyncio.Protocol):
                 transport.write_eof()
 
     def leave(self) -> None:
-        """Takes no further request, and closes after the last answer."""
-        self._last = True
-        self._rest, self._waits = b"", False
-        if not self._queue:
+        """Closes after the last answer. Where nothing is under way one more request is taken for a moment: the peer may
+        have sent it before it could know."""
+        if self._queue:
+            self._last = True
+            self._rest, self._waits = b"", False
+        elif not self._leaving:
+            self._leaving = True
+            self.server.loop.call_later(LEAVE_SECONDS, self._leave_idle)
+
+    def _leave_idle(self) -> None:
+        if not self._queue and not self._rest:
+            self._last = True
             self._close()
 
     def abort(self) -> None:
@@ -413,7 +424,7 @@ class Connection(asyncio.Protocol):
             if now - self._began > HEAD_SECONDS:
                 self._refuse(BadRequest(408, f"the request head was not complete after {HEAD_SECONDS:g} seconds"))
         elif not self._queue and now - self._heard > (KEEP_ALIVE_SECONDS if self._used else HEAD_SECONDS):
-            self.leave()
+            self._leave_idle()
 
 
 def _overlaps(head: Head) -> bool:
