@@ -46,7 +46,7 @@ GROUPS: Final[Mapping[str, Callable[[Run], None]]] = {
     "greedy": batches.greedy,
 }
 QUICK: Final = ("memory", "engine", "grpc", "rest")
-SECONDS, QUICK_SECONDS = 2.4, 1.0
+SECONDS, QUICK_SECONDS = 1.6, 1.0
 
 
 def about(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
