@@ -5,8 +5,8 @@ first, from the bytes of `traceparent`, and begins a span only for a sampled cal
 without one is sampled at `trace_ratio`, at the first process that it meets: the gateway tells a worker by the trace
 that it sends, or by sending none.
 
-One call in a hundred runs through code that no cache holds any more, where every line costs ten times what it costs a
-loop. So a span here is a handful of values until it has ended; then OpenTelemetry's own exporters get it.
+One call in a hundred runs through code that is cold, and costs several times what a loop over it shows. So a span here
+is a handful of values until it has ended; then OpenTelemetry's own exporters get it.
 """
 
 from __future__ import annotations
