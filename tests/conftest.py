@@ -5,9 +5,9 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 
-# Before gRPC is imported. Tests start processes beside its threads, and uvloop forks for that. Children have been seen to
-# end or hang before they became what they should be, while gRPC's fork handlers, which nobody here needs, said that they
-# were skipped.
+# Before gRPC is imported. Tests start processes beside its threads, and uvloop forks for that. Children have been seen
+# to end or hang before they became what they should be, while gRPC's fork handlers, which nobody here needs, said that
+# they were skipped.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 from penstock.kit.loop import Loop
