@@ -54,18 +54,16 @@ class Flight:
         """The caller has left, or his time is over."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
+            # A task that is cancelled before its first step never hears of it, so the call is counted here.
             under_way.cancel()
             place, self._place = self._place, None
             if place is not None:
                 place.left()
-                self._ended("CANCELLED", None)
+            self._ended("CANCELLED", None)
 
     async def _try_again(self, address: str, failure: PenstockError) -> None:
         try:
             answer = await self._go_on(address, failure)
-        except asyncio.CancelledError:
-            self._ended("CANCELLED", None)
-            raise
         except Exception as problem:
             self._under_way = None
             self._fail(problem)
