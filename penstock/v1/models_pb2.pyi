@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -970,26 +971,148 @@ class DeployedVersion(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     RETIRING_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version number."""
     replicas: _builtins.int
     """Wanted replicas."""
     retiring: _builtins.bool
     """True while it only serves until the default version is ready."""
+    tenant: _builtins.str
+    """Whose reserved capacity it may use; empty for nobody's."""
+    @_builtins.property
+    def scaling(self) -> Global___Scaling:
+        """How its replicas follow its demand; absent when their number is fixed."""
+
+    @_builtins.property
+    def placement(self) -> _manifest_pb2.Placement:
+        """Where it runs, in place of what its manifest says; absent when the manifest decides."""
+
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         replicas: _builtins.int = ...,
         retiring: _builtins.bool = ...,
+        scaling: Global___Scaling | None = ...,
+        placement: _manifest_pb2.Placement | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas", "retiring", b"retiring", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement", "replicas", b"replicas", "retiring", b"retiring", "scaling", b"scaling", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeployedVersion: _TypeAlias = DeployedVersion  # noqa: Y015
+
+@_typing.final
+class Scaling(_message.Message):
+    """Scaling says how many replicas a version has. Several policies may be set at once; the most demanding wins, within
+    min_replicas and max_replicas. What is 0 or absent is not used.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_REPLICAS_FIELD_NUMBER: _builtins.int
+    MAX_REPLICAS_FIELD_NUMBER: _builtins.int
+    OUTSTANDING_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    QUEUE_TIME_FIELD_NUMBER: _builtins.int
+    UTILISATION_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    IDLE_TIME_FIELD_NUMBER: _builtins.int
+    RISE_TIME_FIELD_NUMBER: _builtins.int
+    FALL_TIME_FIELD_NUMBER: _builtins.int
+    min_replicas: _builtins.int
+    """Replicas at least. 0: none while nobody calls; the first request has one loaded and waits for it."""
+    max_replicas: _builtins.int
+    """Replicas at most, at least 1."""
+    outstanding: _builtins.float
+    """Requests under way or waiting that one replica should have."""
+    rate: _builtins.float
+    """Requests a second that one replica should have."""
+    utilisation: _builtins.float
+    """Busy part of its replicas' engines, above 0 and at most 1."""
+    @_builtins.property
+    def queue_time(self) -> _duration_pb2.Duration:
+        """Wait in the workers' queues that is allowed."""
+
+    @_builtins.property
+    def schedule(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScaleWindow]:
+        """Replicas at least while a window of the week is open."""
+
+    @_builtins.property
+    def idle_time(self) -> _duration_pb2.Duration:
+        """How long it is without a request before its last replica goes; 10 minutes when absent."""
+
+    @_builtins.property
+    def rise_time(self) -> _duration_pb2.Duration:
+        """How long demand must ask for more before there is more; 5 seconds when absent."""
+
+    @_builtins.property
+    def fall_time(self) -> _duration_pb2.Duration:
+        """How long demand must ask for less before there is less; 5 minutes when absent."""
+
+    def __init__(
+        self,
+        *,
+        min_replicas: _builtins.int = ...,
+        max_replicas: _builtins.int = ...,
+        outstanding: _builtins.float = ...,
+        rate: _builtins.float = ...,
+        queue_time: _duration_pb2.Duration | None = ...,
+        utilisation: _builtins.float = ...,
+        schedule: _abc.Iterable[Global___ScaleWindow] | None = ...,
+        idle_time: _duration_pb2.Duration | None = ...,
+        rise_time: _duration_pb2.Duration | None = ...,
+        fall_time: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fall_time", b"fall_time", "idle_time", b"idle_time", "queue_time", b"queue_time", "rise_time", b"rise_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fall_time", b"fall_time", "idle_time", b"idle_time", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "outstanding", b"outstanding", "queue_time", b"queue_time", "rate", b"rate", "rise_time", b"rise_time", "schedule", b"schedule", "utilisation", b"utilisation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scaling: _TypeAlias = Scaling  # noqa: Y015
+
+@_typing.final
+class ScaleWindow(_message.Message):
+    """ScaleWindow is a part of the week, in UTC."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAYS_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    begin: _builtins.str
+    """When it begins, `HH:MM`."""
+    end: _builtins.str
+    """When it ends, `HH:MM`; on the next day when that is not after `begin`."""
+    replicas: _builtins.int
+    """Replicas at least while it is open."""
+    @_builtins.property
+    def days(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Days on which it begins, such as `mon` or `sat`; every day when empty."""
+
+    def __init__(
+        self,
+        *,
+        days: _abc.Iterable[_builtins.str] | None = ...,
+        begin: _builtins.str = ...,
+        end: _builtins.str = ...,
+        replicas: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "days", b"days", "end", b"end", "replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScaleWindow: _TypeAlias = ScaleWindow  # noqa: Y015
 
 @_typing.final
 class DeployRequest(_message.Message):
@@ -1001,6 +1124,9 @@ class DeployRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     KEEP_OTHERS_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Model name."""
     version: _builtins.str
@@ -1009,6 +1135,16 @@ class DeployRequest(_message.Message):
     """Wanted replicas, at least 1; 0 for 1."""
     keep_others: _builtins.bool
     """True to leave other versions as they are and the default where it is."""
+    tenant: _builtins.str
+    """Whose reserved capacity it may use; empty for nobody's."""
+    @_builtins.property
+    def scaling(self) -> Global___Scaling:
+        """How its replicas follow its demand, in place of `replicas`; absent for a fixed number."""
+
+    @_builtins.property
+    def placement(self) -> _manifest_pb2.Placement:
+        """Where it runs, in place of what its manifest says; absent to leave that to the manifest."""
+
     def __init__(
         self,
         *,
@@ -1016,10 +1152,13 @@ class DeployRequest(_message.Message):
         version: _builtins.str = ...,
         replicas: _builtins.int = ...,
         keep_others: _builtins.bool = ...,
+        scaling: Global___Scaling | None = ...,
+        placement: _manifest_pb2.Placement | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_others", b"keep_others", "name", b"name", "replicas", b"replicas", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_others", b"keep_others", "name", b"name", "placement", b"placement", "replicas", b"replicas", "scaling", b"scaling", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from penstock.v1 import cluster_pb2 as _cluster_pb2
 from penstock.v1 import manifest_pb2 as _manifest_pb2
+from penstock.v1 import models_pb2 as _models_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -213,6 +214,7 @@ class ReplicaRecord(_message.Message):
     UNIX_SOCKET_FIELD_NUMBER: _builtins.int
     MEASURED_BYTES_FIELD_NUMBER: _builtins.int
     MEASURED_DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    LOAD_SECONDS_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     name: _builtins.str
     version: _builtins.int
@@ -231,6 +233,8 @@ class ReplicaRecord(_message.Message):
     """Resident memory of the engine after its warm-up, as measured; 0 while it is not loaded."""
     measured_device_bytes: _builtins.int
     """The same on its devices, where they report it."""
+    load_seconds: _builtins.float
+    """Seconds from the first PULLING to READY, once it was; how long somebody who waits for such a replica will wait."""
     def __init__(
         self,
         *,
@@ -244,10 +248,11 @@ class ReplicaRecord(_message.Message):
         unix_socket: _builtins.str = ...,
         measured_bytes: _builtins.int = ...,
         measured_device_bytes: _builtins.int = ...,
+        load_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "measured_bytes", b"measured_bytes", "measured_device_bytes", b"measured_device_bytes", "name", b"name", "reason", b"reason", "retry_seconds", b"retry_seconds", "state", b"state", "unix_socket", b"unix_socket", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "load_seconds", b"load_seconds", "measured_bytes", b"measured_bytes", "measured_device_bytes", b"measured_device_bytes", "name", b"name", "reason", b"reason", "retry_seconds", b"retry_seconds", "state", b"state", "unix_socket", b"unix_socket", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -360,10 +365,13 @@ class LearnedRecord(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    LOAD_SECONDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     memory_bytes: _builtins.int
     device_bytes: _builtins.int
+    load_seconds: _builtins.float
+    """The newest time that one took from PULLING to READY, in seconds."""
     def __init__(
         self,
         *,
@@ -371,10 +379,11 @@ class LearnedRecord(_message.Message):
         version: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
         device_bytes: _builtins.int = ...,
+        load_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_bytes", b"device_bytes", "memory_bytes", b"memory_bytes", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_bytes", b"device_bytes", "load_seconds", b"load_seconds", "memory_bytes", b"memory_bytes", "name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -449,6 +458,8 @@ class WantedVersion(_message.Message):
     RETIRING_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     replicas: _builtins.int
     memory_bytes: _builtins.int
@@ -456,12 +467,18 @@ class WantedVersion(_message.Message):
     engine: _builtins.str
     retiring: _builtins.bool
     """Serves until the default version is ready, then goes."""
+    tenant: _builtins.str
+    """Whose reserved capacity it may use; empty for nobody's."""
     @_builtins.property
     def devices(self) -> _manifest_pb2.Devices:
         """What its manifest asks of devices and of its place; absent when it asks nothing."""
 
     @_builtins.property
     def placement(self) -> _manifest_pb2.Placement: ...
+    @_builtins.property
+    def scaling(self) -> _models_pb2.Scaling:
+        """How its replicas follow its demand; absent when `replicas` says it."""
+
     def __init__(
         self,
         *,
@@ -473,10 +490,12 @@ class WantedVersion(_message.Message):
         retiring: _builtins.bool = ...,
         devices: _manifest_pb2.Devices | None = ...,
         placement: _manifest_pb2.Placement | None = ...,
+        scaling: _models_pb2.Scaling | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "placement", b"placement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "placement", b"placement", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "engine", b"engine", "manifest_digest", b"manifest_digest", "memory_bytes", b"memory_bytes", "placement", b"placement", "replicas", b"replicas", "retiring", b"retiring", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "engine", b"engine", "manifest_digest", b"manifest_digest", "memory_bytes", b"memory_bytes", "placement", b"placement", "replicas", b"replicas", "retiring", b"retiring", "scaling", b"scaling", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

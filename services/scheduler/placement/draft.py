@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ..snapshot import Replica, VersionId, Wanted, Worker
 from .knowledge import Knowledge
-from .obstacles import company, fitting_share, standing
+from .obstacles import fitting_share, standing
 from .pools import Pool, Pools
 from .seat import Seat, Share
 
@@ -130,10 +130,8 @@ class Draft:
         """
         domains = self.domains(item.id) if item.id in self.at else {}
         for worker in sorted(self.leaving.get(item.id, ())):
-            seat = self.seats[worker]
-            stays = not seat.worker.draining and worker != without and standing(item, seat.worker) is None
-            if stays and company(item, seat, domains) is None:
-                return worker, seat.replicas[item.id].devices
+            if worker != without and (share := self._back(item, self.seats[worker], domains)) is not None:
+                return worker, share
         if item.needs.affinity and (near := self._near(item, domains, without)):
             return near
         least = 0 if len(domains) < len(self._domains) else min(domains.values(), default=0)
@@ -143,6 +141,15 @@ class Draft:
             if there is not None and (found is None or there[0] < found[0]):
                 found = there
         return None if found is None else found[1:]
+
+    def _back(self, item: Wanted, seat: Seat, domains: dict[str, int]) -> Share | None:
+        """Devices for a replica that stays where it was about to leave, in what it has there and what is free; or None."""
+        if seat.worker.draining or standing(item, seat.worker) is not None:
+            return None
+        told = seat.remove(item)
+        share = fitting_share(item, seat, domains, told.devices)
+        seat.add(item, told.devices, memory_bytes=told.memory_bytes, leaving=True)
+        return share
 
     def _first(
         self, pool: Pool, item: Wanted, domains: dict[str, int], least: int, without: str

@@ -65,6 +65,8 @@ class Knowledge:
     def tell(self, worker: str, replicas: Iterable[Replica] | None) -> None:
         """What a worker is told to run; None when nothing tells it anything."""
         for version in self.told.pop(worker, ()):
+            # Who is told no more may have counted as there, on a worker that was held.
+            self.changed_models.add(version.name)
             self.told_at[version].discard(worker)
             if not self.told_at[version]:
                 del self.told_at[version]
