@@ -16,6 +16,7 @@ WORKERS = PREFIX + "workers/"
 REPLICAS = PREFIX + "replicas/"
 ASSIGNMENTS = PREFIX + "assignments/"
 LEARNED = PREFIX + "learned/"
+POOLS = PREFIX + "pools/"
 SERVICES = PREFIX + "services/"
 LEADER = PREFIX + "leader/scheduler"
 
@@ -71,6 +72,13 @@ TABLE = (
         "until the version is no longer deployed",
     ),
     Key(
+        POOLS + "{name}",
+        POOLS + "cpu",
+        "PoolRecord",
+        "the leading scheduler, guarded by its term",
+        "until the pool is configured no more",
+    ),
+    Key(
         SERVICES + "{service}/{id}",
         SERVICES + "gateway/gateway-5e0c91a2",
         "ServiceRecord",
@@ -122,6 +130,11 @@ def learned(name: str, version: int) -> str:
     return f"{LEARNED}{_segment(name)}@{version:d}"
 
 
+def pool(name: str) -> str:
+    """How many workers a pool should have."""
+    return POOLS + _segment(name)
+
+
 def service(service_name: str, service_id: str) -> str:
     """What a gateway, registry or scheduler says of itself."""
     return f"{SERVICES}{_segment(service_name)}/{_segment(service_id)}"
@@ -162,6 +175,11 @@ def parse_learned(key: str) -> tuple[str, int]:
     if not key.startswith(LEARNED) or not at:
         raise ValueError(f"not the key of a size: {key!r}")
     return _segment(name), int(version)
+
+
+def parse_pool(key: str) -> str:
+    """The name of a pool's key; raises ValueError for another key."""
+    return _rest(key, POOLS)
 
 
 def parse_service(key: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from penstock.errors import PenstockError, TooLarge
 from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
 
+from .fleet import Fleet, outlook
 from .metrics import ControllerMetrics
 from .placement import changes, plan
 from .snapshot import ClusterSnapshot, Replica, assignment_record, learned_changes, learned_record
@@ -28,12 +29,15 @@ log = get_logger()
 
 
 class Controller:
-    """Makes assignments what they should be, while it leads."""
+    """Makes assignments what they should be, while it leads. fleet: is told of every plan."""
 
-    def __init__(self, view: ClusterView, election: Election, metrics: ControllerMetrics) -> None:
+    def __init__(
+        self, view: ClusterView, election: Election, metrics: ControllerMetrics, fleet: Fleet | None = None
+    ) -> None:
         self._view = view
         self._election = election
         self._metrics = metrics
+        self._fleet = fleet
 
     async def run(self) -> None:
         """Leads whenever it is elected, until cancelled."""
@@ -46,6 +50,8 @@ class Controller:
                 log.warning("term_over", reason=over.message)
             finally:
                 self._metrics.leads(0)
+                if self._fleet is not None:
+                    self._fleet.rest()
 
     async def _follow(self, term: Term) -> None:
         """Carries out the plan again after every change, and when time alone changes it."""
@@ -80,6 +86,8 @@ class Controller:
         self._metrics.planned(time.perf_counter() - started, planned.missing, len(snapshot.held))
         await self._write(term, changed)
         await self._remember(term, snapshot)
+        if self._fleet is not None:
+            self._fleet.note(term, outlook(snapshot, planned, unsure=self._view.only_add))
 
     async def _remember(self, term: Term, snapshot: ClusterSnapshot) -> None:
         """Writes down what sizes have turned out to be."""

@@ -30,12 +30,13 @@ class ClusterView:
         self.services = Mirror(etcd, keys.SERVICES, records.ServiceRecord, self._changed)
         self.leader = Mirror(etcd, keys.LEADER, records.LeaderRecord, self._changed)
         self.learned = Mirror(etcd, keys.LEARNED, records.LearnedRecord, self._changed)
+        self.pools = Mirror(etcd, keys.POOLS, records.PoolRecord, self._changed)
         self._placing = (self.deployments, self.workers, self.replicas, self.assignments, self.learned)
 
     async def run(self) -> None:
         """Keeps it fresh until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for mirror in (*self._placing, self.services, self.leader):
+            for mirror in (*self._placing, self.services, self.leader, self.pools):
                 group.create_task(mirror.run(), name=f"mirror {mirror.prefix}")
 
     @property
@@ -46,7 +47,7 @@ class ClusterView:
     @property
     def known(self) -> bool:
         """Whether everything has been read once."""
-        return all(mirror.revision for mirror in (*self._placing, self.services, self.leader))
+        return all(mirror.revision for mirror in (*self._placing, self.services, self.leader, self.pools))
 
     async def refresh(self) -> None:
         """Reads what placement looks at now: all that was written before is seen after. Raises Unavailable."""
@@ -90,13 +91,14 @@ class ClusterView:
 
     def picture(self) -> Picture:
         """All records, for the status."""
-        mirrors = (*self._placing, self.services, self.leader)
+        mirrors = (*self._placing, self.services, self.leader, self.pools)
         return Picture(
             deployments=self.deployments.records.values(),
             workers=self.workers.records.values(),
             replicas=self.replicas.records.values(),
             assignments=self.assignments.records.values(),
             services=self.services.records.values(),
+            pools=self.pools.records.values(),
             leader=self.leader.records.get(keys.LEADER, records.LeaderRecord()),
             term=self.leader.create_revision(keys.LEADER),
             revision=max(mirror.revision for mirror in mirrors),

@@ -81,6 +81,7 @@ def test_the_table_has_every_prefix_once_with_one_writer() -> None:
         keys.REPLICAS,
         keys.ASSIGNMENTS,
         keys.LEARNED,
+        keys.POOLS,
         keys.SERVICES,
         keys.LEADER,
     ]
