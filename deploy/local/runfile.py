@@ -17,15 +17,26 @@ from typing import Any
 
 @dataclass
 class Run:
-    """processes: pid by name. ports: by name, as deploy/ports.env has them and for workers that came later. leaving:
+    """processes: pid by name. began: `began_at` of each. ports: by name, as deploy/ports.env has them and for workers that came later. leaving:
     names of workers that were told to go and may still be there. stopping: nothing is to be started any more. settings:
     what the suite was made with."""
 
     processes: dict[str, int] = field(default_factory=dict)
+    began: dict[str, int] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
     leaving: list[str] = field(default_factory=list)
     stopping: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+
+
+def began_at(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks since its own start; None when it is gone, or dead and not yet
+    waited for. With the pid it is one process for ever. Source: proc_pid_stat(5), fields 3 and 22."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else int(fields[18])
 
 
 class RunFile:

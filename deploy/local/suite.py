@@ -21,7 +21,7 @@ from typing import Any
 
 from deploy.local.etcd import etcd_command, find_etcd
 from deploy.local.ports import Ports
-from deploy.local.runfile import RunFile
+from deploy.local.runfile import RunFile, began_at
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STOP_SECONDS = 40.0
@@ -293,18 +293,14 @@ class Suite:
         child = self._children.get(name)
         if child is not None and child.pid == pid:
             return child.poll() is None
-        try:
-            # A pid may have been given to another program since.
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return False
-        return stat[0] != "Z" and str(self.state).encode() in b" ".join(words)
+        # A pid may have been given to another program since.
+        return began_at(pid) == self.run.read().began.get(name, 0)
 
     def _write(self) -> None:
         with self.run.changing() as run:
             others = {name: pid for name, pid in run.processes.items() if self._alive(name, pid)}
             run.processes = {name: child.pid for name, child in self._children.items()} | others
+            run.began = {name: began_at(pid) or 0 for name, pid in run.processes.items()}
             run.ports |= dict(self.ports.items())
             run.settings = {
                 "trace_ratio": self._trace_ratio,

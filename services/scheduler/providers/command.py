@@ -1,4 +1,4 @@
-"""A provider that is a command: `COMMAND size POOL` prints a number, `COMMAND resize POOL COUNT [WORKER ...]` makes it so.
+"""A provider that is a command: `COMMAND size POOL` prints a number, `COMMAND resize POOL COUNT [WORKER ...]` sets it.
 
 The local suite brings one (deploy/local/resize.py); a script for any cloud can be another. It runs without a shell, with
 the scheduler's environment, in a process group of its own that is killed when it takes too long.
