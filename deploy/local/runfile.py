@@ -17,9 +17,12 @@ from typing import Any
 
 @dataclass
 class Run:
-    """processes: pid by name. began: `began_at` of each. ports: by name, as deploy/ports.env has them and for workers that came later. leaving:
-    names of workers that were told to go and may still be there. stopping: nothing is to be started any more. settings:
-    what the suite was made with."""
+    """What is known of it.
+
+    processes: pid by name. began: `began_at` of each. ports: by name, as deploy/ports.env has them and for workers that
+    came later. leaving: names of workers that were told to go and may still be there. stopping: nothing is to be
+    started any more. settings: what the suite was made with.
+    """
 
     processes: dict[str, int] = field(default_factory=dict)
     began: dict[str, int] = field(default_factory=dict)

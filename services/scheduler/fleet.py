@@ -14,7 +14,7 @@ from typing import Final
 
 from penstock.cluster import Term, TermOver, keys, records
 from penstock.cluster.kv import Delete, Op, Put, batches
-from penstock.errors import PenstockError
+from penstock.errors import DeadlineExceeded, PenstockError
 from penstock.internal.v1.records_pb2 import PoolRecord
 from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
@@ -202,12 +202,14 @@ class Fleet:
             self._failed(pool, problem)
             return None
 
-    def _failed(self, pool: str, problem: PenstockError | TimeoutError) -> None:
-        known = isinstance(problem, PenstockError)
+    def _failed(self, pool: str, failure: PenstockError | TimeoutError) -> None:
+        if isinstance(failure, TimeoutError):
+            failure = DeadlineExceeded(f"no answer within {CALL_SECONDS:g} s")
         order = self._orders[pool]
-        order.problem = problem.message if known else f"no answer within {CALL_SECONDS:g} s"
-        pause = max(order.backoff.next(), (problem.retry_after or 0.0) if known else 0.0)
+        order.problem = failure.message
+        pause = max(order.backoff.next(), failure.retry_after or 0.0)
         order.check_at = asyncio.get_running_loop().time() + pause
         self._metrics.failed(pool)
-        detail = problem.detail if known else ""
-        log.warning("pool_not_resized", pool=pool, problem=order.problem, detail=detail, again_in=round(pause, 1))
+        log.warning(
+            "pool_not_resized", pool=pool, problem=failure.message, detail=failure.detail, again_in=round(pause, 1)
+        )

@@ -11,14 +11,18 @@ from typing import Protocol
 
 
 class Provider(Protocol):
-    """Starts and stops the workers of pools. Every method raises PenstockError with what an operator should do, and
-    `retry_after` where it was told."""
+    """Starts and stops the workers of pools.
+
+    Every method raises PenstockError with what an operator should do, and `retry_after` where that was told.
+    """
 
     async def size(self, pool: str) -> int:
-        """How many workers the pool was last told to have, whether they are up or not; those that leave do not count."""
+        """How many workers the pool was last told to have, up or not; those that leave do not count."""
         ...
 
     async def resize(self, pool: str, count: int, leaving: Sequence[str]) -> None:
-        """Lets the pool have so many. When it has more, `leaving` go first: ids of workers. Whoever goes is asked to, by
-        SIGTERM, and given the time to drain. Returns once that is said, not once it is done."""
+        """Lets the pool have so many. When it has more, `leaving` go first: ids of workers.
+
+        Whoever goes is asked to, by SIGTERM, and given the time to drain. Returns once that is said, not when it is done.
+        """
         ...

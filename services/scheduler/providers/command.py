@@ -1,7 +1,7 @@
 """A provider that is a command: `COMMAND size POOL` prints a number, `COMMAND resize POOL COUNT [WORKER ...]` sets it.
 
-The local suite brings one (deploy/local/resize.py); a script for any cloud can be another. It runs without a shell, with
-the scheduler's environment, in a process group of its own that is killed when it takes too long.
+The local suite brings one (deploy/local/resize.py); a script for any cloud can be another. It runs without a shell,
+with the scheduler's environment, in a process group of its own that is killed when it takes too long.
 """
 
 from __future__ import annotations
