@@ -133,15 +133,15 @@ class Fleet:
 
     def _tell(self, pool: str, before: Course, cluster: Cluster) -> None:
         course = self._courses[pool]
-        if (course.count, course.leaving) != (before.count, before.leaving):
-            leaving = sorted(course.leaving)
-            log.info("pool_decided", pool=pool, workers=course.count, leaving=leaving, reason=course.reason)
         staying = (
             name
             for name, worker in cluster.workers.items()
             if worker.labels.get(LABEL) == pool and not worker.draining and name not in course.leaving
         )
         self._metrics.decided(pool, course.count, sum(1 for _ in staying))
+        if (course.count, course.leaving) != (before.count, before.leaving):
+            leaving = sorted(course.leaving)
+            log.info("pool_decided", pool=pool, workers=course.count, leaving=leaving, reason=course.reason)
 
     async def _write(self, term: Term) -> None:
         """Writes down what differs from what the store has. Raises TermOver, or Unavailable."""

@@ -59,17 +59,15 @@ HANGS = """
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 open(sys.argv[1], "w").write(str(child.pid))
-os.rename(sys.argv[1], sys.argv[1] + ".whole")
 time.sleep(600)
 """
 
 
 async def test_one_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
+    os.mkfifo(pid)
     waiting = asyncio.create_task(script(tmp_path, HANGS, str(pid)).size("cpu"))
-    while not (whole := tmp_path / "pid.whole").exists():
-        await asyncio.sleep(0.02)
-    child = os.pidfd_open(int(whole.read_text()))
+    child = os.pidfd_open(int(await asyncio.to_thread(pid.read_text)))
     gone = asyncio.Event()
     asyncio.get_running_loop().add_reader(child, gone.set)
     waiting.cancel()

@@ -23,6 +23,6 @@ class Provider(Protocol):
     async def resize(self, pool: str, count: int, leaving: Sequence[str]) -> None:
         """Lets the pool have so many. When it has more, `leaving` go first: ids of workers.
 
-        Whoever goes is asked to, by SIGTERM, and given the time to drain. Returns once that is said, not when it is done.
+        Whoever goes is asked to, by SIGTERM, and given the time to drain. Returns once that is said, not when done.
         """
         ...

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from penstock.v1 import cluster_pb2 as pb
+from services.scheduler.fitting import Cluster
 from services.scheduler.placement import Plan, changes, plan
 from services.scheduler.snapshot import PLAIN, ClusterSnapshot, Device, Needs, Replica, VersionId, Wanted, Worker
 
@@ -58,6 +59,14 @@ def carried_out(snapshot: ClusterSnapshot, planned: Plan) -> ClusterSnapshot:
         else:
             assignments[name] = replicas
     return replace(snapshot, assignments=assignments)
+
+
+def seen(snapshot: ClusterSnapshot, *, unsure: bool = False) -> Cluster:
+    """What a plan of this cluster hands on."""
+    planned = plan(snapshot)
+    items = {item.id: item for item in snapshot.wanted}
+    lacking = [(items[version], count) for version, count in planned.lacking.items()]
+    return Cluster(snapshot.workers, planned.assignments, lacking, items.get, snapshot.ready, unsure)
 
 
 def with_ready(snapshot: ClusterSnapshot) -> ClusterSnapshot:

@@ -12,7 +12,7 @@ from services.scheduler.machines import Course, Pace, Pool, decide
 from services.scheduler.placement import plan
 from services.scheduler.snapshot import ClusterSnapshot, Needs, Wanted, Worker
 
-from .clusters import carried_out, cluster, wanted, with_ready, worker
+from .clusters import carried_out, cluster, seen, wanted, with_ready, worker
 
 PACE = Pace(rise_seconds=2.0, fall_seconds=100.0)
 CPU = Pool("cpu", 1, 4)
@@ -20,14 +20,6 @@ CPU = Pool("cpu", 1, 4)
 
 def member(name: str, memory: int = 100, pool: str = "cpu") -> Worker:
     return worker(name, memory, domain=f"host of {name}", labels={"pool": pool})
-
-
-def seen(snapshot: ClusterSnapshot, *, unsure: bool = False) -> Cluster:
-    """What a plan of this cluster hands on."""
-    planned = plan(snapshot)
-    items = {item.id: item for item in snapshot.wanted}
-    lacking = [(items[version], count) for version, count in planned.lacking.items()]
-    return Cluster(snapshot.workers, planned.assignments, lacking, items.get, snapshot.ready, unsure)
 
 
 def settled(items: list[Wanted], workers: list[Worker]) -> ClusterSnapshot:

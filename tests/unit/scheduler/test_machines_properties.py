@@ -13,8 +13,7 @@ from services.scheduler.machines import Course, Pace, Pool, decide
 from services.scheduler.placement import plan
 from services.scheduler.snapshot import ClusterSnapshot, Wanted, Worker
 
-from .clusters import NAMES, all_models, calm_models, carried_out, clusters, settled_clusters, with_ready, worker
-from .test_machines import seen
+from .clusters import NAMES, all_models, calm_models, carried_out, clusters, seen, settled_clusters, with_ready, worker
 
 PACE = Pace(rise_seconds=2.0, fall_seconds=20.0)
 EXAMPLES = 60
