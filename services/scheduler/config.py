@@ -8,7 +8,7 @@ from penstock.kit.config import BadConfig, ServiceConfig, setting
 
 from .machines import Pace, Pool
 
-_POOL = r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?:[0-9]{1,4}:[0-9]{1,4}(:[0-9]{1,2})?"
+_POOL = r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?:[0-9]{1,4}:[0-9]{1,4}(:[0-9]{1,2})?"
 
 
 @dataclass(frozen=True, kw_only=True)
