@@ -6,13 +6,14 @@ Both are judged by the obstacles and ledgers that placement itself goes by, on w
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from .placement.obstacles import fitting_share, obstacle, standing
-from .placement.seat import Seat
+from .placement.seat import Seat, Share
 from .snapshot import Replica, VersionId, Wanted, Worker
 
 LABEL: Final = "pool"
@@ -144,7 +145,8 @@ def workers_for(replicas: Iterable[Replica], kind: Kind, part: float) -> int:
     memory, devices = 0, 0
     for replica in replicas:
         memory += replica.memory_bytes
-        devices += sum(size for _, size in replica.devices)
+        if replica.devices:
+            devices += sum(size for _, size in replica.devices)
     offered = sum(device.memory_bytes for device in kind.worker.devices)
     return max(_whole(memory, kind.worker.memory_bytes * part), _whole(devices, offered * part))
 
@@ -154,55 +156,91 @@ def _whole(used: int, each: float) -> int:
 
 
 class Floor:
-    """Seats of all workers that stay, to try who could go."""
+    """All workers that stay, to try who could go. Seats are taken only where it is tried."""
 
     def __init__(self, cluster: Cluster, staying: Iterable[str]) -> None:
         self._cluster = cluster
-        self.seats = {worker: Seat(cluster.workers[worker]) for worker in staying}
-        for worker, seat in self.seats.items():
-            for replica in cluster.assignments.get(worker, ()):
-                item = cluster.item(replica.id)
-                if item is not None:
-                    seat.add(item, replica.devices, memory_bytes=replica.memory_bytes, leaving=replica.leaving)
+        self._staying = set(staying)
+        # The roomiest first: bytes below zero, and the name.
+        self._order = sorted((-self._left(worker), worker) for worker in self._staying)
+        self._seats: dict[str, Seat] = {}
+        self._moved: dict[VersionId, set[str]] = {}
 
     def clear(self, worker: str) -> str | None:
         """Moves all that a worker runs to others and takes it away. Says what has no place elsewhere, and then changes
         nothing; None when it is done."""
-        leaving = self.seats.pop(worker)
-        moved: list[tuple[Seat, Wanted]] = []
-        for replica in sorted(leaving.replicas.values(), key=lambda r: (-r.memory_bytes, r.id)):
-            item = self._cluster.item(replica.id)
-            if item is None or replica.leaving:
-                continue
-            found = None if self._holds(item, worker) else self._place(item)
+        seat = self._seat(worker)
+        runs = ((self._cluster.item(replica.id), replica) for replica in seat.replicas.values())
+        items = [item for item, replica in runs if item is not None and not replica.leaving]
+        # What cannot go at all first, which costs nothing to find out; then the biggest.
+        items.sort(key=lambda item: (not item.needs.pinned, -item.memory_bytes, item.id))
+        self._staying.discard(worker)
+        self._order.remove((-seat.free, worker))
+        moved: list[tuple[str, Wanted]] = []
+        for item in items:
+            held = item.needs.pinned and not self._is_ready_elsewhere(item)
+            found = None if held else self._place(item)
             if found is None:
-                for seat, other in moved:
-                    seat.remove(other)
-                self.seats[worker] = leaving
-                what = "the only ready copy of pinned " if self._holds(item, worker) else ""
-                return f"{what}{item.id.name}@{item.id.version}"
+                for name, other in moved:
+                    self._move(name, other, None)
+                self._staying.add(worker)
+                insort(self._order, (-seat.free, worker))
+                return f"{'the only ready copy of pinned ' if held else ''}{item.id.name}@{item.id.version}"
             moved.append((found, item))
         return None
 
-    def _holds(self, item: Wanted, worker: str) -> bool:
-        """Whether it is pinned and no worker that stays has a READY copy beside that worker's."""
-        if not item.needs.pinned:
-            return False
-        others = (name for name, seat in self.seats.items() if name != worker and item.id in seat.replicas)
-        return not any(self._cluster.ready(name, item.id) for name in others)
+    def _is_ready_elsewhere(self, item: Wanted) -> bool:
+        return item.replicas > 1 and any(self._cluster.ready(name, item.id) for name in self._with(item.id))
 
-    def _place(self, item: Wanted) -> Seat | None:
+    def _place(self, item: Wanted) -> str | None:
         """Books it on the roomiest that can have it."""
         domains = Counter[str]()
         if item.needs.spread_required:
-            domains.update(seat.worker.domain for seat in self.seats.values() if item.id in seat.replicas)
-        for seat in sorted(self.seats.values(), key=lambda seat: (-seat.free, seat.worker.id)):
-            if seat.free < item.memory_bytes:
+            domains.update(self._cluster.workers[name].domain for name in self._with(item.id))
+        for taken, name in self._order:
+            if -taken < item.memory_bytes:
                 return None
+            seat = self._seat(name)
             if item.id in seat.replicas or standing(item, seat.worker) is not None:
                 continue
             share = fitting_share(item, seat, domains)
             if share is not None:
-                seat.add(item, share)
-                return seat
+                self._move(name, item, share)
+                return name
         return None
+
+    def _move(self, worker: str, item: Wanted, share: Share | None) -> None:
+        """Books it there; None takes it away again."""
+        seat, moved = self._seat(worker), self._moved.setdefault(item.id, set())
+        self._order.remove((-seat.free, worker))
+        if share is None:
+            seat.remove(item)
+            moved.discard(worker)
+        else:
+            seat.add(item, share)
+            moved.add(worker)
+        insort(self._order, (-seat.free, worker))
+
+    def _with(self, version: VersionId) -> Iterator[str]:
+        """Who stays and has a replica that does."""
+        moved = self._moved.get(version, ())
+        for name in self._staying:
+            told = self._cluster.assignments.get(name, ())
+            if name in moved or any(replica.id == version and not replica.leaving for replica in told):
+                yield name
+
+    def _left(self, worker: str) -> int:
+        """As its seat says it, without taking one."""
+        told = self._cluster.assignments.get(worker, ())
+        return self._cluster.workers[worker].memory_bytes - sum([replica.memory_bytes for replica in told])
+
+    def _seat(self, worker: str) -> Seat:
+        if worker not in self._seats:
+            seat = self._seats[worker] = Seat(self._cluster.workers[worker])
+            for replica in self._cluster.assignments.get(worker, ()):
+                item = self._cluster.item(replica.id)
+                if item is None:
+                    seat.free -= replica.memory_bytes
+                else:
+                    seat.add(item, replica.devices, memory_bytes=replica.memory_bytes, leaving=replica.leaving)
+        return self._seats[worker]

@@ -22,6 +22,8 @@ _LOOKS: Final = 20
 """Times that who could go is looked for while a pool waits to shrink: it is the dear part of a decision."""
 _TRIED: Final = 4
 """Workers that are tried for each that may go, the emptiest first."""
+_MOST: Final = 8
+"""Workers of a pool that are told to go together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +189,14 @@ def _who_goes(
 ) -> tuple[tuple[str, ...], str]:
     """Who can go now, a tenth at most, and why; nobody, and why not."""
     pool = here.pool
+    least = max(pool.least, here.filling(cluster, newcomers, (1 - pool.spare) * HYSTERESIS))
+    why = f"{here.size} are enough, and fewer would be too full"
+    if here.size <= least and (not here.idle or pool.spare):
+        return (), why
     everybody = (name for name, worker in cluster.workers.items() if not worker.draining and name not in going)
     floor = Floor(cluster, everybody)
-    part = (1 - pool.spare) * HYSTERESIS
-    least = max(pool.least, here.filling(cluster, newcomers, part))
-    most = max(1, len(here.staying) // 10)
+    most = min(max(1, len(here.staying) // 10), _MOST)
     chosen: list[str] = []
-    why = f"{here.size} are enough, and fewer would be too full"
     ordered = sorted(here.staying, key=lambda name: (_load(cluster.assignments.get(name, ())), *_newest(name)))
     for name in ordered[: most * _TRIED]:
         idle = not cluster.assignments.get(name)
@@ -214,7 +217,7 @@ def _who_goes(
 
 
 def _load(replicas: Sequence[Replica]) -> int:
-    return sum(replica.memory_bytes + sum(size for _, size in replica.devices) for replica in replicas)
+    return sum([r.memory_bytes + (sum(size for _, size in r.devices) if r.devices else 0) for r in replicas])
 
 
 def _newest(name: str) -> tuple[int, tuple[int, ...]]:

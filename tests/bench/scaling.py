@@ -1,7 +1,8 @@
 """`python -m tests.bench.scaling`: the autoscaling rule on traces, beside the usual rule of Kubernetes' HPA.
 
-Four traces are made up, one of them by chance with a seed, and one was recorded at our own gateway (record.py). A model whose replicas serve 10 requests a second each and take 20 s to load. What is beyond their capacity waits in one
-queue. Ours looks every 5 s at outstanding requests, queue time and utilisation; the HPA rule every 15 s at utilisation.
+Four traces are made up, one of them by chance with a seed, and one was recorded at our own gateway (record.py). A model
+whose replicas serve 10 requests a second each and take 20 s to load. What is beyond their capacity waits in one queue.
+Ours looks every 5 s at outstanding requests, queue time and utilisation; the HPA rule every 15 s at utilisation.
 Seconds are the model's own: nothing is measured, so the table is the same on every machine.
 """
 
