@@ -94,6 +94,7 @@ class Replicas:
                 unix_socket=self._unix_socket,
                 measured_bytes=standing.measured_bytes,
                 measured_device_bytes=standing.measured_device_bytes,
+                load_seconds=standing.load_seconds,
             ),
         )
         self._count()
