@@ -14,7 +14,7 @@ from services.gateway import balance
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=10), st.integers())
 def test_one_of_the_candidates_and_never_the_busiest_of_many(loads: list[int], seed: int) -> None:
     candidates = list(range(len(loads)))
-    chosen = balance.choose(candidates, loads.__getitem__, random.Random(seed).randrange)
+    chosen = balance.choose(candidates, lambda each: (loads[each], 0.0), random.Random(seed).randrange)
     assert chosen in candidates
     if len(set(loads)) == len(loads) > 1:
         assert loads[chosen] != max(loads)
@@ -23,14 +23,14 @@ def test_one_of_the_candidates_and_never_the_busiest_of_many(loads: list[int], s
 def test_two_distinct_candidates_are_compared() -> None:
     for seed in range(50):
         assert (
-            balance.choose(["idle", "busy"], {"idle": 0, "busy": 1}.__getitem__, random.Random(seed).randrange)
+            balance.choose(["idle", "busy"], {"idle": (0, 0.0), "busy": (1, 0.0)}.__getitem__, random.Random(seed).randrange)
             == "idle"
         )
 
 
 def test_equal_ones_share_evenly() -> None:
     draw = random.Random(7).randrange
-    counts = Counter(balance.choose("abcd", lambda _: 0, draw) for _ in range(4000))
+    counts = Counter(balance.choose("abcd", lambda _: (0, 0.0), draw) for _ in range(4000))
     assert set(counts) == set("abcd")
     assert max(counts.values()) < 1.2 * min(counts.values())
 
