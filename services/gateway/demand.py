@@ -63,7 +63,7 @@ class Flow:
         elif requests > 0 or under_way > 0:
             # Somewhere in between; not known better, and at most an interval off.
             self._active_at = since
-        if self._active_at is None or now - self._active_at > TOLD:
+        elif self._active_at is None or now - self._active_at > TOLD:
             return None
         return pb.VersionDemand(
             name=name,
