@@ -130,12 +130,13 @@ class Mirror(Generic[M]):
 
         For the only writer of these keys: what others wrote before, and the watch tells late, is passed over.
         """
-        mine = [op for op in operations if op.key.startswith(self.prefix)]
         changed = []
-        for op in mine:
-            if revision <= max(self._told, self._ahead.get(op.key, 0)):
+        for op in operations:
+            known = self._known.get(op.key)
+            if not op.key.startswith(self.prefix) or (known is not None and known.modified >= revision):
                 continue
-            self._ahead[op.key] = revision
+            if revision > self._told:
+                self._ahead[op.key] = revision
             changed.append(self._take(op.key, op.value, revision) if isinstance(op, Put) else self._drop(op.key))
         if any(changed):
             self._on_change()

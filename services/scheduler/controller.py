@@ -44,10 +44,12 @@ class Controller:
             try:
                 async with self._election.lead() as term:
                     self._metrics.leads(term.number)
+                    self._view.leading = True
                     await self._follow(term)
             except TermOver as over:
                 log.warning("term_over", reason=over.message)
             finally:
+                self._view.leading = False
                 self._metrics.leads(0)
 
     async def _follow(self, term: Term) -> None:

@@ -23,7 +23,8 @@ class Intake:
     """Keeps a Planner informed.
 
     deployments: by model. replicas: by version and worker. reserved: bytes of memory, and of each device, by worker.
-    scaled: versions that follow their demand, as they are wanted.
+    scaled: versions that follow their demand, as they are wanted. rescaled: those of which that, or what workers are
+    told of them, has changed since it was last cleared.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class Intake:
         self.replicas: dict[VersionId, dict[str, records.ReplicaRecord]] = {}
         self.reserved: dict[str, tuple[int, Mapping[int, int]]] = {}
         self.scaled: dict[VersionId, records.WantedVersion] = {}
+        self.rescaled: set[VersionId] = set()
         self._learned: dict[VersionId, Learned] = {}
         self._sizes: dict[VersionId, Learned] = {}
         self._loads: dict[VersionId, float] = {}
@@ -42,10 +44,10 @@ class Intake:
 
     def deployment(self, before: records.DeploymentRecord | None, now: records.DeploymentRecord | None) -> None:
         """What is wanted of a model has changed."""
-        for record in (before, now):
-            for version in _versions(record):
-                self._unlearned.add(version)
-                self.scaled.pop(version, None)
+        for key in _versions(before) | _versions(now):
+            self._unlearned.add(key)
+            if self.scaled.pop(key, None) is not None:
+                self.rescaled.add(key)
         if before is not None:
             self.deployments.pop(before.name, None)
         if now is None:
@@ -56,6 +58,7 @@ class Intake:
             for version in now.versions:
                 if version.HasField("scaling"):
                     self.scaled[VersionId(now.name, version.version)] = version
+                    self.rescaled.add(VersionId(now.name, version.version))
         for key in gone:
             self._numbers.pop(key, None)
             self._shunned.pop(key, None)
@@ -97,6 +100,7 @@ class Intake:
     def assignment(self, before: records.AssignmentRecord | None, now: records.AssignmentRecord | None) -> None:
         """What a worker is told has changed."""
         known = self.planner.known
+        self.rescaled |= {version for version in _told(before) ^ _told(now) if version in self.scaled}
         if before is not None and (now is None or before.worker != now.worker):
             known.tell(before.worker, None)
             self.reserved.pop(before.worker, None)
@@ -130,6 +134,10 @@ class Intake:
             if not workers:
                 del self._shunned[version]
             self._want(version.name)
+
+    def is_deployed(self, version: VersionId) -> bool:
+        """Whether anything is wanted of a version."""
+        return self.wanted(version) is not None
 
     def wanted(self, version: VersionId) -> Wanted | None:
         """What is wanted of a version as it stands."""
@@ -166,7 +174,7 @@ class Intake:
 
     def _worth_writing(self, version: VersionId) -> Learned | None:
         before = self._learned.get(version)
-        if not self._is_deployed(version):
+        if not self.is_deployed(version):
             self._loads.pop(version, None)
             return None
         size, load = self._sizes.get(version, UNKNOWN), self._loads.get(version, 0.0)
@@ -175,9 +183,6 @@ class Intake:
             load = written
         found = Learned(size.memory_bytes, size.device_bytes, load)
         return before if found == UNKNOWN else found
-
-    def _is_deployed(self, version: VersionId) -> bool:
-        return version in _versions(self.deployments.get(version.name))
 
     def _resize(self, version: VersionId) -> None:
         """Takes over how big a version has turned out to be; a smaller size than before only when nobody says more."""
@@ -188,7 +193,7 @@ class Intake:
             if size == UNKNOWN:
                 del self._sizes[version]
             self._unlearned.add(version)
-            if self._is_deployed(version):
+            if self.is_deployed(version):
                 self._want(version.name)
 
     def _want(self, name: str) -> None:
@@ -209,6 +214,10 @@ class Intake:
 
 def _versions(record: records.DeploymentRecord | None) -> set[VersionId]:
     return set() if record is None else {VersionId(record.name, version.version) for version in record.versions}
+
+
+def _told(record: records.AssignmentRecord | None) -> set[VersionId]:
+    return set() if record is None else {VersionId(replica.name, replica.version) for replica in record.replicas}
 
 
 def _reserved(told: tuple[Replica, ...]) -> tuple[int, Mapping[int, int]]:

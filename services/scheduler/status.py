@@ -9,18 +9,20 @@ from penstock.internal.v1 import records_pb2 as records
 from penstock.v1 import cluster_pb2 as pb
 
 from .intake import Intake
+from .judge import Judge
 from .placement import Plan
 from .snapshot import VersionId
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The cluster at one moment. plan: the newest of the intake's planner.
+    """The cluster at one moment. now: the judge's clock. plan: its newest.
 
     leader: empty id while nobody leads; term: 0 then.
     """
 
-    intake: Intake
+    judge: Judge
+    now: float
     plan: Plan
     workers: Iterable[records.WorkerRecord]
     services: Iterable[records.ServiceRecord]
@@ -31,7 +33,7 @@ class Picture:
 
 def cluster_status(picture: Picture, name: str = "") -> pb.ClusterStatus:
     """The picture for people. name: only this model's versions; empty for all."""
-    deployments = picture.intake.deployments
+    deployments = picture.judge.intake.deployments
     names = sorted(deployments) if not name else [name] if name in deployments else []
     return pb.ClusterStatus(
         versions=[
@@ -39,7 +41,7 @@ def cluster_status(picture: Picture, name: str = "") -> pb.ClusterStatus:
             for model in names
             for version in sorted(deployments[model].versions, key=lambda item: item.version)
         ],
-        workers=[_worker(worker, picture.intake) for worker in sorted(picture.workers, key=lambda item: item.id)],
+        workers=[_worker(worker, picture.judge.intake) for worker in sorted(picture.workers, key=lambda item: item.id)],
         leader=picture.leader.id,
         term=picture.term,
         services=[
@@ -66,8 +68,9 @@ def _version(
     deployment: records.DeploymentRecord, version: records.WantedVersion, picture: Picture
 ) -> pb.VersionStatus:
     key = VersionId(deployment.name, version.version)
-    there = _replicas(key, picture.intake)
-    wanted = picture.intake.wanted(key)
+    intake = picture.judge.intake
+    there = _replicas(key, intake)
+    wanted = intake.wanted(key)
     return pb.VersionStatus(
         name=deployment.name,
         version=version.version,
@@ -78,6 +81,20 @@ def _version(
         aliases=sorted(alias for alias, number in deployment.aliases.items() if number == version.version),
         default_version=deployment.default_version == version.version,
         retiring=version.retiring,
+        scaling=_scaling(key, version, picture) if version.HasField("scaling") else None,
+    )
+
+
+def _scaling(key: VersionId, version: records.WantedVersion, picture: Picture) -> pb.ScalingStatus:
+    demand, wish = picture.judge.demand, picture.judge.numbers.wish(key)
+    sample = demand.sample(key, 1, picture.now)
+    return pb.ScalingStatus(
+        min_replicas=version.scaling.min_replicas,
+        max_replicas=version.scaling.max_replicas,
+        reason=wish.reason if wish is not None else "",
+        rate=sample.rate if sample is not None else 0.0,
+        outstanding=sample.outstanding if sample is not None else 0.0,
+        waiting=demand.waiting(key, picture.now),
     )
 
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from penstock.cluster import Etcd, Mirror, keys
 from penstock.cluster.kv import Op
 from penstock.internal.v1 import records_pb2 as records
 
 from .absence import Absences
-from .intake import Intake
+from .judge import Judge
 from .placement import Plan
 from .status import Picture
+
+LOOK = 1.0
+"""Seconds between two looks at the demand."""
 
 
 class ClusterView:
@@ -29,9 +33,12 @@ class ClusterView:
         self._grace = grace
         self._rewinds = 0
         self._observed = False
+        self.leading = False
+        """Whether this scheduler leads; the controller says so."""
         self._rewound_at: float | None = None
         self._listeners: set[asyncio.Event] = set()
-        intake = self.intake = Intake()
+        self.judge = Judge()
+        intake = self.intake = self.judge.intake
         self._deployments = Mirror(
             etcd, keys.DEPLOYMENTS, records.DeploymentRecord, self._changed, on_record=intake.deployment
         )
@@ -49,6 +56,7 @@ class ClusterView:
     async def run(self) -> None:
         """Keeps it fresh until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_looking(), name="looks at demand")
             for mirror in self._mirrors:
                 group.create_task(mirror.run(), name=f"mirror {mirror.prefix}")
 
@@ -89,7 +97,14 @@ class ClusterView:
 
     def plan(self) -> Plan:
         """What should be, now. It costs what has changed since it was asked for last."""
-        return self.intake.plan(self._absences.held(asyncio.get_running_loop().time()))
+        now = asyncio.get_running_loop().time()
+        return self.judge.plan(now, _minute(), self._absences.held(now), leading=self.leading)
+
+    def look(self) -> None:
+        """Makes of the newest demand what there is to make of it; rings when that changes the plan."""
+        now = asyncio.get_running_loop().time()
+        if self.known and self.judge.look(now, _minute(), leading=self.leading):
+            self._ring()
 
     @property
     def only_add(self) -> bool:
@@ -108,7 +123,8 @@ class ClusterView:
     def picture(self) -> Picture:
         """All that the status shows."""
         return Picture(
-            intake=self.intake,
+            judge=self.judge,
+            now=asyncio.get_running_loop().time(),
             plan=self.plan(),
             workers=self.workers.records.values(),
             services=self._services.records.values(),
@@ -138,5 +154,19 @@ class ClusterView:
             self._observed = True
             self._workers_changed()
             return
+        self._ring()
+
+    def _ring(self) -> None:
         for event in self._listeners:
             event.set()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            self.look()
+
+
+def _minute() -> int:
+    """Of the week in UTC, from Monday 00:00: schedules are the one thing here that the wall clock decides."""
+    now = datetime.now(UTC)
+    return (now.weekday() * 24 + now.hour) * 60 + now.minute

@@ -23,5 +23,6 @@ from __future__ import annotations
 
 from .explain import explain
 from .planner import Plan, Planner, changes, plan
+from .room import is_coming, would_fit
 
-__all__ = ["Plan", "Planner", "changes", "explain", "plan"]
+__all__ = ["Plan", "Planner", "changes", "explain", "is_coming", "plan", "would_fit"]
