@@ -18,6 +18,7 @@ from penstock.cluster import Mirror, keys, records
 from penstock.cluster import etcd as client
 from penstock.cluster.etcd import Etcd
 from penstock.cluster.kv import Delete, Put
+from penstock.cluster.watch import RESYNC
 from penstock.internal.etcd import rpc_pb2 as pb
 from penstock.internal.etcd import rpc_pb2_grpc as rpc
 from penstock.internal.v1.records_pb2 import WorkerRecord
@@ -30,9 +31,9 @@ def worker(name: str, memory: int = 1) -> tuple[str, bytes]:
 
 
 @asynccontextmanager
-async def mirrored(store: Etcd, **options: float) -> AsyncIterator[tuple[Mirror[WorkerRecord], Changed]]:
+async def mirrored(store: Etcd, *, resync: float = RESYNC) -> AsyncIterator[tuple[Mirror[WorkerRecord], Changed]]:
     changed = Changed()
-    mirror = Mirror(store, keys.WORKERS, WorkerRecord, changed, **options)
+    mirror = Mirror(store, keys.WORKERS, WorkerRecord, changed, resync=resync)
     async with asyncio.TaskGroup() as group:
         task = group.create_task(mirror.run())
         await mirror.synced()

@@ -28,7 +28,7 @@ async def listening(*schedulers: Scheduler) -> AsyncIterator[list[rpc.DemandServ
         port = one.add_insecure_port("127.0.0.1:0")
         await one.start()
         stubs.append(rpc.DemandServiceStub(grpc.aio.insecure_channel(f"127.0.0.1:{port}")))
-    yield stubs  # type: ignore[misc]
+    yield stubs
     for one in server:
         await one.stop(0)
 

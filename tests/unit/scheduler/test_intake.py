@@ -155,7 +155,8 @@ def test_a_plan_of_changed_records_is_the_plan_of_all_records(
 
 
 def test_a_record_that_says_the_same_again_is_no_change() -> None:
-    intake, store = Intake(), {}
+    intake = Intake()
+    store: Store = {}
     records: dict[tuple[str, ...], Any] = {
         ("deployment", "a"): DeploymentRecord(
             name="a", versions=[WantedVersion(version=1, replicas=1, memory_bytes=MIB, engine="onnx")]

@@ -26,7 +26,7 @@ def seconds(count: int) -> Duration:
 def serve(world: World, name: str, length: float, **said: float) -> None:
     """Calls a model for a while, as one gateway says."""
     for _ in range(int(length)):
-        world.report(**{name: Said(**said)})  # type: ignore[arg-type]
+        world.report({name: Said(**said)})  # type: ignore[arg-type]
         world.step(1.0)
 
 
@@ -34,7 +34,7 @@ def test_a_cold_version_is_loaded_when_somebody_waits_and_goes_when_nobody_has_c
     world = World("w1")
     world.on_demand("a", idle_time=seconds(60), fall_time=seconds(30))  # type: ignore[arg-type]
     assert world.step() == {} and world.number("a") == 0
-    world.report(a=1)
+    world.report({"a": 1})
     assert world.step() == {"w1": ["a"]}
     serve(world, "a", 20, rate=1.0)
     gone = world.now + 60
@@ -45,7 +45,7 @@ def test_a_cold_version_is_loaded_when_somebody_waits_and_goes_when_nobody_has_c
     assert world.now >= gone and world.number("a") == 0
     wish = world.judge.numbers.wish(A)
     assert wish is not None and wish.reason == "fallen"
-    world.report(a=1)
+    world.report({"a": 1})
     assert world.step() == {"w1": ["a"]}
 
 
@@ -69,7 +69,7 @@ def test_a_new_leader_changes_nothing_until_it_knows_enough() -> None:
     world = World("w1", "w2", "w3")
     scaling = Scaling(min_replicas=0, max_replicas=3, outstanding=4, fall_time=seconds(60), idle_time=seconds(60))
     world.deploy("a", version(scaling=scaling))
-    world.report(a=Said(outstanding=12))
+    world.report({"a": Said(outstanding=12)})
     world.step()
     assert world.number("a") == 3
     follower = World("w1", "w2", "w3")
@@ -94,7 +94,7 @@ def test_a_new_leader_changes_nothing_until_it_knows_enough() -> None:
 def test_without_any_report_nothing_falls_ever() -> None:
     world = World("w1", "w2")
     world.deploy("a", version(scaling=Scaling(max_replicas=2, outstanding=4, fall_time=seconds(5))))
-    world.report(a=Said(outstanding=8))
+    world.report({"a": Said(outstanding=8)})
     world.step()
     for _ in range(100):
         world.step(60.0)
@@ -138,7 +138,7 @@ def test_the_version_before_serves_until_an_on_demand_one_is_ready_and_never_for
 def crowd(world: World) -> None:
     """Calls a and b, which then fill the worker, b last."""
     for name in ("a", "b"):
-        world.report(**{name: 1})
+        world.report({name: 1})
         world.step()
         serve(world, name, 2, rate=1.0)
 
@@ -150,11 +150,11 @@ def test_of_more_models_than_fit_the_least_recently_used_makes_room_and_comes_ba
     assert world.told == {"w1": ["a", "b"]}
     world.report()
     world.step(RESIDENCE)
-    world.report(c=1)
+    world.report({"c": 1})
     assert world.step() == {"w1": ["b", "c"]} and world.number("a") == 0
     serve(world, "c", RESIDENCE, rate=1.0)
     assert world.told == {"w1": ["b", "c"]}
-    world.report(a=1, c=Said(rate=1.0))
+    world.report({"a": 1, "c": Said(rate=1.0)})
     assert world.step() == {"w1": ["a", "c"]}
 
 
@@ -163,23 +163,23 @@ def test_nobody_is_pushed_out_who_is_in_use_or_came_only_now_or_is_pinned_or_has
     world.on_demand("c")
     world.on_demand("a", "b")
     crowd(world)
-    world.report(c=1)
+    world.report({"c": 1})
     assert world.step() == {"w1": ["a", "b"]}
     version_c = VersionId("c", 1)
     waits = world.judge.estimates([version_c], world.now, leading=True)[version_c]
     assert not waits.obstacle
     in_use = {"a": Said(outstanding=1.0), "b": Said(outstanding=1.0)}
     for _ in range(int(RESIDENCE) + 1):
-        world.report(c=1, **in_use)
+        world.report({"c": 1, **in_use})
         assert world.step(1.0) == {"w1": ["a", "b"]}
     assert "no worker has room" in world.judge.estimates([version_c], world.now, leading=True)[version_c].obstacle
     world.deploy("a", version(scaling=Scaling(max_replicas=1), pinned=True))
     world.deploy("b", version(scaling=Scaling(min_replicas=1, max_replicas=1)))
     for _ in range(2 * int(RESIDENCE)):
-        world.report(c=1)
+        world.report({"c": 1})
         assert world.step(1.0) == {"w1": ["a", "b"]}
     world.deploy("b", version(scaling=Scaling(max_replicas=1)))
-    world.report(c=1)
+    world.report({"c": 1})
     assert world.step(1.0) == {"w1": ["a", "c"]}
 
 
@@ -189,15 +189,15 @@ def test_no_more_goes_than_is_needed_and_a_model_that_can_never_fit_takes_nobody
     world.on_demand("big", memory=90)
     world.on_demand("huge", memory=110)
     for name in ("a", "b", "d", "e"):
-        world.report(**{name: 1})
+        world.report({name: 1})
         world.step(1.0)
     before = world.told
     assert sorted(name for names in before.values() for name in names) == ["a", "b", "d", "e"]
     world.report()
     world.step(RESIDENCE)
-    world.report(huge=1)
+    world.report({"huge": 1})
     assert world.step(1.0) == before
-    world.report(big=1)
+    world.report({"big": 1})
     assert sorted(world.step(1.0).values()) == sorted(
         [["big"], next(names for names in before.values() if "e" in names)]
     )
@@ -220,7 +220,7 @@ def test_models_that_are_called_in_turn_do_not_push_each_other_out_at_every_call
     loads = 0
     for turn in range(120):
         before = world.told.get("w1", [])
-        world.report(**{names[turn % 3]: 1})
+        world.report({names[turn % 3]: 1})
         now = world.step(1.0).get("w1", [])
         loads += len(set(now) - set(before))
     assert loads <= 2 + 120 / IDLE
@@ -233,7 +233,7 @@ def test_who_waits_is_told_for_how_long_or_why_in_vain() -> None:
     odd = version(engine="torch", scaling=Scaling(max_replicas=1))
     world.deploy("odd", odd)
     loaded = pb.REPLICA_STATE_READY
-    world.report(a=1)
+    world.report({"a": 1})
     world.step()
     (record,) = world.replicas.values()
     record.load_seconds = 8.0
@@ -247,7 +247,7 @@ def test_who_waits_is_told_for_how_long_or_why_in_vain() -> None:
     world.obey(pb.REPLICA_STATE_FAILED, "its file is damaged")
     assert world.judge.estimates([A], world.now, leading=True)[A].obstacle.endswith("its file is damaged")
     world.obey(loaded)
-    world.report(b=1, odd=1, a=Said(rate=1.0))
+    world.report({"b": 1, "odd": 1, "a": Said(rate=1.0)})
     world.step()
     versions = [VersionId("b", 1), VersionId("odd", 1), VersionId("nobody", 1)]
     found = world.judge.estimates(versions, world.now, leading=True)
@@ -266,7 +266,7 @@ def test_a_gray_replica_leaves_once_another_is_ready() -> None:
     (at,) = [worker for worker, names in world.told.items() if names]
     other = "w2" if at == "w1" else "w1"
     for _ in range(12):
-        world.report(gray=(("a", at),), a=Said(rate=1.0))
+        world.report({"a": Said(rate=1.0)}, gray=(("a", at),))
         world.step(1.0, ready=False)
     assert world.told == {at: ["-a"], other: ["a"]}
     world.obey()
@@ -281,7 +281,7 @@ def test_one_gateway_alone_moves_nothing(gateways: int) -> None:
     before = world.step()
     (at,) = [worker for worker, names in before.items() if names]
     for _ in range(20):
-        world.report("g0", gray=(("a", at),), a=Said(rate=1.0))
+        world.report({"a": Said(rate=1.0)}, gateway="g0", gray=(("a", at),))
         for number in range(1, gateways):
-            world.report(f"g{number}", a=Said(rate=1.0))
+            world.report({"a": Said(rate=1.0)}, gateway=f"g{number}")
         assert world.step(1.0) == before

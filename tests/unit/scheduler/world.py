@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from penstock.internal.v1.records_pb2 import (
     AssignmentRecord,
     DeploymentRecord,
@@ -44,11 +46,16 @@ class World:
         for name in names:
             self.deploy(name, version(memory=memory, scaling=Scaling(max_replicas=most, **more)))  # type: ignore[arg-type]
 
-    def report(self, gateway: str = "g1", *, gray: tuple[tuple[str, str], ...] = (), **said: Said | int) -> None:
+    def report(
+        self,
+        said: Mapping[str, Said | int] | None = None,
+        gateway: str = "g1",
+        gray: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         """By model, version 1 of it; a number is of requests that wait."""
         versions = {
             VersionId(name, 1): Said(waiting=word, outstanding=word) if isinstance(word, int) else word
-            for name, word in said.items()
+            for name, word in (said or {}).items()
         }
         self.judge.report(gateway, versions, [(VersionId(name, 1), worker) for name, worker in gray], self.now)
 
