@@ -12,6 +12,7 @@ from penstock.cluster.etcd import Etcd
 from penstock.errors import Unavailable
 from penstock.internal.v1.records_pb2 import DeploymentRecord, WantedVersion
 from penstock.oip import inference_pb2 as oip
+from penstock.wire.call import Answer
 from penstock.wire.client import Peer
 from tests.harness.processes import started
 from tests.integration.scheduler_double import scheduler
@@ -27,13 +28,15 @@ async def test_a_gateway_that_stops_lets_them_wait_as_long_as_it_drains(clean_et
         record = DeploymentRecord(name="digits", versions=[wanted], default_version=1)
         await store.put(keys.deployment("digits"), records.to_json(record))
         peer = Peer((await process.event("started"))["address"])
+
+        async def ask(method: str, payload: bytes) -> Answer:
+            return await peer.unary(method, payload, deadline=asyncio.get_running_loop().time() + 60, headers={})
+
+        asked = oip.ModelReadyRequest(name="digits").SerializeToString()
+        while not oip.ModelReadyResponse.FromString((await ask("ModelReady", asked)).payload).ready:
+            pass  # its table is being read
         payload = oip.ModelInferRequest(model_name="digits").SerializeToString()
-
-        async def ask() -> None:
-            deadline = asyncio.get_running_loop().time() + 60
-            await peer.unary("ModelInfer", payload, deadline=deadline, headers={})
-
-        waits = [asyncio.create_task(ask()) for _ in range(5)]
+        waits = [asyncio.create_task(ask("ModelInfer", payload)) for _ in range(5)]
         await boss.changed.until(lambda: any(told.waiting == 5 for told in boss.of("digits")), within=20)
         assert boss.reports[-1].source == "gateway-1"
         process.send(signal.SIGTERM)
