@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from penstock.cluster import Election, Etcd, Membership, keys
+from penstock.internal.v1 import demand_pb2_grpc as demand_rpc
 from penstock.internal.v1.records_pb2 import LeaderRecord, ServiceRecord
 from penstock.kit.service import Chassis
 from penstock.v1 import cluster_pb2_grpc as rpc
@@ -18,6 +19,7 @@ from .fleet import Fleet
 from .providers import Provider
 from .providers.command import Command
 from .providers.kubernetes import Api, Kubernetes
+from .reports import DemandService
 from .rpc import ClusterService
 from .view import ClusterView
 
@@ -37,7 +39,8 @@ async def assemble(chassis: Chassis, config: SchedulerConfig) -> None:
 
     service = ClusterService(view)
     rpc.add_ClusterServiceServicer_to_server(service, chassis.server)
-    chassis.reflect(["penstock.v1.ClusterService"])
+    demand_rpc.add_DemandServiceServicer_to_server(DemandService(view), chassis.server)
+    chassis.reflect(["penstock.v1.ClusterService", "penstock.internal.v1.DemandService"])
     chassis.on_drain(service.close)
 
     membership = Membership(etcd, config.lease_seconds)

@@ -23,8 +23,8 @@ from .fitting import LABEL, Cluster
 from .machines import Course, Pace, Pool, decide
 from .metrics import FleetMetrics
 from .placement import Plan
+from .placement.knowledge import Knowledge
 from .providers import Provider
-from .snapshot import ClusterSnapshot
 
 LOOK_SECONDS: Final = 1.0
 """Between two decisions: they change with time alone, and no oftener than this is worth their cost."""
@@ -36,12 +36,12 @@ CALL_SECONDS: Final = 45.0
 log = get_logger()
 
 
-def outlook(snapshot: ClusterSnapshot, plan: Plan, *, unsure: bool) -> Cluster:
+def outlook(known: Knowledge, plan: Plan, *, unsure: bool) -> Cluster:
     """What pools are decided on, from a plan and what it was made of."""
-    items = {item.id: item for item in snapshot.wanted}
-    lacking = [(items[version], count) for version, count in plan.lacking.items()]
-    unsure = unsure or bool(snapshot.held)
-    return Cluster(snapshot.workers, plan.assignments, lacking, items.get, snapshot.ready, unsure)
+    found = ((known.item(version), count) for version, count in plan.lacking.items())
+    lacking = [(item, count) for item, count in found if item is not None]
+    unsure = unsure or bool(known.held)
+    return Cluster(dict(known.workers), plan.assignments, lacking, known.item, known.ready, unsure)
 
 
 @dataclass(slots=True)

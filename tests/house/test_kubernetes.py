@@ -40,7 +40,7 @@ Strict.add_constructor("tag:yaml.org,2002:map", _mapping)
 def documents(path: Path) -> list[dict[str, Any]]:
     loader = Strict(path.read_text())
     found: list[dict[str, Any]] = []
-    while loader.check_data():
+    while loader.check_data():  # type: ignore[no-untyped-call]
         found.append(loader.get_data())
     return found
 
@@ -109,8 +109,8 @@ def test_what_is_named_is_there() -> None:
             if service["spec"]["selector"].items() <= entry["spec"]["template"]["metadata"]["labels"].items()
         ]
         assert len(pods) == 1, name
-        ports = {port["name"]: port["containerPort"] for port in pods[0]["spec"]["containers"][0]["ports"]}
-        assert all(ports[port["targetPort"]] == port["port"] for port in service["spec"]["ports"])
+        numbers = {port["name"]: port["containerPort"] for port in pods[0]["spec"]["containers"][0]["ports"]}
+        assert all(numbers[port["targetPort"]] == port["port"] for port in service["spec"]["ports"])
     for entry in of("Deployment", "StatefulSet").values():
         chosen = entry["spec"]["selector"]["matchLabels"].items()
         assert chosen == entry["spec"]["template"]["metadata"]["labels"].items()

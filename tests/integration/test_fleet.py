@@ -19,7 +19,6 @@ from services.scheduler.controller import Controller
 from services.scheduler.fleet import Fleet
 from services.scheduler.machines import Pace, Pool
 from services.scheduler.metrics import ControllerMetrics, FleetMetrics
-from services.scheduler.placement import plan
 from services.scheduler.status import cluster_status
 from services.scheduler.view import ClusterView
 from tests.harness.processes import started
@@ -118,7 +117,7 @@ async def test_workers_are_ordered_for_what_has_no_place_and_sent_away_after(sto
         await machines.changed.until(lambda: len(machines.orders) == 2)
         assert machines.orders[1] == (1, ("w2",))
         await pools.changed.until(lambda: pools.cpu.leaving == ["w2"])
-        (shown,) = cluster_status(scheduler.view.picture(), plan(scheduler.view.snapshot())).pools
+        (shown,) = cluster_status(scheduler.view.picture()).pools
         assert (shown.name, shown.workers, shown.wanted, shown.problem) == ("cpu", 1, 1, "")
     assert "penstock_scheduler_pool_workers_wanted{" not in exposition().decode(), "nobody leads, so nobody says"
 

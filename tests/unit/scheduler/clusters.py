@@ -7,8 +7,9 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from penstock.v1 import cluster_pb2 as pb
+from services.scheduler import placement
 from services.scheduler.fitting import Cluster
-from services.scheduler.placement import Plan, changes, plan
+from services.scheduler.placement import Plan, Planner, plan
 from services.scheduler.snapshot import PLAIN, ClusterSnapshot, Device, Needs, Replica, VersionId, Wanted, Worker
 
 READY = pb.REPLICA_STATE_READY
@@ -50,6 +51,15 @@ def cluster(items: list[Wanted], workers: list[Worker]) -> ClusterSnapshot:
     return ClusterSnapshot(tuple(sorted(items, key=lambda item: item.id)), {w.id: w for w in workers})
 
 
+def changes(
+    snapshot: ClusterSnapshot, planned: Plan, *, only_add: bool = False
+) -> dict[str, tuple[Replica, ...] | None]:
+    """What a leader that knows this cluster would write."""
+    planner = Planner()
+    planner.known.learn(snapshot)
+    return placement.changes(planner.known, planned, only_add=only_add)
+
+
 def carried_out(snapshot: ClusterSnapshot, planned: Plan) -> ClusterSnapshot:
     """The snapshot after the plan's writes; what workers say has not changed yet."""
     assignments = dict(snapshot.assignments)
@@ -62,7 +72,7 @@ def carried_out(snapshot: ClusterSnapshot, planned: Plan) -> ClusterSnapshot:
 
 
 def seen(snapshot: ClusterSnapshot, *, unsure: bool = False) -> Cluster:
-    """What a plan of this cluster hands on."""
+    """What a plan of this cluster hands on to decisions about workers."""
     planned = plan(snapshot)
     items = {item.id: item for item in snapshot.wanted}
     lacking = [(items[version], count) for version, count in planned.lacking.items()]
