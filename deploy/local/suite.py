@@ -97,7 +97,8 @@ class Suite:
         if not running:
             raise SuiteError(f"nothing runs over {state}")
         if suite._pool is not None:
-            suite._workers = [name for name in running if name.startswith("worker-") and name not in run.leaving]
+            there = (name for name in running if name.startswith("worker-") and name not in run.leaving)
+            suite._workers = sorted(there, key=lambda name: int(name.rpartition("-")[2]))
         return suite
 
     def employ(self, name: str) -> None:
@@ -270,7 +271,9 @@ class Suite:
                         time.sleep(0.02)
                 self._say(f"{name} {'was killed: it did not drain in time' if name in killed else 'stopped'}")
         for child in self._children.values():
-            # One that had ended before is dead, and only waited for.
+            # One that had ended before was not stopped here, and has not been waited for yet.
+            if child.poll() is None:
+                child.kill()
             child.wait()
         self._children.clear()
         self.run.remove()

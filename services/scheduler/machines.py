@@ -2,7 +2,7 @@
 
 A pool is a group of workers that are alike and bear its name in a label, `pool=NAME`. It grows as soon as something has
 no place and would have one on a worker more, or when less of it is free than should be; by as many as that takes. It
-shrinks when it could have done with fewer for a while, by a tenth at a time, and only by workers whose replicas all
+shrinks when it could have done with fewer for a while, a few at a time, and only by workers whose replicas all
 have a place elsewhere by the rules of placement itself. Nobody goes who has the only READY copy of what is pinned.
 """
 
