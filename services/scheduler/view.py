@@ -8,9 +8,10 @@ to lead need not learn the cluster first.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from penstock.cluster import Etcd, Mirror, keys
 from penstock.cluster.kv import Op
@@ -80,10 +81,10 @@ class ClusterView:
         for mirror in self._placing:
             await mirror.refresh()
 
-    def wrote(self, operations: Sequence[Op], revision: int) -> None:
-        """Takes in what this scheduler, which leads, has written at that revision."""
+    def wrote(self, operations: Sequence[Op], revision: int, messages: Mapping[str, Any]) -> None:
+        """Takes in what this scheduler, which leads, has written at that revision. messages: of the puts, by key."""
         for mirror in (self.assignments, self._learned):
-            mirror.wrote(operations, revision)
+            mirror.wrote(operations, revision, messages)
 
     @contextmanager
     def listening(self) -> Iterator[asyncio.Event]:
