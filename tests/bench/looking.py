@@ -40,7 +40,8 @@ class Scheduler:
     def __init__(self) -> None:
         self.judge = Judge()
         self.now = 1000.0
-        self.kept: dict[str, object] = {}
+        self.kept: dict[str, Any] = {}
+        self.workers: list[str] = []
         intake = self.judge.intake
         self._kinds: dict[str, tuple[Any, Callable[[Any, Any], None]]] = {
             keys.DEPLOYMENTS: (pb.DeploymentRecord, intake.deployment),
@@ -51,6 +52,8 @@ class Scheduler:
 
     def take(self, key: str, data: bytes | None, record: Any = None) -> None:
         """A key as a mirror takes it in; None when it is deleted. record: what it holds, of one's own writes."""
+        if key.startswith(keys.WORKERS) and key not in self.kept:
+            self.workers.append(key)
         cls, told = next(found for prefix, found in self._kinds.items() if key.startswith(prefix))
         before = self.kept.pop(key, None)
         if record is None and data is not None:
@@ -77,7 +80,7 @@ class Scheduler:
 
     def picture(self) -> Picture:
         """As the view makes it."""
-        workers = [record for record in self.kept.values() if isinstance(record, pb.WorkerRecord)]
+        workers = [record for name in self.workers if (record := self.kept.get(name)) is not None]
         planned = self.judge.plan(self.now, 0, NOBODY, leading=True)
         return Picture(self.judge, self.now, planned, workers, (), pb.LeaderRecord(), 1, 1)
 
@@ -106,6 +109,7 @@ def main() -> int:
     gc.freeze()
     missed = [show(what, *repeated(scheduler, change)) for what, change in CHANGES.items()]
     names = [item.id.name for item in snapshot.wanted]
+    cluster_status(scheduler.picture())
     show("status of one model", *repeated(scheduler, lambda one, nth: cluster_status(one.picture(), names[nth]), False))
     show("status of everything", timed(lambda: cluster_status(scheduler.picture())))
     show(
@@ -166,21 +170,16 @@ def _undeploy(scheduler: Scheduler, number: int) -> None:
 
 def _lose(scheduler: Scheduler, number: int) -> None:
     worker = f"w{number * 7:05}"
-    for key in [key for key in scheduler.kept if key.startswith(keys.replicas_of(worker))]:
-        scheduler.take(key, None)
+    for version in tuple(scheduler.judge.intake.planner.known.reported[worker]):
+        scheduler.take(keys.replica(worker, *version), None)
     scheduler.take(keys.worker(worker), None)
 
 
 def _ready(scheduler: Scheduler, number: int) -> None:
-    key, record = next(
-        (key, record)
-        for key, record in scheduler.kept.items()
-        if isinstance(record, pb.ReplicaRecord) and record.state == cluster_pb.REPLICA_STATE_READY
-    )
-    changed = pb.ReplicaRecord()
-    changed.CopyFrom(record)
-    changed.state = cluster_pb.REPLICA_STATE_FAILED
-    scheduler.take(key, records.to_json(changed))
+    version = VersionId(f"m{number * 10 + 4:06}", 1)
+    (worker,) = scheduler.judge.intake.replicas[version]
+    said = pb.ReplicaRecord(worker=worker, name=version.name, version=1, state=cluster_pb.REPLICA_STATE_FAILED)
+    scheduler.take(keys.replica(worker, version.name, 1), records.to_json(said))
 
 
 CHANGES: dict[str, Callable[[Scheduler, int], None]] = {
