@@ -87,7 +87,7 @@ class Controller:
         planned = view.plan()
         changed = changes(view.intake.planner.known, planned, only_add=view.only_add)
         held = len(view.intake.planner.known.held)
-        self._metrics.planned(time.perf_counter() - started, planned.missing, held)
+        self._metrics.planned(time.perf_counter() - started, planned.missing, held, view.judge.evicted)
         try:
             await self._write(term, changed)
             await self._remember(term)

@@ -38,12 +38,13 @@ class Estimate:
 
 
 class Judge:
-    """One cluster. intake: is told of records by whoever has them."""
+    """One cluster. intake: is told of records by whoever has them. evicted: how many versions have made room so far."""
 
     def __init__(self) -> None:
         self.intake = Intake()
         self.demand = Demand()
         self.numbers = Numbers(self.intake, self.demand)
+        self.evicted = 0
         self._shunning = Shunning()
         self._swept = 0.0
         self._tried: tuple[Plan, float] | None = None
@@ -138,6 +139,7 @@ class Judge:
             room = self._rooms[item.id] = residency.make_room(planner, item, residents)
             for version in room.evict:
                 self.numbers.evict(version)
+                self.evicted += 1
             if room.evict:
                 return True
         return False

@@ -36,6 +36,8 @@ class ClusterView:
         self._observed = False
         self.leading = False
         """Whether this scheduler leads; the controller says so."""
+        self.reporters = 0
+        """Processes that have told of their demand not long ago."""
         self._rewound_at: float | None = None
         self._listeners: set[asyncio.Event] = set()
         self.judge = Judge()
@@ -165,6 +167,7 @@ class ClusterView:
         while True:
             await asyncio.sleep(LOOK)
             self.look()
+            self.reporters = self.judge.demand.heard(asyncio.get_running_loop().time())
 
 
 def _minute() -> int:
