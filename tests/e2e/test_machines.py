@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +16,7 @@ import yaml
 
 from deploy.local.ports import Ports
 from deploy.local.resize import workers
-from deploy.local.suite import Suite
+from deploy.local.suite import ROOT, Suite
 from penstock import Client
 from penstock.v1 import cluster_pb2 as pb
 from tests.e2e.conftest import grpc_address
@@ -24,13 +27,13 @@ MIB = 2**20
 
 @pytest.fixture
 def pooled(tmp_path: Path) -> Iterator[Suite]:
-    """One worker, two at most, each with room for one of the models here; a short cool-down."""
+    """One worker, two at most, each with room for one big model and a small one; a short cool-down."""
     running = Suite(
         tmp_path / "suite",
         Ports.free(),
         trace_ratio=None,
         pool=(1, 2),
-        environment={"PENSTOCK_WORKER_MEMORY_BYTES": str(400 * MIB), "PENSTOCK_SCHEDULER_POOL_FALL_SECONDS": "3"},
+        environment={"PENSTOCK_WORKER_MEMORY_BYTES": str(450 * MIB), "PENSTOCK_SCHEDULER_POOL_FALL_SECONDS": "3"},
     )
     running.up()
     yield running
@@ -53,6 +56,11 @@ def until(client: Client, holds: Callable[[pb.ClusterStatus], bool]) -> pb.Clust
         if holds(picture):
             return picture
     raise AssertionError("the watch has ended")
+
+
+def where(client: Client, name: str) -> list[str]:
+    """Workers of a model's replicas."""
+    return [replica.worker for version in client.status(name).versions for replica in version.replicas]
 
 
 @contextmanager
@@ -97,13 +105,24 @@ def test_a_worker_comes_for_what_has_no_place_and_goes_when_it_is_needed_no_more
         assert sorted(workers(pooled)) == ["worker-1", "worker-2"]
         (pool,) = until(client, lambda picture: bool(picture.pools) and picture.pools[0].workers == 2).pools
         assert (pool.name, pool.wanted, pool.least, pool.most, pool.problem) == ("local", 2, 1, 2, "")
-        with called(address, "second", 2.0) as more:
+        client.publish(models.add_one(tmp_path / "small", "small", 3.0))
+        client.deploy("small", 1, wait=60)
+        assert where(client, "small") == ["worker-1"]
+        shown = subprocess.run(
+            [sys.executable, "-m", "penstock.cli", "--address", address, "status"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert re.search(r"^local +2 +2 +1 to 2 +2 are enough", shown.stdout, re.MULTILINE), shown.stdout
+        with called(address, "second", 2.0) as more, called(address, "small", 3.0) as more_of_small:
             more(3)
-            # worker-1 is empty then, and the one that stays is the newcomer.
+            more_of_small(3)
+            # worker-1 then has the small one alone, which has room on the newcomer: it moves, called all the time.
             client.undeploy("first")
             picture = until(client, lambda picture: [worker.id for worker in picture.workers] == ["worker-2"])
             assert [pool.wanted for pool in picture.pools] == [1]
             more(3)
+            more_of_small(3)
+        assert where(client, "small") == ["worker-2"]
         assert list(workers(pooled)) == ["worker-2"]
         found = Suite.found(pooled.state)
         assert [row.name for row in found.table() if row.name.startswith("worker")] == ["worker-2"]
