@@ -33,6 +33,9 @@ AT_ONCE: Final = 64
 
 FULL_RETRY_SECONDS: Final = 1.0
 
+NEWS_SECONDS: Final = 1.0
+"""How long news of a replica that says that it is gone may take, when the routes still have it."""
+
 
 class Prospect(Enum):
     """What a request for a version has before it."""
@@ -74,7 +77,7 @@ def until(deadline: float, now: float) -> float:
 def in_vain(model: str, version: VersionView, estimate: Estimate, now: float) -> Unavailable:
     """What a request is told whose time to wait is over."""
     what = f"version {version.version} of model '{model}' {version.reason or 'is not ready'}"
-    if estimate.obstacle:
+    if estimate.obstacle and version.state != "LOADING":
         return Unavailable(f"{what}; {estimate.obstacle}")
     if estimate.ready_at is None or estimate.ready_at <= now:
         return Unavailable(f"{what}; it was not ready before the deadline")

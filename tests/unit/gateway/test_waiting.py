@@ -74,6 +74,12 @@ def test_what_one_is_told_who_waited_in_vain(estimate: Estimate, words: str, aft
     assert told.retry_after == (pytest.approx(after) if after is not None else None)
 
 
+def test_an_obstacle_is_over_once_it_loads() -> None:
+    told = waiting.in_vain("digits", version(replica("w1", LOADING)), Estimate(obstacle="no worker has room"), 100.0)
+    assert "room" not in told.message
+    assert "is loading" in told.message
+
+
 def test_a_line_keeps_its_order_and_gives_up_places() -> None:
     lines: Lines[str] = Lines(10, 10)
     assert [lines.join(ONE, each) for each in "abcd"] == [True, False, False, False]
