@@ -99,8 +99,8 @@ async def suite(store: Etcd, endpoint: str, folder: Path) -> AsyncIterator[Suite
         started("services.gateway", *flags, "--id=gateway-1", "--http-port=0") as gateway,
         bench(store, endpoint, folder, f"--memory-bytes={ROOM * SIZE}", "--load-timeout=120") as it,
     ):
-        await scheduler.event("started")
-        said = await gateway.event("started")
+        await scheduler.event("started", within=60)
+        said = await gateway.event("started", within=60)
         made = Suite(it, said["address"], said["admin"])
         reading = [asyncio.create_task(_read(each)) for each in (scheduler, gateway, it.process)]
         try:
