@@ -115,13 +115,14 @@ class Room:
         self._let_go(served)
 
     def told(self, answer: pb.ReportDemandResponse) -> None:
-        """What a scheduler expects of the versions that are waited for. One that does not know takes nothing back."""
+        """What a scheduler expects of the versions that are waited for."""
         now = self._clock()
         for each in answer.estimates:
             served = each.name, each.version
             if self._lines.waiting(served) and (each.obstacle or each.seconds > 0):
                 ready_at = now + each.seconds if each.seconds > 0 and not each.obstacle else None
-                self._estimates[served] = Estimate(ready_at, each.obstacle)
+                said = Estimate(ready_at, each.obstacle, now)
+                self._estimates[served] = waiting.believed(self._estimates.get(served), said)
 
     def close_at(self, end: float) -> None:
         """Nobody waits longer than that, on the loop's clock: the process leaves."""
