@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from penstock.internal.v1 import records_pb2 as records
+from penstock.v1 import cluster_pb2 as pb
 
 from .placement import Plan, Planner
 from .snapshot import UNKNOWN, Learned, Replica, VersionId, Wanted, assigned_of, measured, size_of, wanted_of, worker_of
@@ -23,8 +24,9 @@ class Intake:
     """Keeps a Planner informed.
 
     deployments: by model. replicas: by version and worker. reserved: bytes of memory, and of each device, by worker.
+    shown: workers as the status shows them, as far as nothing has changed since; whoever shows them fills it.
     scaled: versions that follow their demand, as they are wanted. rescaled: those of which that, or what workers are
-    told of them, has changed since it was last cleared.
+    told or say of them, has changed since it was last cleared.
     """
 
     def __init__(self) -> None:
@@ -32,6 +34,7 @@ class Intake:
         self.deployments: dict[str, records.DeploymentRecord] = {}
         self.replicas: dict[VersionId, dict[str, records.ReplicaRecord]] = {}
         self.reserved: dict[str, tuple[int, Mapping[int, int]]] = {}
+        self.shown: dict[str, pb.WorkerStatus] = {}
         self.scaled: dict[VersionId, records.WantedVersion] = {}
         self.rescaled: set[VersionId] = set()
         self._learned: dict[VersionId, Learned] = {}
@@ -68,6 +71,9 @@ class Intake:
     def worker(self, before: records.WorkerRecord | None, now: records.WorkerRecord | None) -> None:
         """A worker has come, changed or gone."""
         known = self.planner.known
+        for record in (before, now):
+            if record is not None:
+                self.shown.pop(record.id, None)
         if before is not None and (now is None or before.id != now.id):
             known.join(before.id, None)
         if now is not None:
@@ -92,6 +98,8 @@ class Intake:
             self.replicas.setdefault(version, {})[now.worker] = now
             if known.states.get(version, {}).get(now.worker) != now.state:
                 known.hear(now.worker, version, now.state)
+                if version in self.scaled:
+                    self.rescaled.add(version)
             if now.load_seconds and (before is None or before.load_seconds != now.load_seconds):
                 self._loads[version] = now.load_seconds
                 self._unlearned.add(version)
@@ -100,6 +108,9 @@ class Intake:
     def assignment(self, before: records.AssignmentRecord | None, now: records.AssignmentRecord | None) -> None:
         """What a worker is told has changed."""
         known = self.planner.known
+        for record in (before, now):
+            if record is not None:
+                self.shown.pop(record.worker, None)
         self.rescaled |= {version for version in _told(before) ^ _told(now) if version in self.scaled}
         if before is not None and (now is None or before.worker != now.worker):
             known.tell(before.worker, None)
@@ -148,9 +159,14 @@ class Intake:
         return self._loads.get(version) or self._learned.get(version, UNKNOWN).load_seconds
 
     def assigned(self, version: VersionId) -> int:
-        """Replicas that workers are told to run and that stay."""
+        """Replicas that workers are told to run and that stay, or that are READY though nothing tells them any more:
+        after the store lost its data."""
         known = self.planner.known
-        return sum(not known.told[worker][version].leaving for worker in known.told_at.get(version, ()))
+        at = known.told_at.get(version, set())
+        states = known.states.get(version, {})
+        return sum(not known.told[worker][version].leaving for worker in at) + sum(
+            state == pb.REPLICA_STATE_READY and worker not in at for worker, state in states.items()
+        )
 
     def plan(self, held: frozenset[str]) -> Plan:
         """The plan for the cluster as it is known now. held: workers that are gone and whose assignments stay."""

@@ -8,9 +8,10 @@ to lead need not learn the cluster first.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from penstock.cluster import Etcd, Mirror, keys
 from penstock.cluster.kv import Op
@@ -35,6 +36,8 @@ class ClusterView:
         self._observed = False
         self.leading = False
         """Whether this scheduler leads; the controller says so."""
+        self.reporters = 0
+        """Processes that have told of their demand not long ago."""
         self._rewound_at: float | None = None
         self._listeners: set[asyncio.Event] = set()
         self.judge = Judge()
@@ -80,10 +83,10 @@ class ClusterView:
         for mirror in self._placing:
             await mirror.refresh()
 
-    def wrote(self, operations: Sequence[Op], revision: int) -> None:
-        """Takes in what this scheduler, which leads, has written at that revision."""
+    def wrote(self, operations: Sequence[Op], revision: int, messages: Mapping[str, Any]) -> None:
+        """Takes in what this scheduler, which leads, has written at that revision. messages: of the puts, by key."""
         for mirror in (self.assignments, self._learned):
-            mirror.wrote(operations, revision)
+            mirror.wrote(operations, revision, messages)
 
     @contextmanager
     def listening(self) -> Iterator[asyncio.Event]:
@@ -98,12 +101,12 @@ class ClusterView:
     def plan(self) -> Plan:
         """What should be, now. It costs what has changed since it was asked for last."""
         now = asyncio.get_running_loop().time()
-        return self.judge.plan(now, _minute(), self._absences.held(now), leading=self.leading)
+        return self.judge.plan(now, _minute(), self._absences.held(now), leading=self.decides)
 
     def look(self) -> None:
         """Makes of the newest demand what there is to make of it; rings when that changes the plan."""
         now = asyncio.get_running_loop().time()
-        if self.known and self.judge.look(now, _minute(), leading=self.leading):
+        if self.known and self.judge.look(now, _minute(), leading=self.decides):
             self._ring()
 
     @property
@@ -111,6 +114,12 @@ class ClusterView:
         """Whether nothing may be taken from a worker now, since the store has gone back in time not long ago."""
         now = asyncio.get_running_loop().time()
         return self._rewound_at is not None and now - self._rewound_at < self._grace
+
+    @property
+    def decides(self) -> bool:
+        """Whether it leads, and believes that what it knows is all that there is: for a while after the store has gone
+        back in time, what there is says how many replicas there should be."""
+        return self.leading and not self.only_add
 
     def next_look(self) -> float | None:
         """Seconds after which time alone changes what `plan` or `only_add` say; None for never."""
@@ -164,6 +173,7 @@ class ClusterView:
         while True:
             await asyncio.sleep(LOOK)
             self.look()
+            self.reporters = self.judge.demand.heard(asyncio.get_running_loop().time())
 
 
 def _minute() -> int:
