@@ -58,7 +58,6 @@ class ModelView:
 
     name: str
     default_version: int
-    wanted_replicas: int
     versions: Mapping[int, VersionView]
     aliases: Mapping[str, int]
     routes: Mapping[str, Route]
@@ -147,11 +146,9 @@ def view_of(deployment: DeploymentRecord, replicas: Iterable[ReplicaRecord]) -> 
     versions = {number: _version_view(number, records) for number, records in by_version.items()}
     aliases = {alias: number for alias, number in deployment.aliases.items() if number in versions}
     default = deployment.default_version if deployment.default_version in versions else max(versions)
-    wanted = {version.version: version.replicas for version in deployment.versions}
     return ModelView(
         name=deployment.name,
         default_version=default,
-        wanted_replicas=wanted[default],
         versions=MappingProxyType(versions),
         aliases=MappingProxyType(aliases),
         routes=MappingProxyType(_routes(deployment.name, default, versions, aliases)),

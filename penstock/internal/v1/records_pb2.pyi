@@ -462,6 +462,7 @@ class WantedVersion(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     replicas: _builtins.int
+    """At least so many where `scaling` is set."""
     memory_bytes: _builtins.int
     manifest_digest: _builtins.str
     engine: _builtins.str
@@ -471,7 +472,9 @@ class WantedVersion(_message.Message):
     """Whose reserved capacity it may use; empty for nobody's."""
     @_builtins.property
     def devices(self) -> _manifest_pb2.Devices:
-        """What its manifest asks of devices and of its place; absent when it asks nothing."""
+        """What its manifest asks of devices, and what its manifest or deployment asks of its place; absent when it asks
+        nothing.
+        """
 
     @_builtins.property
     def placement(self) -> _manifest_pb2.Placement: ...
