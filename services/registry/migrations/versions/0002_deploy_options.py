@@ -1,4 +1,4 @@
-"""What a deployment may say besides its replicas. Does not use tables.py: a migration never changes once it is released."""
+"""What a deployment may say besides its replicas. Does not use tables.py: a released migration never changes."""
 
 from __future__ import annotations
 
