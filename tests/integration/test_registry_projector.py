@@ -132,7 +132,7 @@ async def test_a_later_generation_is_never_overwritten(made: Setting) -> None:
     manifest = manifest_pb2.Manifest(schema="penstock/v1", name="other", format="onnx")
     new = NewVersion(manifest, {"model": models_pb2.Artifact(digest="d", size_bytes=1)}, "t", seal=lambda number: "d")
     await asyncio.to_thread(made.store.publish, new)
-    await asyncio.to_thread(made.deployments.deploy, "other", 1, 1, keep_others=False)
+    await asyncio.to_thread(made.deployments.deploy, "other", 1, Wanted(1), keep_others=False)
     made.projector.note_change()
     await made.changed.until(lambda: keys.deployment("other") in made.seen.records, within=20)
     assert made.seen.records[keys.deployment("digits")] == later
