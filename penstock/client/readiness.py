@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from penstock.v1 import cluster_pb2 as pb
+from penstock.v1 import models_pb2 as models
 
 _LABELS = {
     pb.REPLICA_STATE_UNSPECIFIED: "unknown",
@@ -51,15 +52,18 @@ def find(status: pb.ClusterStatus, name: str, version: int) -> pb.VersionStatus 
     return None
 
 
-def unmet_deploy(status: pb.ClusterStatus, name: str, version: int, replicas: int, default: bool) -> str:
+def unmet_deploy(status: pb.ClusterStatus, name: str, wanted: models.DeployedVersion, default: bool) -> str:
     """Why a deployment is not fulfilled yet; empty when it is.
 
-    default: whether the version should be the default one.
+    wanted: as recorded; where demand moves the number of replicas, the least of them are enough. default: whether the
+    version should be the default one.
     """
-    entry = find(status, name, version)
-    if entry is None or entry.wanted != replicas or (default and not entry.default_version):
-        return f"{name}@{version}: the scheduler has not taken the change up yet"
-    return "" if is_ready(entry) else explain(entry)
+    entry = find(status, name, wanted.version)
+    scaled = wanted.HasField("scaling")
+    taken_up = entry is not None and (entry.wanted >= wanted.replicas if scaled else entry.wanted == wanted.replicas)
+    if entry is None or not taken_up or (default and not entry.default_version):
+        return f"{name}@{wanted.version}: the scheduler has not taken the change up yet"
+    return "" if entry.ready >= wanted.replicas else explain(entry)
 
 
 def unmet_undeploy(status: pb.ClusterStatus, name: str, version: int) -> str:

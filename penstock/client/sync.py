@@ -23,6 +23,7 @@ from penstock.client.trace import current_traceparent
 from penstock.client.upload import OnProgress
 from penstock.oip import inference_pb2 as oip
 from penstock.v1 import cluster_pb2 as cluster
+from penstock.v1 import manifest_pb2 as manifest
 from penstock.v1 import models_pb2 as pb
 
 T = TypeVar("T")
@@ -227,18 +228,24 @@ class Client:
         name: str,
         version: Version = None,
         *,
-        replicas: int = 1,
+        replicas: int | None = None,
+        scaling: pb.Scaling | None = None,
+        placement: manifest.Placement | None = None,
+        tenant: str | None = None,
         keep_others: bool = False,
         wait: bool | float = False,
         on_status: OnStatus | None = None,
         timeout: float | None = None,
     ) -> pb.Deployment:
-        """Wants a version in so many replicas; see AsyncClient.deploy."""
+        """Wants a version to run; see AsyncClient.deploy."""
         return self._loop.run(
             self._aio.deploy(
                 name,
                 version,
                 replicas=replicas,
+                scaling=scaling,
+                placement=placement,
+                tenant=tenant,
                 keep_others=keep_others,
                 wait=wait,
                 on_status=on_status,

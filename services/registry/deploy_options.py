@@ -77,9 +77,9 @@ def _check_scaling(scaling: pb.Scaling) -> None:
             raise _wrong(f"scaling.{name}", f"{target:g} is not above 0 and at most {MAX_TARGET:g}, or 0 for none")
     if not 0 <= scaling.utilisation <= 1:
         raise _wrong("scaling.utilisation", f"{scaling.utilisation:g} is not above 0 and at most 1, or 0 for none")
-    for name, (low, high) in _DURATIONS.items():
-        if scaling.HasField(name):
-            _check_duration(getattr(scaling, name), f"scaling.{name}", low, high)
+    for field, value in scaling.ListFields():
+        if field.name in _DURATIONS:
+            _check_duration(value, f"scaling.{field.name}", *_DURATIONS[field.name])
     if len(scaling.schedule) > MAX_WINDOWS:
         raise _wrong("scaling.schedule", f"has {len(scaling.schedule)} windows; it may have {MAX_WINDOWS}")
     for number, window in enumerate(scaling.schedule):

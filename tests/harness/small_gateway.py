@@ -247,8 +247,18 @@ class Catalogue(
         number = await self._resolve(request.name, request.version, context)
         deployment = self.deployed.setdefault(request.name, pb.Deployment(name=request.name))
         others = [v for v in deployment.versions if request.keep_others and v.version != number]
+        before = {v.version: v for v in deployment.versions}
+        wanted = pb.DeployedVersion(replicas=request.replicas or 1, tenant=request.tenant)
+        if request.keep_options:
+            wanted.MergeFrom(before.get(number) or before.get(deployment.default_version) or wanted)
+        if request.HasField("scaling"):
+            wanted.scaling.CopyFrom(request.scaling)
+            wanted.replicas = request.scaling.min_replicas
+        if request.HasField("placement"):
+            wanted.placement.CopyFrom(request.placement)
+        wanted.version = number
         del deployment.versions[:]
-        deployment.versions.extend([*others, pb.DeployedVersion(version=number, replicas=request.replicas or 1)])
+        deployment.versions.extend([*others, wanted])
         if not request.keep_others or not deployment.default_version:
             deployment.default_version = number
         deployment.generation += 1

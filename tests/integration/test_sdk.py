@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -402,6 +403,20 @@ async def test_keeping_others_waits_for_the_version_that_was_asked_for(
         await client.explain("other")
     await client.undeploy("digits", 2, wait=5)
     assert [version.version for version in (await client.status("digits")).versions] == [1]
+
+
+async def test_what_is_said_of_how_it_runs_is_kept_until_something_else_is(client: AsyncClient, folder: Path) -> None:
+    await client.publish(folder)
+    scaling = penstock.Scaling(min_replicas=1, max_replicas=4, rate=2, queue_time=timedelta(milliseconds=50))
+    place = penstock.Placement(selector={"zone": "a"})
+    first = await client.deploy("digits", scaling=scaling, placement=place, tenant="acme", wait=5)
+    (version,) = first.versions
+    assert (version.scaling, version.placement, version.tenant) == (scaling, place, "acme")
+    assert (await client.deploy("digits", wait=5)).versions == first.versions
+    (plain,) = (await client.deploy("digits", replicas=2, wait=5)).versions
+    assert (plain.replicas, plain.tenant, plain.HasField("scaling")) == (2, "", False)
+    # None is wanted at first, so there is nothing to wait for.
+    await client.deploy("digits", scaling=penstock.Scaling(max_replicas=1), wait=5)
 
 
 async def test_watching_ends_when_the_reader_leaves(gateway: SmallGateway, client: AsyncClient) -> None:
