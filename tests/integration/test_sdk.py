@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 import penstock
 from penstock import errors
@@ -407,7 +407,7 @@ async def test_keeping_others_waits_for_the_version_that_was_asked_for(
 
 async def test_what_is_said_of_how_it_runs_is_kept_until_something_else_is(client: AsyncClient, folder: Path) -> None:
     await client.publish(folder)
-    scaling = penstock.Scaling(min_replicas=1, max_replicas=4, rate=2, queue_time=timedelta(milliseconds=50))
+    scaling = penstock.Scaling(min_replicas=1, max_replicas=4, rate=2, queue_time=Duration(nanos=50_000_000))
     place = penstock.Placement(selector={"zone": "a"})
     first = await client.deploy("digits", scaling=scaling, placement=place, tenant="acme", wait=5)
     (version,) = first.versions

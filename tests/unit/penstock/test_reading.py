@@ -13,7 +13,7 @@ from penstock.v1 import models_pb2 as pb
 
 
 def test_everything_that_a_message_may_hold() -> None:
-    window = {"days": ["mon"], "begin": "08:00", "end": "18:00", "replicas": 2}
+    window: Any = {"days": ["mon"], "begin": "08:00", "end": "18:00", "replicas": 2}
     scaling = {"min_replicas": 0, "max_replicas": 4, "outstanding": 2, "queue_time": "50ms", "schedule": [window]}
     placement = {"selector": {"zone": "a"}, "tolerations": ["spot"], "pinned": True, "priority": -3, "spread": None}
     made = read({"name": "digits", "scaling": scaling, "placement": placement}, pb.DeployRequest, "")
