@@ -614,10 +614,10 @@ class WorkerVerdict(_message.Message):
     """Why, in words."""
     obstacle: _builtins.str
     """What stands in the way of a replica, or of one that is leaving: `draining`, `engine`, `devices`, `selector`,
-    `taint`, `anti-affinity`, `spread`, `memory`, `exclusive` or `device-memory`; empty when nothing does.
+    `taint`, `anti-affinity`, `spread`, `memory`, `exclusive`, `device-memory` or `reserved`; empty when nothing does.
     """
     subject: _builtins.str
-    """Label, taint, model, failure domain or device that the obstacle is about; empty for memory of the worker."""
+    """Label, taint, model, failure domain, device or tenant that the obstacle is about; empty for memory of the worker."""
     lacking_bytes: _builtins.int
     """By how many bytes it does not fit, when memory is the obstacle."""
     def __init__(

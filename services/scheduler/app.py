@@ -14,6 +14,7 @@ from .absence import Absences
 from .alarms import Alarms
 from .config import SchedulerConfig
 from .controller import Controller
+from .reservations import parse
 from .rpc import ClusterService
 from .view import ClusterView
 
@@ -26,7 +27,8 @@ async def assemble(chassis: Chassis, config: SchedulerConfig) -> None:
     chassis.start(Alarms(etcd).run(), "alarms of the store")
 
     absences = Absences(window=config.lease_seconds, grace=config.grace_seconds, settle=config.settle_seconds)
-    view = ClusterView(etcd, absences, grace=config.grace_seconds)
+    reservations = [parse(text) for text in config.reservations]
+    view = ClusterView(etcd, absences, grace=config.grace_seconds, reservations=reservations)
     chassis.start(view.run(), "view")
     chassis.ready_check("view", lambda: None if view.known else "the coordination store has not answered yet")
     metrics.expose(lambda: len(view.workers.records))

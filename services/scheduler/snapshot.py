@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -27,6 +27,7 @@ class Needs:
     affinity: models whose workers are preferred. anti_affinity: models that it does not share a worker with.
     spread_required: two replicas never share a failure domain; without it they only avoid to.
     pinned: once placed it is never moved or evicted for others. priority: higher goes first, and may evict lower.
+    tenant: whose reserved capacity it may use; empty for nobody's.
     """
 
     devices: int = 0
@@ -41,6 +42,7 @@ class Needs:
     spread_required: bool = False
     pinned: bool = False
     priority: int = 0
+    tenant: str = ""
 
 
 PLAIN: Final = Needs()
@@ -91,12 +93,21 @@ class Device:
     name: str = ""
 
 
+class Reserved(NamedTuple):
+    """What a worker keeps for one tenant: bytes of its memory, and by kind those of each of its devices."""
+
+    tenant: str
+    memory_bytes: int = 0
+    devices: tuple[tuple[str, int], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
     """A live worker.
 
     memory_bytes: what it offers of the machine's memory. missing_engines: why an engine cannot run there, by engine.
     domain: what fails together, such as a zone or a machine; its own id when it is not said.
+    reserved: what it keeps for tenants, one entry for each, in order.
     """
 
     id: str
@@ -108,6 +119,7 @@ class Worker:
     labels: Mapping[str, str] = field(default_factory=dict)
     taints: frozenset[str] = frozenset()
     failure_domain: str = ""
+    reserved: tuple[Reserved, ...] = ()
 
     @property
     def domain(self) -> str:
@@ -154,14 +166,15 @@ def take(
     assignments: Iterable[records.AssignmentRecord],
     held: frozenset[str] = frozenset(),
     learned: Iterable[records.LearnedRecord] = (),
+    kept: Callable[[records.WorkerRecord], tuple[Reserved, ...]] = lambda _: (),
 ) -> ClusterSnapshot:
-    """The snapshot that these records show."""
+    """The snapshot that these records show. kept: what a worker keeps for tenants."""
     replicas = tuple(replicas)
     sizes = largest(learned, replicas)
     wanted = (_wanted(deployment, version, sizes) for deployment in deployments for version in deployment.versions)
     return ClusterSnapshot(
         wanted=tuple(sorted(wanted, key=lambda item: item.id)),
-        workers={worker.id: _worker(worker) for worker in workers},
+        workers={worker.id: _worker(worker, kept(worker)) for worker in workers},
         assignments={assignment.worker: _assigned(assignment) for assignment in assignments},
         states={(item.worker, VersionId(item.name, item.version)): item.state for item in replicas},
         held=held,
@@ -252,7 +265,7 @@ def _wanted(
 
 def _needs(version: records.WantedVersion, learned: Learned) -> Needs:
     devices, place = version.devices, version.placement
-    if not version.HasField("devices") and not version.HasField("placement"):
+    if not version.HasField("devices") and not version.HasField("placement") and not version.tenant:
         return PLAIN
     count = devices.count if version.HasField("devices") else 0
     needs = Needs(
@@ -268,12 +281,13 @@ def _needs(version: records.WantedVersion, learned: Learned) -> Needs:
         spread_required=place.spread == "required",
         pinned=place.pinned,
         priority=place.priority,
+        tenant=version.tenant,
     )
     # The very same, which is quicker to recognise.
     return PLAIN if needs == PLAIN else needs
 
 
-def _worker(record: records.WorkerRecord) -> Worker:
+def _worker(record: records.WorkerRecord, reserved: tuple[Reserved, ...]) -> Worker:
     devices = (Device(item.index, item.kind, item.memory_bytes, item.name) for item in record.devices)
     return Worker(
         id=record.id,
@@ -285,6 +299,7 @@ def _worker(record: records.WorkerRecord) -> Worker:
         labels=dict(record.labels),
         taints=frozenset(record.taints),
         failure_domain=record.failure_domain,
+        reserved=reserved,
     )
 
 

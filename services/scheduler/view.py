@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from penstock.cluster import Etcd, Mirror, keys
 from penstock.internal.v1 import records_pb2 as records
 
 from .absence import Absences
+from .reservations import Reservation, kept_on
 from .snapshot import ClusterSnapshot, take
 from .status import Picture
 
 
 class ClusterView:
-    """The cluster now. grace: seconds for which nothing is taken away after the store went back in time."""
+    """The cluster now.
 
-    def __init__(self, etcd: Etcd, absences: Absences, *, grace: float) -> None:
+    grace: seconds for which nothing is taken away after the store went back in time. reservations: for tenants.
+    """
+
+    def __init__(
+        self, etcd: Etcd, absences: Absences, *, grace: float, reservations: Sequence[Reservation] = ()
+    ) -> None:
+        self._reservations = reservations
         self._absences = absences
         self._grace = grace
         self._rewinds = 0
@@ -72,6 +79,7 @@ class ClusterView:
             self.assignments.records.values(),
             self._absences.held(asyncio.get_running_loop().time()),
             self.learned.records.values(),
+            lambda worker: kept_on(worker.labels, self._reservations),
         )
 
     @property
