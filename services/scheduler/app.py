@@ -21,7 +21,7 @@ from .view import ClusterView
 
 async def assemble(chassis: Chassis, config: SchedulerConfig) -> None:
     """Starts everything that a scheduler runs on this chassis."""
-    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel)
+    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel, chassis.etcd_login)
     chassis.on_close(etcd.close)
 
     chassis.start(Alarms(etcd).run(), "alarms of the store")
