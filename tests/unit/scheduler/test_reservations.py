@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.scheduler.placement import Plan, explain, plan
+from penstock.v1 import cluster_pb2 as pb
+from services.scheduler import placement
+from services.scheduler.placement import Plan, Planner, plan
 from services.scheduler.reservations import PATTERN, Reservation, kept_on, parse
 from services.scheduler.snapshot import ClusterSnapshot, Needs, Reserved, Wanted
 
@@ -18,6 +20,13 @@ from .clusters import MIB, READY, carried_out, cluster, clusters, wanted, where,
 
 ACME = Needs(tenant="acme")
 KEEPS = (Reserved("acme", 40),)
+
+
+def explain(snapshot: ClusterSnapshot, name: str) -> list[pb.PlacementExplanation]:
+    planner = Planner()
+    planner.known.learn(snapshot)
+    planner.plan()
+    return placement.explain(planner, name)
 
 
 def gpu(size: int, tenant: str = "", *, exclusive: bool = False) -> Needs:
