@@ -44,6 +44,7 @@ Publish models, deploy them, call them, see what runs.
   penstock infer my-model --input x=[1,2,3]    call it
   penstock status                              what runs where, and why something does not
   penstock explain digits                      why it runs there, and what would make it fit
+  penstock drain worker-2 --wait               empty a worker before its machine is stopped
 """
 
 ENVIRONMENT: Final = """\
@@ -108,6 +109,7 @@ def build() -> Parser:
     _catalogue(command)
     _deploying(command)
     _running(command)
+    _workers(command)
     _local(command)
     return parser
 
@@ -265,6 +267,29 @@ def _running(command: Command) -> None:
         ["penstock explain digits", "penstock explain digits@2 --json"],
     )
     explain.add_argument("reference", type=reference_or_numbered, metavar="NAME[@N]")
+
+
+def _workers(command: Command) -> None:
+    drain = command(
+        "drain",
+        "empty a worker, before its machine is stopped",
+        "penstock.cli.cluster:drain",
+        ["penstock drain worker-2", "penstock drain worker-2 --wait --timeout 600"],
+        "It takes nothing new. Each of its replicas is loaded elsewhere first, then gets the traffic there, then goes; "
+        "what fits nowhere else goes on serving where it is. It stays drained, over restarts too, until `penstock "
+        "undrain`.",
+    )
+    drain.add_argument("worker", metavar="WORKER", help="its id, as in `penstock status`")
+    drain.add_argument("--wait", action="store_true", help="until it is empty; says what is left, and why")
+
+    undrain = command(
+        "undrain",
+        "let a drained worker have replicas again",
+        "penstock.cli.cluster:undrain",
+        ["penstock undrain worker-2"],
+        "What has moved away stays where it is.",
+    )
+    undrain.add_argument("worker", metavar="WORKER", help="its id, as in `penstock status`")
 
 
 def _local(command: Command) -> None:

@@ -148,6 +148,40 @@ class ClusterCalls:
         answer = await self._connection.read_only(self._connection.stubs.cluster.ExplainPlacement, request, timeout)
         return list(answer.versions)
 
+    async def drain(
+        self,
+        worker: str,
+        *,
+        wait: bool | float = False,
+        on_status: OnStatus | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Wants a worker empty: it takes nothing new, and its replicas go as others are ready in their place. Safe to
+        repeat; holds until `undrain`.
+
+        Args:
+            worker: its id, as the status has it.
+            wait: until it is empty: seconds, or True for 300. What has no other place goes on serving where it is.
+            on_status: told of every picture of the cluster while waiting.
+            timeout: seconds of the call itself.
+
+        Raises:
+            NotFound; and while waiting DeadlineExceeded, with what is left and why.
+        """
+        request = cluster.DrainWorkerRequest(worker=worker)
+        stub = self._connection.stubs.cluster.DrainWorker
+        await self._connection.call(stub, request, timeout=timeout, retries=self._connection.retries)
+        if wait is not False:
+            await self._wait(
+                "", lambda status: readiness.unmet_drain(status, worker), wait, on_status, version=None, patient=True
+            )
+
+    async def undrain(self, worker: str, *, timeout: float | None = None) -> None:
+        """Takes `drain` back: the worker may have replicas again. Safe to repeat. Raises NotFound."""
+        request = cluster.UndrainWorkerRequest(worker=worker)
+        stub = self._connection.stubs.cluster.UndrainWorker
+        await self._connection.call(stub, request, timeout=timeout, retries=self._connection.retries)
+
     async def wait_ready(
         self, name: str = "", *, timeout: float = DEFAULT_WAIT, on_status: OnStatus | None = None
     ) -> None:
@@ -180,10 +214,11 @@ class ClusterCalls:
         on_status: OnStatus | None,
         *,
         version: int | None,
+        patient: bool = False,
     ) -> None:
         """Follows the status until `unmet` has nothing left to say; survives a scheduler that is replaced meanwhile.
 
-        version: the one whose failures end the waiting early, None for any of `name`.
+        version: the one whose failures end the waiting early, None for any of `name`. patient: none does.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (DEFAULT_WAIT if wait is True else float(wait))
@@ -199,7 +234,8 @@ class ClusterCalls:
                                 reason = unmet(status)
                                 if not reason:
                                     return
-                                failed_since = (failed_since or loop.time()) if _failed(status, name, version) else None
+                                failed = not patient and _failed(status, name, version)
+                                failed_since = (failed_since or loop.time()) if failed else None
                                 grace_end = deadline if failed_since is None else failed_since + FAILED_GRACE
                                 limit.reschedule(min(deadline, grace_end))
                     except (Unavailable, NotFound) as error:

@@ -72,6 +72,25 @@ def unmet_undeploy(status: pb.ClusterStatus, name: str, version: int) -> str:
     return "; ".join(f"{v.name}@{v.version}: {len(v.replicas)} replicas left" for v in left)
 
 
+def unmet_drain(status: pb.ClusterStatus, worker: str) -> str:
+    """What is left on a worker that should be empty, and why it has no other place; empty when nothing is left."""
+    entry = next((entry for entry in status.workers if entry.id == worker), None)
+    if entry is None:
+        return ""  # It has left, and what it ran with it.
+    if not entry.draining:
+        return f"{worker}: the scheduler has not taken the drain up yet"
+    left = [version for version in status.versions if any(replica.worker == worker for replica in version.replicas)]
+    if not left:
+        return ""
+    lines = [f"{worker}: {len(left)} replica{'' if len(left) == 1 else 's'} left"]
+    for version in left:
+        name = f"{version.name}@{version.version}"
+        others = [f"{r.worker} {state_label(r.state)}" for r in version.replicas if r.worker != worker]
+        stays = version.unplaced_reason and f"stays: {version.unplaced_reason}"
+        lines.append(f"{name}: {stays or 'moves' + (': ' + ', '.join(others) if others else '')}")
+    return "; ".join(lines)
+
+
 def unmet_all(status: pb.ClusterStatus, name: str = "") -> str:
     """Why not everything wanted (of one model) is ready; empty when it is. A named model must be there at all."""
     versions = [version for version in status.versions if name in ("", version.name)]

@@ -283,6 +283,21 @@ class Client:
         """Why each deployed version of a model runs where it does, and what would make it fit."""
         return self._loop.run(self._aio.explain(name, version, timeout=timeout))
 
+    def drain(
+        self,
+        worker: str,
+        *,
+        wait: bool | float = False,
+        on_status: OnStatus | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Wants a worker empty; see AsyncClient.drain."""
+        self._loop.run(self._aio.drain(worker, wait=wait, on_status=on_status, timeout=timeout))
+
+    def undrain(self, worker: str, *, timeout: float | None = None) -> None:
+        """Takes `drain` back."""
+        self._loop.run(self._aio.undrain(worker, timeout=timeout))
+
     def wait_ready(self, name: str = "", *, timeout: float = DEFAULT_WAIT, on_status: OnStatus | None = None) -> None:
         """Waits until everything wanted is ready; see AsyncClient.wait_ready."""
         self._loop.run(self._aio.wait_ready(name, timeout=timeout, on_status=on_status))

@@ -35,7 +35,7 @@ async def assemble(chassis: Chassis, config: SchedulerConfig) -> None:
     chassis.ready_check("view", lambda: None if view.known else "the coordination store has not answered yet")
     metrics.expose(lambda: len(view.workers.records))
 
-    service = ClusterService(view)
+    service = ClusterService(view, etcd)
     rpc.add_ClusterServiceServicer_to_server(service, chassis.server)
     demand_rpc.add_DemandServiceServicer_to_server(DemandService(view), chassis.server)
     chassis.reflect(["penstock.v1.ClusterService", "penstock.internal.v1.DemandService"])

@@ -25,7 +25,7 @@ class Intake:
 
     deployments: by model. replicas: by version and worker. reserved: bytes of memory, and of each device, by worker.
     scaled: versions that follow their demand, as they are wanted. rescaled: those of which that, or what workers are
-    told of them, has changed since it was last cleared. reservations: for tenants.
+    told of them, has changed since it was last cleared. drains: by worker. reservations: for tenants.
     """
 
     def __init__(self, reservations: Sequence[Reservation] = ()) -> None:
@@ -36,6 +36,8 @@ class Intake:
         self.reserved: dict[str, tuple[int, Mapping[int, int]]] = {}
         self.scaled: dict[VersionId, records.WantedVersion] = {}
         self.rescaled: set[VersionId] = set()
+        self.drains: dict[str, records.DrainRecord] = {}
+        self._workers: dict[str, records.WorkerRecord] = {}
         self._learned: dict[VersionId, Learned] = {}
         self._sizes: dict[VersionId, Learned] = {}
         self._loads: dict[VersionId, float] = {}
@@ -72,10 +74,26 @@ class Intake:
         known = self.planner.known
         if before is not None and (now is None or before.id != now.id):
             known.join(before.id, None)
+            self._workers.pop(before.id, None)
         if now is not None:
-            found = worker_of(now, reserved=kept_on(now.labels, self._reservations))
-            if known.workers.get(now.id) != found:
-                known.join(now.id, found)
+            self._workers[now.id] = now
+            self._join(now)
+
+    def drain(self, before: records.DrainRecord | None, now: records.DrainRecord | None) -> None:
+        """The wish that a worker be empty has come, changed or gone."""
+        if before is not None:
+            self.drains.pop(before.worker, None)
+        if now is not None:
+            self.drains[now.worker] = now
+        for record in (before, now):
+            if record is not None and record.worker in self._workers:
+                self._join(self._workers[record.worker])
+
+    def _join(self, record: records.WorkerRecord) -> None:
+        reserved = kept_on(record.labels, self._reservations)
+        found = worker_of(record, drained=record.id in self.drains, reserved=reserved)
+        if self.planner.known.workers.get(record.id) != found:
+            self.planner.known.join(record.id, found)
 
     def replica(self, before: records.ReplicaRecord | None, now: records.ReplicaRecord | None) -> None:
         """What a worker says of a replica has changed."""

@@ -390,6 +390,38 @@ class LearnedRecord(_message.Message):
 Global___LearnedRecord: _TypeAlias = LearnedRecord  # noqa: Y015
 
 @_typing.final
+class DrainRecord(_message.Message):
+    """DrainRecord is the wish that a worker be empty. Key: drains/{worker}. Written by the scheduler that is asked; deleted
+    by the one that is asked to take it back, and by the leading scheduler, guarded by its term, when the worker has been
+    gone for long.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    caller: _builtins.str
+    """Who asked."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "create_time", b"create_time", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRecord: _TypeAlias = DrainRecord  # noqa: Y015
+
+@_typing.final
 class DeploymentRecord(_message.Message):
     """DeploymentRecord is what the user wants of one model. Key: deployments/{name}. Written by the registry from its
     database, which is the truth.

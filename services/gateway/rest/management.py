@@ -176,6 +176,16 @@ class ManagementRoutes:
         answer = cluster_pb2.ExplainPlacementResponse
         return _plain(await self._call(exchange, CLUSTER, "ExplainPlacement", request, answer))
 
+    async def drain(self, exchange: Exchange) -> Reply:
+        request = cluster_pb2.DrainWorkerRequest(worker=exchange.path["worker"])
+        answer = cluster_pb2.DrainWorkerResponse
+        return _plain(await self._call(exchange, CLUSTER, "DrainWorker", request, answer))
+
+    async def undrain(self, exchange: Exchange) -> Reply:
+        request = cluster_pb2.UndrainWorkerRequest(worker=exchange.path["worker"])
+        await self._call(exchange, CLUSTER, "UndrainWorker", request, cluster_pb2.UndrainWorkerResponse)
+        return Reply(204)
+
     async def _call(
         self, exchange: Exchange, service: str, method: str, request: Message, response: type[Response]
     ) -> Response:
