@@ -29,6 +29,8 @@ COMMANDS = [
     "delete",
     "deploy",
     "deployments",
+    "drain",
+    "undrain",
     "undeploy",
     "infer",
     "status",

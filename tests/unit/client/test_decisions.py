@@ -59,6 +59,26 @@ def status(**fields: Any) -> pb.ClusterStatus:
     return pb.ClusterStatus(versions=[pb.VersionStatus(name="m", version=2, **fields)])
 
 
+def on_worker(*states: tuple[str, str, pb.ReplicaState.ValueType], reason: str = "", draining: bool = True) -> Any:
+    picture = pb.ClusterStatus(workers=[pb.WorkerStatus(id="w1", draining=draining), pb.WorkerStatus(id="w2")])
+    for name, worker, state in states:
+        entry = picture.versions.add(name=name, version=1, wanted=1, unplaced_reason=reason)
+        entry.replicas.add(worker=worker, state=state)
+    return picture
+
+
+def test_what_is_left_on_a_worker_that_should_be_empty() -> None:
+    ready = pb.REPLICA_STATE_READY
+    assert readiness.unmet_drain(on_worker(("a", "w2", ready)), "w1") == ""
+    assert readiness.unmet_drain(on_worker(), "gone") == ""
+    assert "taken the drain up" in readiness.unmet_drain(on_worker(draining=False), "w1")
+    stays = on_worker(("a", "w1", ready), reason="w2 has 1 MiB free")
+    assert readiness.unmet_drain(stays, "w1") == "w1: 1 replica left; a@1: stays: w2 has 1 MiB free"
+    moving = on_worker(("a", "w1", ready), ("b", "w1", ready))
+    moving.versions[0].replicas.add(worker="w2", state=pb.REPLICA_STATE_LOADING)
+    assert readiness.unmet_drain(moving, "w1") == "w1: 2 replicas left; a@1: moves: w2 loading; b@1: moves"
+
+
 def wanted(replicas: int, scaling: models.Scaling | None = None) -> models.DeployedVersion:
     return models.DeployedVersion(version=2, replicas=replicas, scaling=scaling)
 
