@@ -18,7 +18,7 @@ from penstock.v1 import models_pb2 as pb
 from penstock.wire.call import Answer, Call
 
 from .messages import parsed
-from .route_table import RouteTable
+from .route_table import RouteTable, unavailable
 from .routes import RoutingTable
 
 M = TypeVar("M", bound=Message)
@@ -85,10 +85,11 @@ class Repository:
             news = self._routes.news
             view = self._routes.table.models.get(name)
             state = view.versions.get(wanted) if view is not None else None
-            if state is not None and state.replicas:
+            # One that is loaded on demand takes requests already, and nobody loads it before there is one.
+            if state is not None and (state.replicas or state.on_demand):
                 return Answer(oip.RepositoryModelLoadResponse().SerializeToString())
             if state is not None and state.failed:
-                raise Unavailable(f"version {wanted} of model '{name}' {state.reason}", retry_after=state.retry_after)
+                raise unavailable(name, state)
             reason = state.reason if state is not None else "is wanted and not placed yet"
             await _until(news, call, f"version {wanted} of model '{name}' {reason}; it goes on loading")
 

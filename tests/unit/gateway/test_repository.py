@@ -138,6 +138,11 @@ async def test_load_of_what_is_ready_ends_at_once_and_keeps_what_was_said_of_it(
     assert registry.asked == [pb.DeployRequest(name="digits", keep_options=True)]
 
 
+async def test_load_of_what_is_loaded_on_demand_ends_at_once() -> None:
+    it, _ = gateway([deployment("digits", 1, on_demand=[1])], [], Deploy=deployed(1))
+    await ask(it, "RepositoryModelLoad", load_request())
+
+
 @pytest.mark.parametrize(("value", "text"), [(7, "7"), ("7", "7"), ("best", "best")])
 async def test_load_of_a_named_version(value: int | str, text: str) -> None:
     it, registry = gateway([deployment("digits", 7)], [replica("w1", version=7)], Deploy=deployed(7))
