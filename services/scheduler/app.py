@@ -33,7 +33,7 @@ async def assemble(chassis: Chassis, config: SchedulerConfig) -> None:
     view = ClusterView(etcd, absences, grace=config.grace_seconds, reservations=reservations)
     chassis.start(view.run(), "view")
     chassis.ready_check("view", lambda: None if view.known else "the coordination store has not answered yet")
-    metrics.expose(lambda: len(view.workers.records))
+    metrics.expose(lambda: len(view.workers.records), lambda: view.reporters)
 
     service = ClusterService(view, etcd)
     rpc.add_ClusterServiceServicer_to_server(service, chassis.server)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from penstock.internal.v1 import records_pb2 as records
+from penstock.v1 import cluster_pb2 as pb
 
 from .placement import Plan, Planner
 from .reservations import Reservation, kept_on
@@ -24,6 +25,7 @@ class Intake:
     """Keeps a Planner informed.
 
     deployments: by model. replicas: by version and worker. reserved: bytes of memory, and of each device, by worker.
+    shown: workers as the status shows them, as far as nothing has changed since; whoever shows them fills it.
     scaled: versions that follow their demand, as they are wanted. rescaled: those of which that, or what workers are
     told of them, has changed since it was last cleared. drains: by worker. reservations: for tenants.
     """
@@ -34,6 +36,7 @@ class Intake:
         self.deployments: dict[str, records.DeploymentRecord] = {}
         self.replicas: dict[VersionId, dict[str, records.ReplicaRecord]] = {}
         self.reserved: dict[str, tuple[int, Mapping[int, int]]] = {}
+        self.shown: dict[str, pb.WorkerStatus] = {}
         self.scaled: dict[VersionId, records.WantedVersion] = {}
         self.rescaled: set[VersionId] = set()
         self.drains: dict[str, records.DrainRecord] = {}
@@ -72,6 +75,9 @@ class Intake:
     def worker(self, before: records.WorkerRecord | None, now: records.WorkerRecord | None) -> None:
         """A worker has come, changed or gone."""
         known = self.planner.known
+        for record in (before, now):
+            if record is not None:
+                self.shown.pop(record.id, None)
         if before is not None and (now is None or before.id != now.id):
             known.join(before.id, None)
             self._workers.pop(before.id, None)
@@ -87,6 +93,7 @@ class Intake:
             self.drains[now.worker] = now
         for record in (before, now):
             if record is not None and record.worker in self._workers:
+                self.shown.pop(record.worker, None)
                 self._join(self._workers[record.worker])
 
     def _join(self, record: records.WorkerRecord) -> None:
@@ -120,6 +127,9 @@ class Intake:
     def assignment(self, before: records.AssignmentRecord | None, now: records.AssignmentRecord | None) -> None:
         """What a worker is told has changed."""
         known = self.planner.known
+        for record in (before, now):
+            if record is not None:
+                self.shown.pop(record.worker, None)
         self.rescaled |= {version for version in _told(before) ^ _told(now) if version in self.scaled}
         if before is not None and (now is None or before.worker != now.worker):
             known.tell(before.worker, None)

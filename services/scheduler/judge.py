@@ -39,12 +39,17 @@ class Estimate:
 
 
 class Judge:
-    """One cluster. reservations: for tenants. intake: is told of records by whoever has them."""
+    """One cluster.
+
+    reservations: for tenants. intake: is told of records by whoever has them. evicted: how many versions have made
+    room so far.
+    """
 
     def __init__(self, reservations: Sequence[Reservation] = ()) -> None:
         self.intake = Intake(reservations)
         self.demand = Demand()
         self.numbers = Numbers(self.intake, self.demand)
+        self.evicted = 0
         self._shunning = Shunning()
         self._swept = 0.0
         self._tried: tuple[Plan, float] | None = None
@@ -139,6 +144,7 @@ class Judge:
             room = self._rooms[item.id] = residency.make_room(planner, item, residents)
             for version in room.evict:
                 self.numbers.evict(version)
+                self.evicted += 1
             if room.evict:
                 return True
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -47,11 +48,14 @@ class ClusterService(rpc.ClusterServiceServicer):
             try:
                 while not self._closing:
                     changed.clear()
+                    began = time.perf_counter()
                     status = self._status(request.name)
+                    spent = time.perf_counter() - began
                     if last is None or _differ(status, last):
                         yield pb.WatchStatusResponse(status=status)
                         last = status
-                    await asyncio.sleep(INTERVAL)
+                    # A picture of a hundred thousand models takes seconds; others want to be served too.
+                    await asyncio.sleep(max(INTERVAL, 10 * spent))
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._view.next_look()):
                             await changed.wait()

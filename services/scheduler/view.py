@@ -8,9 +8,10 @@ to lead need not learn the cluster first.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from penstock.cluster import Etcd, Mirror, keys
 from penstock.cluster.kv import Op
@@ -43,6 +44,8 @@ class ClusterView:
         self._observed = False
         self.leading = False
         """Whether this scheduler leads; the controller says so."""
+        self.reporters = 0
+        """Processes that have told of their demand not long ago."""
         self._rewound_at: float | None = None
         self._listeners: set[asyncio.Event] = set()
         self.judge = Judge(reservations)
@@ -96,10 +99,10 @@ class ClusterView:
         for mirror in self._placing:
             await mirror.refresh()
 
-    def wrote(self, operations: Sequence[Op], revision: int) -> None:
-        """Takes in what this scheduler, which leads, has written at that revision."""
+    def wrote(self, operations: Sequence[Op], revision: int, messages: Mapping[str, Any]) -> None:
+        """Takes in what this scheduler, which leads, has written at that revision. messages: of the puts, by key."""
         for mirror in (self.assignments, self._learned):
-            mirror.wrote(operations, revision)
+            mirror.wrote(operations, revision, messages)
 
     @contextmanager
     def listening(self) -> Iterator[asyncio.Event]:
@@ -186,6 +189,7 @@ class ClusterView:
         while True:
             await asyncio.sleep(LOOK)
             self.look()
+            self.reporters = self.judge.demand.heard(asyncio.get_running_loop().time())
 
 
 def _minute() -> int:

@@ -419,6 +419,23 @@ async def test_what_is_said_of_how_it_runs_is_kept_until_something_else_is(clien
     await client.deploy("digits", scaling=penstock.Scaling(max_replicas=1), wait=5)
 
 
+async def test_a_worker_is_emptied_and_filled_again(gateway: SmallGateway, client: AsyncClient, folder: Path) -> None:
+    await client.publish(folder)
+    await client.deploy("digits", wait=5)
+    await client.drain("w-1", wait=5)
+    (replica,) = (await client.status("digits")).versions[0].replicas
+    assert replica.worker == "w-2"
+    await client.undrain("w-1")
+    gateway.catalogue.stays = "digits"
+    told: list[status_pb.ClusterStatus] = []
+    with pytest.raises(errors.DeadlineExceeded, match="digits@1: stays: no other worker has room"):
+        await client.drain("w-1", wait=0.5, on_status=told.append)
+    assert told
+    for call in (client.drain("w-9"), client.undrain("w-9")):
+        with pytest.raises(errors.NotFound, match="there are w-1"):
+            await call
+
+
 async def test_watching_ends_when_the_reader_leaves(gateway: SmallGateway, client: AsyncClient) -> None:
     async for status in client.watch_status():
         assert status.leader == "s-1"

@@ -30,6 +30,7 @@ NAMES = ("a", "b", "c")
 WORKERS = ("w0", "w1", "w2")
 KINDS = ("deployment", "worker", "replica", "assignment", "learned", "drain")
 MIB = 2**20
+NOBODY = frozenset[str]()
 
 Store: TypeAlias = dict[tuple[str, ...], Any]
 """What etcd would hold: records by kind and key."""
@@ -121,6 +122,15 @@ def tell(intake: Intake, store: Store, key: tuple[str, ...], now: Any) -> None:
         getattr(intake, key[0])(before, now)
 
 
+def _decide(intake: Intake, number: int, shun: frozenset[str]) -> None:
+    """What demand decides: a number for what follows it, and workers that are left."""
+    for version in intake.scaled:
+        intake.scale(version, number)
+    for deployment in intake.deployments.values():
+        for wanted in deployment.versions:
+            intake.shun(VersionId(deployment.name, wanted.version), shun)
+
+
 @given(
     st.lists(st.lists(records(), max_size=6), min_size=1, max_size=5),
     st.sampled_from([frozenset[str](), frozenset({"w0"})]),
@@ -135,16 +145,13 @@ def test_a_plan_of_changed_records_is_the_plan_of_all_records(
     for step, told in enumerate(steps):
         for key, now in told:
             tell(intake, store, key, now)
-        for version in intake.scaled:
-            intake.scale(version, number)
-            intake.shun(version, held if step % 2 else frozenset())
+        shun = held if step % 2 else NOBODY
+        _decide(intake, number, shun)
         planned = intake.plan(held)
         fresh = Intake()
         for key, record in reversed(store.items()):
             getattr(fresh, key[0])(None, record)
-        for version in fresh.scaled:
-            fresh.scale(version, number)
-            fresh.shun(version, held if step % 2 else frozenset())
+        _decide(fresh, number, shun)
         assert planned == fresh.plan(held)
         assert dict(planned.unplaced) == dict(fresh.plan(held).unplaced)
         known, other = intake.planner.known, fresh.planner.known
