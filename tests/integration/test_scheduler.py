@@ -32,6 +32,7 @@ from services.scheduler.metrics import ControllerMetrics
 from services.scheduler.rpc import ClusterService
 from services.scheduler.view import ClusterView
 from tests.harness.etcd import EtcdProcess
+from tests.harness.processes import started
 from tests.harness.waiting import Changed
 
 MIB = 2**20
@@ -393,6 +394,26 @@ async def test_the_leader_forgets_a_drain_of_a_worker_that_is_gone_for_good(
         following = group.create_task(mirror.run())
         await seen.until(lambda: set(mirror.records) == {keys.drain("w1")}, 20)
         following.cancel()
+
+
+async def test_reservations_are_told_by_setting(store: Etcd, clean_etcd: str) -> None:
+    """Whoever is no tenant is placed only where enough is open to all."""
+    seen = Assignments(store)
+    kept = WorkerRecord(id="w1", memory_bytes=200 * MIB, engines=["onnx"], labels={"zone": "a"})
+    await store.put(keys.worker("w1"), records.to_json(kept))
+    await join(store, "w2")
+    await deploy(store, "a", version(1, memory=60 * MIB))
+    tenants = version(1, memory=150 * MIB)
+    tenants.tenant = "acme"
+    await deploy(store, "b", tenants)
+    free = ("--port=0", "--admin-port=0", f"--etcd={clean_etcd}")
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(seen.mirror.run())
+        async with started("services.scheduler", *free, "--reservations=acme memory=150MiB on zone=a"):
+            await seen.become({"w1": ["b@1"], "w2": ["a@1"]}, within=30)
+        following.cancel()
+    async with started("services.scheduler", *free, "--reservations=acme 150MiB") as process:
+        assert await process.ended() == 2
 
 
 async def test_a_name_that_cannot_be_one_is_refused(store: Etcd) -> None:
