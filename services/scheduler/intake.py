@@ -27,7 +27,7 @@ class Intake:
     deployments: by model. replicas: by version and worker. reserved: bytes of memory, and of each device, by worker.
     shown: workers as the status shows them, as far as nothing has changed since; whoever shows them fills it.
     scaled: versions that follow their demand, as they are wanted. rescaled: those of which that, or what workers are
-    told of them, has changed since it was last cleared. drains: by worker. reservations: for tenants.
+    told or say of them, has changed since it was last cleared. drains: by worker. reservations: for tenants.
     """
 
     def __init__(self, reservations: Sequence[Reservation] = ()) -> None:
@@ -119,6 +119,8 @@ class Intake:
             self.replicas.setdefault(version, {})[now.worker] = now
             if known.states.get(version, {}).get(now.worker) != now.state:
                 known.hear(now.worker, version, now.state)
+                if version in self.scaled:
+                    self.rescaled.add(version)
             if now.load_seconds and (before is None or before.load_seconds != now.load_seconds):
                 self._loads[version] = now.load_seconds
                 self._unlearned.add(version)
@@ -178,9 +180,14 @@ class Intake:
         return self._loads.get(version) or self._learned.get(version, UNKNOWN).load_seconds
 
     def assigned(self, version: VersionId) -> int:
-        """Replicas that workers are told to run and that stay."""
+        """Replicas that workers are told to run and that stay, or that are READY though nothing tells them any more:
+        after the store lost its data."""
         known = self.planner.known
-        return sum(not known.told[worker][version].leaving for worker in known.told_at.get(version, ()))
+        at = known.told_at.get(version, set())
+        states = known.states.get(version, {})
+        return sum(not known.told[worker][version].leaving for worker in at) + sum(
+            state == pb.REPLICA_STATE_READY and worker not in at for worker, state in states.items()
+        )
 
     def plan(self, held: frozenset[str]) -> Plan:
         """The plan for the cluster as it is known now. held: workers that are gone and whose assignments stay."""

@@ -117,12 +117,12 @@ class ClusterView:
     def plan(self) -> Plan:
         """What should be, now. It costs what has changed since it was asked for last."""
         now = asyncio.get_running_loop().time()
-        return self.judge.plan(now, _minute(), self._absences.held(now), leading=self.leading)
+        return self.judge.plan(now, _minute(), self._absences.held(now), leading=self.decides)
 
     def look(self) -> None:
         """Makes of the newest demand what there is to make of it; rings when that changes the plan."""
         now = asyncio.get_running_loop().time()
-        if self.known and self.judge.look(now, _minute(), leading=self.leading):
+        if self.known and self.judge.look(now, _minute(), leading=self.decides):
             self._ring()
 
     @property
@@ -130,6 +130,12 @@ class ClusterView:
         """Whether nothing may be taken from a worker now, since the store has gone back in time not long ago."""
         now = asyncio.get_running_loop().time()
         return self._rewound_at is not None and now - self._rewound_at < self._grace
+
+    @property
+    def decides(self) -> bool:
+        """Whether it leads, and believes that what it knows is all that there is: for a while after the store has gone
+        back in time, what there is says how many replicas there should be."""
+        return self.leading and not self.only_add
 
     def forgotten_drains(self) -> list[str]:
         """Workers that somebody wanted empty and that are gone for good."""

@@ -91,6 +91,25 @@ def test_a_new_leader_changes_nothing_until_it_knows_enough() -> None:
     assert follower.number("a") == 0
 
 
+def test_an_emptied_store_does_not_make_a_number_fall() -> None:
+    world = World("w1", "w2", "w3")
+    world.deploy("a", version(scaling=Scaling(max_replicas=3, outstanding=4)))
+    world.report({"a": Said(outstanding=12)})
+    before = world.step()
+    world.report()
+    world.leading = False  # as for the view's grace
+    for record in world.assignments.values():
+        world.judge.intake.assignment(record, None)
+    world.assignments.clear()
+    world.judge.intake.deployment(world.deployments["a"], None)
+    world.plan()
+    world.judge.intake.deployment(None, world.deployments["a"])
+    world.plan()
+    world.leading = True
+    world.report()
+    assert world.step(1.0) == before and world.number("a") == 3
+
+
 def test_without_any_report_nothing_falls_ever() -> None:
     world = World("w1", "w2")
     world.deploy("a", version(scaling=Scaling(max_replicas=2, outstanding=4, fall_time=seconds(5))))
