@@ -54,6 +54,7 @@ class Judge:
         self._swept = 0.0
         self._tried: tuple[Plan, float] | None = None
         self._rooms: dict[VersionId, residency.Room] = {}
+        self._tried_at: dict[VersionId, float] = {}
 
     def report(
         self, source: str, versions: Mapping[VersionId, Said], gray: Iterable[tuple[VersionId, str]], now: float
@@ -131,15 +132,26 @@ class Judge:
 
     def _make_room(self, planned: Plan, now: float, minute: int) -> bool:
         """Evicts for the most urgent of what has no place; whether anything goes."""
-        self._rooms = {}
         planner = self.intake.planner
         waiting = [item for version in planned.unplaced if (item := self._urgent(version, now, minute)) is not None]
+        self._rooms = {item.id: self._rooms[item.id] for item in waiting if item.id in self._rooms}
+        self._tried_at = {item.id: self._tried_at.get(item.id, 0.0) for item in waiting}
         if not waiting:
             return False
-        waiting.sort(key=lambda item: (not self.demand.waiting(item.id, now), -item.needs.priority, item.id))
+        waiting.sort(
+            key=lambda item: (
+                not self.demand.waiting(item.id, now),
+                # By turns: those for which nothing can be done keep nobody else from being tried.
+                self._tried_at[item.id],
+                -item.needs.priority,
+                item.id,
+            )
+        )
         residents = self._residents(now, minute)
         for item in waiting[:MOST_TRIED]:
+            self._tried_at[item.id] = now
             if is_coming(planner.draft, item):
+                self._rooms.pop(item.id, None)
                 continue
             room = self._rooms[item.id] = residency.make_room(planner, item, residents)
             for version in room.evict:
