@@ -112,7 +112,8 @@ def _made(worker: records.WorkerRecord, intake: Intake) -> pb.WorkerStatus:
         memory_bytes=worker.memory_bytes,
         reserved_bytes=reserved,
         engines=sorted(worker.engines),
-        draining=worker.draining,
+        draining=worker.draining or worker.id in intake.drains,
+        drained_by=intake.drains[worker.id].caller if worker.id in intake.drains else "",
         start_time=worker.start_time,
         devices=[
             pb.DeviceStatus(
