@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from penstock.kit.config import BadConfig, ServiceConfig, setting
 
 from .machines import Pace, Pool
+from .reservations import PATTERN
 
 _POOL = r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?:[0-9]{1,4}:[0-9]{1,4}(:[0-9]{1,2})?"
 
@@ -18,6 +19,12 @@ class SchedulerConfig(ServiceConfig):
     port: int = setting(8003, "port of the gRPC server; 0 takes a free one")
     grace_seconds: float = setting(
         30.0, "how long workers keep their assignments when half of them or more vanish together"
+    )
+    reservations: tuple[str, ...] = setting(
+        (),
+        "capacity kept for tenants on every worker with those labels, such as `acme memory=8GiB gpu=16GiB on zone=a`; "
+        "the same for all schedulers",
+        pattern=PATTERN,
     )
     settle_seconds: float = setting(0.5, "how long to wait after a worker vanished, to see whether others do too")
     provider: str = setting(

@@ -105,8 +105,8 @@ class Controller:
             self._fleet.note(term, outlook(view.intake.planner.known, planned, unsure=view.only_add))
 
     async def _remember(self, term: Term) -> None:
-        """Writes down what sizes have turned out to be."""
-        operations: list[Op] = []
+        """Writes down what sizes have turned out to be, and forgets drains of workers that are gone for good."""
+        operations: list[Op] = [Delete(keys.drain(worker)) for worker in self._view.forgotten_drains()]
         messages: dict[str, Message] = {}
         for version, size in sorted(self._view.intake.news().items()):
             key = keys.learned(*version)

@@ -8,12 +8,13 @@ property of tests/unit/scheduler/test_intake.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from penstock.internal.v1 import records_pb2 as records
 from penstock.v1 import cluster_pb2 as pb
 
 from .placement import Plan, Planner
+from .reservations import Reservation, kept_on
 from .snapshot import UNKNOWN, Learned, Replica, VersionId, Wanted, assigned_of, measured, size_of, wanted_of, worker_of
 
 NEWS = 1.25
@@ -26,17 +27,20 @@ class Intake:
     deployments: by model. replicas: by version and worker. reserved: bytes of memory, and of each device, by worker.
     shown: workers as the status shows them, as far as nothing has changed since; whoever shows them fills it.
     scaled: versions that follow their demand, as they are wanted. rescaled: those of which that, or what workers are
-    told or say of them, has changed since it was last cleared.
+    told or say of them, has changed since it was last cleared. drains: by worker. reservations: for tenants.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reservations: Sequence[Reservation] = ()) -> None:
         self.planner = Planner()
+        self._reservations = reservations
         self.deployments: dict[str, records.DeploymentRecord] = {}
         self.replicas: dict[VersionId, dict[str, records.ReplicaRecord]] = {}
         self.reserved: dict[str, tuple[int, Mapping[int, int]]] = {}
         self.shown: dict[str, pb.WorkerStatus] = {}
         self.scaled: dict[VersionId, records.WantedVersion] = {}
         self.rescaled: set[VersionId] = set()
+        self.drains: dict[str, records.DrainRecord] = {}
+        self._workers: dict[str, records.WorkerRecord] = {}
         self._learned: dict[VersionId, Learned] = {}
         self._sizes: dict[VersionId, Learned] = {}
         self._loads: dict[VersionId, float] = {}
@@ -76,10 +80,27 @@ class Intake:
                 self.shown.pop(record.id, None)
         if before is not None and (now is None or before.id != now.id):
             known.join(before.id, None)
+            self._workers.pop(before.id, None)
         if now is not None:
-            found = worker_of(now)
-            if known.workers.get(now.id) != found:
-                known.join(now.id, found)
+            self._workers[now.id] = now
+            self._join(now)
+
+    def drain(self, before: records.DrainRecord | None, now: records.DrainRecord | None) -> None:
+        """The wish that a worker be empty has come, changed or gone."""
+        if before is not None:
+            self.drains.pop(before.worker, None)
+        if now is not None:
+            self.drains[now.worker] = now
+        for record in (before, now):
+            if record is not None and record.worker in self._workers:
+                self.shown.pop(record.worker, None)
+                self._join(self._workers[record.worker])
+
+    def _join(self, record: records.WorkerRecord) -> None:
+        reserved = kept_on(record.labels, self._reservations)
+        found = worker_of(record, drained=record.id in self.drains, reserved=reserved)
+        if self.planner.known.workers.get(record.id) != found:
+            self.planner.known.join(record.id, found)
 
     def replica(self, before: records.ReplicaRecord | None, now: records.ReplicaRecord | None) -> None:
         """What a worker says of a replica has changed."""

@@ -5,7 +5,7 @@ Every scheduler judges, whether it leads or not; only a leader's numbers are rem
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ from .demand import Demand, Said
 from .intake import Intake
 from .numbers import Numbers
 from .placement import Plan, is_coming
+from .reservations import Reservation
 from .shunning import Shunning
 from .snapshot import VersionId, Wanted
 
@@ -38,10 +39,14 @@ class Estimate:
 
 
 class Judge:
-    """One cluster. intake: is told of records by whoever has them. evicted: how many versions have made room so far."""
+    """One cluster.
 
-    def __init__(self) -> None:
-        self.intake = Intake()
+    reservations: for tenants. intake: is told of records by whoever has them. evicted: how many versions have made
+    room so far.
+    """
+
+    def __init__(self, reservations: Sequence[Reservation] = ()) -> None:
+        self.intake = Intake(reservations)
         self.demand = Demand()
         self.numbers = Numbers(self.intake, self.demand)
         self.evicted = 0

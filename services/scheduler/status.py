@@ -58,7 +58,7 @@ def cluster_status(picture: Picture, name: str = "") -> pb.ClusterStatus:
 def _pool(pool: records.PoolRecord, picture: Picture) -> pb.PoolStatus:
     staying = (
         worker
-        for worker in picture.workers
+        for worker in picture.judge.intake.planner.known.workers.values()
         if worker.labels.get(LABEL) == pool.name and not worker.draining and worker.id not in pool.leaving
     )
     return pb.PoolStatus(
@@ -132,7 +132,8 @@ def _made(worker: records.WorkerRecord, intake: Intake) -> pb.WorkerStatus:
         memory_bytes=worker.memory_bytes,
         reserved_bytes=reserved,
         engines=sorted(worker.engines),
-        draining=worker.draining,
+        draining=worker.draining or worker.id in intake.drains,
+        drained_by=intake.drains[worker.id].caller if worker.id in intake.drains else "",
         start_time=worker.start_time,
         devices=[
             pb.DeviceStatus(

@@ -18,8 +18,10 @@ from penstock.cluster.kv import Op
 from penstock.internal.v1 import records_pb2 as records
 
 from .absence import Absences
+from .drains import Drains
 from .judge import Judge
 from .placement import Plan
+from .reservations import Reservation
 from .status import Picture
 
 LOOK = 1.0
@@ -27,10 +29,16 @@ LOOK = 1.0
 
 
 class ClusterView:
-    """The cluster now. grace: seconds for which nothing is taken away after the store went back in time."""
+    """The cluster now.
 
-    def __init__(self, etcd: Etcd, absences: Absences, *, grace: float) -> None:
+    grace: seconds for which nothing is taken away after the store went back in time. reservations: for tenants.
+    """
+
+    def __init__(
+        self, etcd: Etcd, absences: Absences, *, grace: float, reservations: Sequence[Reservation] = ()
+    ) -> None:
         self._absences = absences
+        self._drained = Drains()
         self._grace = grace
         self._rewinds = 0
         self._observed = False
@@ -40,7 +48,7 @@ class ClusterView:
         """Processes that have told of their demand not long ago."""
         self._rewound_at: float | None = None
         self._listeners: set[asyncio.Event] = set()
-        self.judge = Judge()
+        self.judge = Judge(reservations)
         intake = self.intake = self.judge.intake
         self._deployments = Mirror(
             etcd, keys.DEPLOYMENTS, records.DeploymentRecord, self._changed, on_record=intake.deployment
@@ -51,10 +59,18 @@ class ClusterView:
             etcd, keys.ASSIGNMENTS, records.AssignmentRecord, self._workers_changed, on_record=intake.assignment
         )
         self._learned = Mirror(etcd, keys.LEARNED, records.LearnedRecord, self._changed, on_record=intake.learned)
+        self._drains = Mirror(etcd, keys.DRAINS, records.DrainRecord, self._workers_changed, on_record=intake.drain)
         self._services = Mirror(etcd, keys.SERVICES, records.ServiceRecord, self._changed)
         self._leader = Mirror(etcd, keys.LEADER, records.LeaderRecord, self._changed)
         self.pools = Mirror(etcd, keys.POOLS, records.PoolRecord, self._changed)
-        self._placing = (self._deployments, self.workers, self._replicas, self.assignments, self._learned)
+        self._placing = (
+            self._deployments,
+            self.workers,
+            self._replicas,
+            self.assignments,
+            self._learned,
+            self._drains,
+        )
         self._mirrors = (*self._placing, self._services, self._leader, self.pools)
 
     async def run(self) -> None:
@@ -122,10 +138,14 @@ class ClusterView:
         back in time, what there is says how many replicas there should be."""
         return self.leading and not self.only_add
 
+    def forgotten_drains(self) -> list[str]:
+        """Workers that somebody wanted empty and that are gone for good."""
+        return [] if self.only_add else self._drained.forgotten(asyncio.get_running_loop().time())
+
     def next_look(self) -> float | None:
         """Seconds after which time alone changes what `plan` or `only_add` say; None for never."""
         now = asyncio.get_running_loop().time()
-        ends = [self._absences.next_end(now)]
+        ends = [self._absences.next_end(now), self._drained.next_end(now)]
         if self._rewound_at is not None and self.only_add:
             ends.append(self._rewound_at + self._grace - now)
         return min((end for end in ends if end is not None), default=None)
@@ -153,7 +173,9 @@ class ClusterView:
         if self.known:
             live = {record.id: record for record in self.workers.records.values()}
             told = [record.worker for record in self.assignments.records.values()]
-            self._absences.observe(live, told, asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            self._absences.observe(live, told, now)
+            self._drained.observe(self.intake.drains, live, now)
         self._changed()
 
     def _changed(self) -> None:

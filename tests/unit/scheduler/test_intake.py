@@ -13,6 +13,7 @@ from penstock.internal.v1.records_pb2 import (
     AssignmentRecord,
     DeploymentRecord,
     DeviceRecord,
+    DrainRecord,
     LearnedRecord,
     ReplicaRecord,
     WantedVersion,
@@ -27,7 +28,7 @@ from services.scheduler.snapshot import STEP, Learned, VersionId, assignment_rec
 
 NAMES = ("a", "b", "c")
 WORKERS = ("w0", "w1", "w2")
-KINDS = ("deployment", "worker", "replica", "assignment", "learned")
+KINDS = ("deployment", "worker", "replica", "assignment", "learned", "drain")
 MIB = 2**20
 NOBODY = frozenset[str]()
 
@@ -69,6 +70,7 @@ def records(draw: st.DrawFn) -> tuple[tuple[str, ...], Any]:
         "replica": (kind, worker, name, str(number)),
         "assignment": (kind, worker),
         "learned": (kind, name, str(number)),
+        "drain": (kind, worker),
     }
     if draw(st.integers(0, 4)) == 0:
         return keys[kind], None
@@ -104,6 +106,8 @@ def records(draw: st.DrawFn) -> tuple[tuple[str, ...], Any]:
                 for other in told
             ]
             made = AssignmentRecord(worker=worker, term=1, replicas=replicas)
+        case "drain":
+            made = DrainRecord(worker=worker)
         case _:
             made = LearnedRecord(name=name, version=number, memory_bytes=draw(sizes(6)))
     return keys[kind], made
