@@ -22,6 +22,7 @@ from .departure import Departure
 from .engines.catalogue import probe_all
 from .inference import Inference
 from .loading import Loader
+from .losses import Losses
 from .registry import Registries
 from .replica import Surroundings
 from .replicas import Replicas
@@ -74,6 +75,7 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         grace_seconds=config.grace_seconds,
         drain_seconds=config.drain_seconds,
         device_bytes=devices.used_by,
+        lost=Losses(record, membership).note,
     )
     schedulers = Mirror(etcd, keys.services_of("scheduler"), ServiceRecord)
     reports = Reports(
