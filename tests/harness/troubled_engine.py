@@ -38,9 +38,9 @@ if "services.worker.host.child" in sys.orig_argv:
             except (OSError, ValueError):
                 word, number = "", "0"
             if word == "lost":
-                raise DeviceLost("the device is lost", detail="CUDA error 700: an illegal memory access was encountered")
+                raise DeviceLost("the device is lost", detail="CUDA error 700: an illegal memory access")
             if word == "full" and max(len(array) for array in inputs.values()) > int(number):
-                raise OutOfMemory("the engine has not enough memory for this batch", detail="CUDA error 2: out of memory")
+                raise OutOfMemory("the engine has not enough memory for this batch", detail="CUDA error 2")
             if word == "eats":
                 bytearray(int(number))
             return self._engine.run(inputs)
