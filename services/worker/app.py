@@ -32,7 +32,7 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
     """Starts everything that a worker runs on this chassis."""
     etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel, chassis.etcd_login)
     chassis.on_close(etcd.close)
-    membership = Membership(etcd, config.lease_seconds)
+    membership = Membership(etcd, config.lease_seconds, lambda: replicas.note_change())
     registry_records = Mirror(etcd, keys.services_of("registry"), ServiceRecord)
     registries = Registries(
         registry_records.synced,
@@ -54,7 +54,8 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         chassis.id,
         chassis.address,
         membership,
-        lambda: (assignments.records.get(own), assignments.rewinds),
+        # A mirror of one key may miss that the store was restored, when its revisions have grown past ours since.
+        lambda: (assignments.records.get(own), assignments.rewinds + membership.anew),
         unix_socket=chassis.listen_unix(),
     )
     assignments = Mirror(etcd, own, AssignmentRecord, replicas.note_change)
