@@ -40,19 +40,22 @@ FULL = errors.ResourceExhausted.code.name
 def etcd_slow_disk(stand: Stand) -> Result:
     """Row 8."""
     result = Result()
-    since = stand.revision()
+    since, engines = stand.revision(), [stand.engines(worker) for worker in WORKERS]
     with stand.load() as load:
         with _slow_sync(stand) as how:
             until = time.monotonic() + SLOW_FOR
-            took = stand.ask(store.write_seconds(stand.etcd()))
+            took = max(stand.ask(store.write_seconds(stand.etcd())) for _ in range(3))
             result.measured["a write s"] = round(took, 2)
             result.must(took >= SYNC_DELAY, f"a write took {took:.2f} s only: the disk was not slow")
             while time.monotonic() < until:
                 load.wait_for(int(stand.rate / 2))
         result.measured["by"] = how
-        removed = stand.ask(store.removed(stand.etcd(), since))
-        result.measured["workers removed"] = removed
-        result.must(not removed, f"{removed} workers were removed that served all the time")
+        result.measured["leases that etcd gave up"] = stand.ask(store.removed(stand.etcd(), since))
+        written = stand.stale_commands(since)[0]
+        result.measured["assignments changed"] = written
+        result.must(not written, f"{written} assignments were changed, and every worker was there all the time")
+        result.must(engines == [stand.engines(worker) for worker in WORKERS], "engines were started anew")
+        stand.settle()
         result.measured["change carried out s"] = round(stand.change(), 2)
     result.take(load.ledger)
     return result
@@ -114,10 +117,10 @@ def clocks_stepped(stand: Stand) -> Result:
             clocks = {name: Clock(Path(folder) / name) for name in CLOCKED}
         except NoCompiler as lack:
             raise Impossible(str(lack)) from None
-        before = {name: ["env", *clock.environment()] for clock in clocks.values()}
+        before = {name: ["env", *clock.environment()] for name, clock in clocks.items()}
         with stand.apart(Dress(before=before)) as own, own.load() as load:
             terms = _terms(own)
-            for name, clock in clocks.items():
+            for clock in clocks.values():
                 for step in STEPS:
                     clock.shift(step)
                     load.wait_for(int(own.rate))
@@ -328,7 +331,7 @@ SCENARIOS = (
         "8",
         "etcd-slow-disk",
         f"each fsync of etcd takes {SYNC_DELAY:g} s longer, for {SLOW_FOR:g} s",
-        "failed 0, workers removed 0",
+        "failed 0, assignments changed 0, the same engines",
         etcd_slow_disk,
     ),
     Scenario("9", "etcd-full", "etcd's quota is used up", "failed 0, alert ≤ 10 s, changes go on after", etcd_full),
