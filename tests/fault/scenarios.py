@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.fault import cold_start, leadership, machine
+from tests.fault import cold_start, engines, leadership, machine
 from tests.fault.result import LEASE, Result, Scenario, answers_again, no_stale_commands, only_the_first_fail
 from tests.fault.stand import GATEWAYS, PROXIED, Stand, wait_until
 
@@ -332,6 +332,7 @@ SCENARIOS = (
         cold_start_herd,
     ),
     Scenario("22", "rolling-restart", "SIGTERM and start of every process in turn", "failed 0", rolling_restart),
+    *engines.SCENARIOS,
     *leadership.SCENARIOS,
     *machine.SCENARIOS,
 )

@@ -45,13 +45,14 @@ T = TypeVar("T")
 class Dress:
     """How a stand differs from the usual one.
 
-    before, flags: words before and after the command of a process, by its name. resources: of the model's manifest.
+    before, flags: words before and after the command of a process, by its name. manifest: what the model's says more, by
+    section.
     etcd_for, worker_at: hosts at which PROXIED finds its proxy to etcd, and at which its port is found.
     """
 
     before: Mapping[str, Sequence[str]] = field(default_factory=dict)
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    resources: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     etcd_for: str = "127.0.0.1"
     worker_at: str = "127.0.0.1"
 
@@ -147,10 +148,13 @@ class Stand:
                 yield stand
 
     @contextmanager
-    def load(self, gateways: tuple[str, ...] = ("gateway",), timeout: float = 5.0, retries: int = 0) -> Iterator[Load]:
-        """Open-loop load; entered when it is being answered by every worker that serves."""
+    def load(
+        self, gateways: tuple[str, ...] = ("gateway",), timeout: float = 5.0, retries: int = 0, times: float = 1.0
+    ) -> Iterator[Load]:
+        """Open-loop load, so many times the usual rate; entered when it is being answered by every worker that
+        serves."""
         addresses = ",".join(map(self.address, gateways))
-        arguments = [addresses, MODEL, str(self.rate), str(self.seed), str(timeout), str(retries)]
+        arguments = [addresses, MODEL, str(times * self.rate), str(self.seed), str(timeout), str(retries)]
         load = Load([sys.executable, "-m", "tests.fault.load", *arguments])
         try:
             load.wait_for(int(3 * self.rate))
@@ -320,7 +324,8 @@ def standing(
 def _model(folder: Path, dress: Dress) -> Path:
     manifest = models.add_one(folder, MODEL) / "model.yaml"
     content = yaml.safe_load(manifest.read_text())
-    content["resources"] |= dress.resources
+    for section, more in dress.manifest.items():
+        content[section] |= more
     manifest.write_text(yaml.safe_dump(content))
     return folder
 

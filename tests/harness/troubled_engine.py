@@ -17,6 +17,7 @@ from typing import Final
 HOOK: Final = '''"""Wraps the ONNX engine of a worker's children; nothing in any other process."""
 
 import sys
+import time
 
 if "services.worker.host.child" in sys.orig_argv:
     from pathlib import Path
@@ -39,10 +40,12 @@ if "services.worker.host.child" in sys.orig_argv:
                 word, number = "", "0"
             if word == "lost":
                 raise DeviceLost("the device is lost", detail="CUDA error 700: an illegal memory access")
+            if word == "full":
+                time.sleep(0.015)  # so that batches form
             if word == "full" and max(len(array) for array in inputs.values()) > int(number):
                 raise OutOfMemory("the engine has not enough memory for this batch", detail="CUDA error 2")
             if word == "eats":
-                bytearray(int(number))
+                b"1" * int(number)
             return self._engine.run(inputs)
 
     onnx.load = lambda files, manifest, threads: _Troubled(_load(files, manifest, threads))
