@@ -45,8 +45,8 @@ T = TypeVar("T")
 class Dress:
     """How a stand differs from the usual one.
 
-    before, flags: words before and after the command of a process, by its name. manifest: what the model's says more, by
-    section.
+    before, flags: words before and after the command of a process, by its name. manifest: what the model says more,
+    by section.
     etcd_for, worker_at: hosts at which PROXIED finds its proxy to etcd, and at which its port is found.
     """
 
