@@ -7,11 +7,12 @@ time that was missed is only told, since a busy machine misses times.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.fault.ledger import Entry, Ledger
-from tests.fault.stand import Load, Stand, wait_until
+from tests.fault.stand import GATEWAYS, PROXIED, Load, Stand, wait_until
 
 LEASE = 5.0
 """Seconds of a lease: of a worker, and of the leader's term."""
@@ -86,3 +87,15 @@ def no_stale_commands(stand: Stand, since: int, result: Result) -> None:
     written, stale = stand.stale_commands(since)
     result.measured |= {"assignments written": written, "stale": stale}
     result.must(not stale, f"{stale} of {written} assignments came from a leader of the past")
+
+
+@contextmanager
+def proxied(stand: Stand) -> Iterator[None]:
+    """Gateways reach PROXIED through its proxy: its unix socket is gone, and so is the connection to it."""
+    stand.unlink_socket(PROXIED)
+    for gateway in GATEWAYS:
+        stand.ask_to_stop(gateway)
+        stand.restart(gateway)
+    yield
+    stand.ask_to_stop(PROXIED)
+    stand.restart(PROXIED)

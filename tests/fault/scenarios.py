@@ -10,11 +10,9 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from tests.fault import cold_start, engines, leadership, machine
-from tests.fault.result import LEASE, Result, Scenario, answers_again, no_stale_commands, only_the_first_fail
+from tests.fault import cold_start, engines, leadership, machine, network
+from tests.fault.result import LEASE, Result, Scenario, answers_again, no_stale_commands, only_the_first_fail, proxied
 from tests.fault.stand import GATEWAYS, PROXIED, Stand, wait_until
 
 ETCD_GONE = 30.0
@@ -109,7 +107,7 @@ def worker_cut_from_etcd(stand: Stand) -> Result:
 def worker_cut_from_gateways(stand: Stand) -> Result:
     """Row 12, gateways only: connections stay open and carry nothing."""
     result = Result()
-    with _proxied(stand), stand.load() as load:
+    with proxied(stand), stand.load() as load:
         at = time.monotonic()
         stand.to_worker.hang()
         load.wait_for(int(8 * stand.rate))
@@ -252,18 +250,6 @@ def rolling_restart(stand: Stand) -> Result:
     return result
 
 
-@contextmanager
-def _proxied(stand: Stand) -> Iterator[None]:
-    """Gateways reach PROXIED through its proxy: its unix socket is gone, and so is the connection to it."""
-    stand.unlink_socket(PROXIED)
-    for gateway in ("gateway", "gateway-2"):
-        stand.ask_to_stop(gateway)
-        stand.restart(gateway)
-    yield
-    stand.ask_to_stop(PROXIED)
-    stand.restart(PROXIED)
-
-
 SCENARIOS = (
     Scenario("1", "worker-killed", "SIGKILL of a worker", "failed ≤ 0.1 %, recovery ≤ 2 s", worker_killed, quick=True),
     Scenario(
@@ -335,4 +321,5 @@ SCENARIOS = (
     *engines.SCENARIOS,
     *leadership.SCENARIOS,
     *machine.SCENARIOS,
+    *network.SCENARIOS,
 )

@@ -67,10 +67,14 @@ class Dressed(Suite):
 
     def table(self) -> list[Process]:
         """See Suite.table."""
-        before, flags = self.dress.before, self.dress.flags
-        return [
-            replace(row, command=[*before.get(row.name, ()), *row.command, *flags.get(row.name, ())])
+        rows = [
+            replace(row, command=[*self.dress.before.get(name, ()), *row.command, *self.dress.flags.get(name, ())])
             for row in super().table()
+            for name in (row.name,)
+        ]
+        far = {PROXIED: self.dress.worker_at}
+        return [
+            replace(row, ready_url=row.ready_url.replace("127.0.0.1", far.get(row.name, "127.0.0.1"))) for row in rows
         ]
 
 
@@ -140,7 +144,7 @@ class Stand:
         return self._asking.run(question)
 
     @contextmanager
-    def apart(self, dress: Dress) -> Iterator[Stand]:
+    def apart(self, dress: Dress | Callable[[Ports], Dress]) -> Iterator[Stand]:
         """Another stand beside this one, for what cannot be done to processes that run already."""
         with tempfile.TemporaryDirectory(prefix="apart-") as folder:
             how = {"seed": self.seed, "rate": self.rate, "thorough": self.thorough}
@@ -296,13 +300,19 @@ class Stand:
 
 @contextmanager
 def standing(
-    state: Path, say: Callable[[str], None] = lambda line: None, *, dress: Dress = USUAL, **how: Any
+    state: Path,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    dress: Dress | Callable[[Ports], Dress] = USUAL,
+    **how: Any,
 ) -> Iterator[Stand]:
-    """A suite of three workers and two gateways that serves one model from every worker. how: see Stand."""
+    """A suite of three workers and two gateways that serves one model from every worker. dress: or what tells it by the
+    ports; how: see Stand."""
     more = [f"worker_3_{kind}" for kind in ("grpc", "admin")]
     more += [f"gateway_2_{kind}" for kind in ("rest", "grpc", "admin")]
     ports = Ports.free(more)
     with ExitStack() as held:
+        dress = dress if isinstance(dress, Dress) else dress(ports)
         to_etcd = held.enter_context(Proxy(("127.0.0.1", ports["etcd_client"]), dress.etcd_for))
         port = ports["worker_3_grpc"]
         to_worker = held.enter_context(Proxy((dress.worker_at, port), FAR_HOST, port))
