@@ -233,5 +233,6 @@ SCENARIOS = (
         f"load, infer, unload {FEW} times, thorough {CYCLES}; some loads fail or are killed",
         "failed 0, workers hold what they held",
         load_cycles,
+        quick=True,
     ),
 )

@@ -14,7 +14,7 @@ from penstock.cluster.records import from_json, to_json
 from penstock.internal.v1.records_pb2 import AssignmentRecord, ReplicaRecord
 from tests.fault.ledger import quantile
 from tests.fault.result import Result, Scenario, no_stale_commands
-from tests.fault.stand import WORKERS, Dress, Stand, wait_until
+from tests.fault.stand import SCHEDULERS, WORKERS, Dress, Stand, wait_until
 from tests.harness.etcd import QUICK
 
 TTL = 1.0
@@ -25,7 +25,6 @@ FEW = 3
 COMMANDS = 1000
 """Stale commands, at each of the two guards."""
 
-SCHEDULERS = ("scheduler-1", "scheduler-2")
 SHORT = Dress(flags={"etcd": QUICK, **{name: [f"--lease-seconds={TTL:g}"] for name in SCHEDULERS}})
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from penstock import errors
 from tests.fault import store
 from tests.fault.result import LEASE, Impossible, Result, Scenario
-from tests.fault.stand import MODEL, USUAL, WORKERS, Dress, Stand, wait_until
+from tests.fault.stand import MODEL, SCHEDULERS, USUAL, WORKERS, Dress, Stand, wait_until
 from tests.harness import models
 from tests.harness.clock import Clock, NoCompiler
 
@@ -242,12 +242,11 @@ def _restore(stand: Stand, snapshot: Path) -> None:
 
 
 def _alarmed(stand: Stand) -> bool:
-    schedulers = ("scheduler-1", "scheduler-2")
-    return any(stand.metric(name, "penstock_scheduler_etcd_alarm", alarm="NOSPACE") for name in schedulers)
+    return any(stand.metric(name, "penstock_scheduler_etcd_alarm", alarm="NOSPACE") for name in SCHEDULERS)
 
 
 def _terms(stand: Stand) -> int:
-    return sum(stand.events(name, "term_began") for name in ("scheduler-1", "scheduler-2"))
+    return sum(stand.events(name, "term_began") for name in SCHEDULERS)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from tests.harness import models
 MODEL = "add1"
 WORKERS = ("worker-1", "worker-2", "worker-3")
 GATEWAYS = ("gateway", "gateway-2")
+SCHEDULERS = ("scheduler-1", "scheduler-2")
 PROXIED = "worker-3"
 """The worker that reaches etcd, and is reached by gateways, through proxies."""
 FAR_HOST = "127.0.0.33"
