@@ -230,14 +230,14 @@ def _pulses(pid: int) -> Iterator[None]:
 
 
 def _ctl(stand: Stand, *words: str) -> None:
-    command = [stand.suite.etcd.path.with_name("etcdctl"), f"--endpoints={stand.etcd()}", *words]
+    command = [str(stand.suite.etcd.path.with_name("etcdctl")), f"--endpoints={stand.etcd()}", *words]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
 def _restore(stand: Stand, snapshot: Path) -> None:
     etcd = next(row.command for row in stand.suite.table() if row.name == "etcd")
     named = [flag for flag in etcd if flag.startswith(("--name", "--initial-", "--data-dir"))]
-    command = [stand.suite.etcd.path.with_name("etcdutl"), "snapshot", "restore", str(snapshot), *named]
+    command = [str(stand.suite.etcd.path.with_name("etcdutl")), "snapshot", "restore", str(snapshot), *named]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 

@@ -148,7 +148,7 @@ class Stand:
     def apart(self, dress: Dress | Callable[[Ports], Dress]) -> Iterator[Stand]:
         """Another stand beside this one, for what cannot be done to processes that run already."""
         with tempfile.TemporaryDirectory(prefix="apart-") as folder:
-            how = {"seed": self.seed, "rate": self.rate, "thorough": self.thorough}
+            how: dict[str, Any] = {"seed": self.seed, "rate": self.rate, "thorough": self.thorough}
             with standing(Path(folder), dress=dress, **how) as stand:
                 yield stand
 

@@ -27,7 +27,7 @@ MAX_TEXT: Final = 500
 MAX_DETAIL: Final = 8_000
 MAX_RANK: Final = 32
 
-TROUBLES: Final[Mapping[engine_pb2.Trouble, type[OutOfMemory | DeviceLost]]] = {
+TROUBLES: Final[Mapping[engine_pb2.Trouble.ValueType, type[OutOfMemory | DeviceLost]]] = {
     engine_pb2.TROUBLE_OUT_OF_MEMORY: OutOfMemory,
     engine_pb2.TROUBLE_DEVICE_LOST: DeviceLost,
 }
