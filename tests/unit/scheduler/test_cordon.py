@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from penstock.internal.v1 import records_pb2 as records
 from penstock.v1 import manifest_pb2
-from services.scheduler.placement import plan
-from services.scheduler.snapshot import VersionId, take
+from services.scheduler.intake import Intake
+from services.scheduler.snapshot import VersionId
 
 GPU = manifest_pb2.Devices(count=1, memory_bytes=10)
 ONE = VersionId("m", 1)
@@ -26,12 +26,20 @@ def assigned(worker: str, device: int) -> records.AssignmentRecord:
 
 
 def placed(*workers: records.WorkerRecord, now: records.AssignmentRecord) -> dict[str, tuple[int, ...]]:
-    """Indices of devices that the version gets, by worker."""
+    """Indices of devices that the version gets, by worker, when these workers were whole until a moment ago."""
     wanted = records.WantedVersion(
         version=1, replicas=1, memory_bytes=10, manifest_digest="sha256:x", engine="onnx", devices=GPU
     )
-    deployment = records.DeploymentRecord(name="m", versions=[wanted], default_version=1)
-    planned = plan(take([deployment], workers, [], [now]))
+    intake = Intake()
+    intake.deployment(None, records.DeploymentRecord(name="m", versions=[wanted], default_version=1))
+    intake.assignment(None, now)
+    whole = {record.id: worker(record.id) for record in workers}
+    for record in whole.values():
+        intake.worker(None, record)
+    intake.plan(frozenset())
+    for record in workers:
+        intake.worker(whole[record.id], record)
+    planned = intake.plan(frozenset())
     return {
         name: tuple(index for index, _ in replica.devices)
         for name, replicas in planned.assignments.items()
