@@ -152,6 +152,7 @@ class Membership:
         point = await self._lease.renew(within=self._patience())
         if point is None:
             log.warning("lease_lost")
+            self._note_anew()
         else:
             self._schedule()
             if point.revision < self._head:

@@ -57,6 +57,7 @@ async def test_after_a_restore_the_terms_of_the_new_history_are_followed(etcd: E
             await asyncio.to_thread(etcd.ctl, "snapshot", "save", str(tmp_path / "snapshot"))
             await worker.assign(assigned, term=NOW)
             await asyncio.to_thread(etcd.restore, tmp_path / "snapshot")
+            worker.store = anew = Etcd([etcd.endpoint])  # the other one may still think that nobody is there
             await worker.process.event("store_rewound", within=60, prefix=keys.assignment(WORKER))
             other = worker.publish(models.add_one(tmp_path / "other"), version=2)
             await worker.assign(assigned, other, term=60)
@@ -65,6 +66,7 @@ async def test_after_a_restore_the_terms_of_the_new_history_are_followed(etcd: E
             await worker.assign(term=59)
             await worker.process.event("stale_assignment_refused", term=59)
             assert (await worker.add_one(NUMBERS))[0] == PLUS_ONE
+            await anew.close()
     finally:
         await store.close()
 
@@ -84,12 +86,14 @@ async def test_a_restore_that_was_slept_through_is_noticed_by_what_the_store_has
             await worker.reaches("add1", READY, 2)
             worker.process.send(signal.SIGSTOP)
             await asyncio.to_thread(etcd.restore, tmp_path / "snapshot")
+            worker.store = anew = Etcd([etcd.endpoint])  # the other one may still think that nobody is there
             for number in range(100):
-                await store.put("/penstock/others", str(number).encode())
+                await anew.put("/penstock/others", str(number).encode())
             third = worker.publish(models.add_one(tmp_path / "third"), version=3)
             await worker.assign(assigned, third, term=60)
             worker.process.send(signal.SIGCONT)
             await worker.reaches("add1", READY, 3, within=60)
+            await anew.close()
     finally:
         await store.close()
 
