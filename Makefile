@@ -32,7 +32,7 @@ test: dev ## Environment if missing, then every test
 bench: dev ## Measure the data plane against its targets (needs h2load and wrk; about 4 minutes)
 	@$(BIN)/python -m tests.bench.data_plane
 
-faults: dev ## Every fault of the table under load, and what became of each request (about 5 minutes)
+faults: dev ## Every fault of the table under load, and what became of each request (about 15 minutes; ARGS=--thorough: an hour)
 	@$(BIN)/python -m tests.fault.table $(ARGS)
 
 check: dev check-protos ## Lint, types, import floors, contracts (under a minute)
