@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU.
 
-The file is opened once, without following a link at its end, scanned for tensors that lie outside it (onnx_scan.py) and
+The file is opened once, without following a link at its end, scanned for tensors that lie outside it (penstock/untrusted) and
 given to the runtime as bytes: what was checked is what is loaded, and the runtime never learns a path.
 """
 
@@ -18,7 +18,7 @@ from penstock.v1 import manifest_pb2 as pb
 
 from .contract import promised
 from .engine import Array, TensorInfo, dtype, open_model, public
-from .onnx_scan import refuse_external
+from penstock.untrusted.onnx_scan import refuse_external
 
 MAX_FILE = 2**31 - 1  # a protobuf message cannot be larger
 
