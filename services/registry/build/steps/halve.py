@@ -264,6 +264,7 @@ STEP: Final = Step(
     inputs=(
         Role("model", "an ONNX model in float32"),
         Role("samples", "inputs by name, for ranges and the comparison", required=False),
+        Role("evaluation", "inputs by name and labels, for accuracy before and after", required=False),
     ),
     outputs=(Role("model", "the ONNX model in half precision"),),
     tools=_tools,
