@@ -19,12 +19,20 @@ from .session import Session
 Array = NDArray[Any]
 
 DEFAULT_SIZE = 16
+MASK = "attention_mask"
+"""The input that hides padding, in models of text."""
 
 
 def random_inputs(
-    model: Any, session: Session, rows: int, seed: int, sizes: Mapping[str, int] | None = None
+    model: Any,
+    session: Session,
+    rows: int,
+    seed: int,
+    sizes: Mapping[str, int] | None = None,
+    like: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """One batch of `rows`. sizes: a symbolic dimension or input name's dimension → its size; DEFAULT_SIZE otherwise.
+    """One batch of `rows`. sizes: symbolic dimension → its size; DEFAULT_SIZE otherwise. like: real samples, within
+    whose range and in whose shape random ones are drawn: what no caller sends proves nothing.
 
     The first dimension, where it is not a number, is the batch.
     """
@@ -36,7 +44,9 @@ def random_inputs(
             size if isinstance(size, int) else rows if axis == 0 else (sizes or {}).get(str(size), DEFAULT_SIZE)
             for axis, size in enumerate(shape)
         ]
-        if np.dtype(kind).kind == "f":
+        if like is not None and name in like:
+            made[name] = _like(like[name], kind, rows, chance)
+        elif np.dtype(kind).kind == "f":
             made[name] = chance.standard_normal(full).astype(kind)
         else:
             made[name] = chance.integers(0, tables.get(name, 2), full).astype(kind)
@@ -48,6 +58,28 @@ def measuring(path: Path | None, model: Any, session: Session, rows: int, seed: 
     if path is None:
         return random_inputs(model, session, rows, seed)
     return next(tensors.batches(tensors.samples(path, "samples"), rows))
+
+
+def visible(outputs: Mapping[str, Array], feeds: Mapping[str, Array], mask: str) -> dict[str, Array]:
+    """The outputs without positions that the mask hides, where there is such an input: what stands there means nothing.
+
+    An output of shape [batch, positions, ...] becomes one of the positions whose mask is not 0.
+    """
+    shown = feeds.get(mask)
+    if shown is None or shown.ndim != 2 or not shown.any():
+        return dict(outputs)
+    return {
+        name: array[shown != 0] if array.ndim > 2 and array.shape[:2] == shown.shape else array
+        for name, array in outputs.items()
+    }
+
+
+def _like(real: Array, kind: str, rows: int, chance: np.random.Generator) -> Array:
+    shape = (rows, *real.shape[1:])
+    low, high = real.min(), real.max()
+    if np.dtype(kind).kind == "f":
+        return chance.uniform(float(low), float(high), shape).astype(kind)
+    return chance.integers(int(low), int(high), shape, endpoint=True).astype(kind)
 
 
 def _tables(model: Any) -> dict[str, int]:
