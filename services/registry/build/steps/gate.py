@@ -105,9 +105,9 @@ class Gate:
                     parts.setdefault(name, []).append(difference(a[name], b[name], limit))
             for name, found in parts.items():
                 whole = merged(found)
-                # Random inputs lie between the classes as often as not: which one is largest there means nothing.
-                words = verdict(whole, limit if kind == "samples" else replace(limit, argmax=None))
-                shown = {"absolute": round(whole.largest_absolute, 6), "cosine": round(whole.cosine, 6)}
+                words = verdict(whole, limit, made_up=kind == "random")
+                cosine = whole.mean_cosine if kind == "random" else whole.cosine
+                shown = {"absolute": round(whole.largest_absolute, 6), "cosine": round(cosine, 6)}
                 self.check(f"numerics.{kind}.{name}", not words, shown, _short(limit), "; ".join(words))
                 told[f"{kind}.{name}"] = whole.json()
         return told

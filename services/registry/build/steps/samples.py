@@ -31,13 +31,14 @@ def random_inputs(
     sizes: Mapping[str, int] | None = None,
     like: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """One batch of `rows`. sizes: symbolic dimension → its size; DEFAULT_SIZE otherwise. like: real samples, within
-    whose range and in whose shape random ones are drawn: what no caller sends proves nothing.
+    """One batch of `rows`. sizes: symbolic dimension → its size; DEFAULT_SIZE otherwise. like: real samples, of which
+    random ones are mixed: what no caller could send proves nothing.
 
     The first dimension, where it is not a number, is the batch.
     """
     chance = np.random.default_rng(seed)
     tables = _tables(model)
+    pairs = chance.integers(0, min(map(len, like.values())), (2, rows)) if like else np.zeros((2, rows), np.int64)
     made = {}
     for name, (kind, shape) in session.inputs.items():
         full = [
@@ -45,7 +46,7 @@ def random_inputs(
             for axis, size in enumerate(shape)
         ]
         if like is not None and name in like:
-            made[name] = _like(like[name], kind, rows, chance)
+            made[name] = _mixed(like[name], pairs, kind, chance)
         elif np.dtype(kind).kind == "f":
             made[name] = chance.standard_normal(full).astype(kind)
         else:
@@ -74,12 +75,15 @@ def visible(outputs: Mapping[str, Array], feeds: Mapping[str, Array], mask: str)
     }
 
 
-def _like(real: Array, kind: str, rows: int, chance: np.random.Generator) -> Array:
-    shape = (rows, *real.shape[1:])
-    low, high = real.min(), real.max()
+def _mixed(real: Array, pairs: Array, kind: str, chance: np.random.Generator) -> Array:
+    """Rows between two real ones each; of whole numbers, each from one of the two, and masks from the first alone."""
+    first, second = real[pairs[0]], real[pairs[1]]
     if np.dtype(kind).kind == "f":
-        return chance.uniform(float(low), float(high), shape).astype(kind)
-    return chance.integers(int(low), int(high), shape, endpoint=True).astype(kind)
+        part = chance.uniform(0, 1, (len(first), *[1] * (real.ndim - 1)))
+        return (part * first + (1 - part) * second).astype(kind)
+    if len(np.unique(real)) <= 2:
+        return first.astype(kind)
+    return np.where(chance.random(first.shape) < 0.5, first, second).astype(kind)
 
 
 def _tables(model: Any) -> dict[str, int]:
