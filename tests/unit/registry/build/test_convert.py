@@ -73,7 +73,7 @@ def test_padding_changes_nothing_in_any_family(family: str, tmp_path: Path, step
     np.testing.assert_allclose(made.run(padded)[encoder.OUTPUT][:, :3], alone, atol=1e-5)
 
 
-@needs("torch", "transformers", extra="build-torch")
+@needs("torch", "transformers", extra="build-torch], and transformers to compare with [it")
 @QUIET
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
 def test_every_family_equals_transformers(family: str, tmp_path: Path, step: Run) -> None:
@@ -146,7 +146,7 @@ def save_program(path: Path, module: Any, *example: Any) -> Path:
 def test_a_program_becomes_a_graph_with_its_names(tmp_path: Path, step: Run) -> None:
     import torch
 
-    class Two(torch.nn.Module):
+    class Two(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
@@ -181,7 +181,7 @@ def test_outputs_may_be_named(tmp_path: Path, step: Run) -> None:
 def test_an_operator_without_conversion_is_named(tmp_path: Path, step: Run) -> None:
     import torch
 
-    class Odd(torch.nn.Module):
+    class Odd(torch.nn.Module):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
             return torch.linalg.eigvals(x).real
 
