@@ -143,7 +143,7 @@ class Draft:
         return None if found is None else found[1:]
 
     def _back(self, item: Wanted, seat: Seat, domains: dict[str, int]) -> Share | None:
-        """Devices for a replica that stays where it was about to leave, in what it has there and what is free; or None."""
+        """Devices for a replica that stays where it was leaving, out of what it has and what is free; or None."""
         if seat.worker.draining or standing(item, seat.worker) is not None:
             return None
         told = seat.remove(item)
