@@ -19,6 +19,7 @@ from penstock.v1 import manifest_pb2, models_pb2
 from . import formats, manifest
 from .blobs import BlobStore
 from .deployment_store import DeploymentStore, message
+from .deployments import Wanted
 from .store import NewVersion, Store
 from .threads import Threads
 
@@ -77,11 +78,11 @@ class Catalog:
             self._changed()
 
     async def deploy(
-        self, name: str, version: int | str | None, replicas: int, *, keep_others: bool
+        self, name: str, version: int | str | None, wanted: Wanted | None, *, keep_others: bool
     ) -> models_pb2.Deployment:
         # `finally`: a caller that leaves may leave after the transaction.
         try:
-            return await self._threads.run(self._deployments.deploy, name, version, replicas, keep_others=keep_others)
+            return await self._threads.run(self._deployments.deploy, name, version, wanted, keep_others=keep_others)
         finally:
             self._changed()
 
@@ -93,7 +94,7 @@ class Catalog:
 
     async def deployments(self) -> list[models_pb2.Deployment]:
         deployed = await self._threads.run(self._deployments.read_all)
-        return [message(one.record) for one in deployed.values()]
+        return [message(one) for one in deployed.values()]
 
     # --- a publish, step by step; blocking ----------------------------------------------------------------------------
 
