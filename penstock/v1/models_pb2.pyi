@@ -1127,6 +1127,7 @@ class DeployRequest(_message.Message):
     SCALING_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    OVERRIDE_GATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Model name."""
     version: _builtins.str
@@ -1137,6 +1138,8 @@ class DeployRequest(_message.Message):
     """True to leave other versions as they are and the default where it is."""
     tenant: _builtins.str
     """Whose reserved capacity it may use; empty for nobody's."""
+    override_gate: _builtins.str
+    """Why to deploy a version whose gate failed, which is recorded with the caller's name; empty to have it refused."""
     @_builtins.property
     def scaling(self) -> Global___Scaling:
         """How its replicas follow its demand, in place of `replicas`; absent for a fixed number."""
@@ -1155,10 +1158,11 @@ class DeployRequest(_message.Message):
         scaling: Global___Scaling | None = ...,
         placement: _manifest_pb2.Placement | None = ...,
         tenant: _builtins.str = ...,
+        override_gate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_others", b"keep_others", "name", b"name", "placement", b"placement", "replicas", b"replicas", "scaling", b"scaling", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_others", b"keep_others", "name", b"name", "override_gate", b"override_gate", "placement", b"placement", "replicas", b"replicas", "scaling", b"scaling", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
