@@ -311,6 +311,9 @@ class PublishVersionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
+    BUILD_ID_FIELD_NUMBER: _builtins.int
+    build_id: _builtins.str
+    """The build that its manifest asks for, as BuildService knows it; empty where it asks for none."""
     @_builtins.property
     def version(self) -> Global___ModelVersion:
         """The new version."""
@@ -319,10 +322,11 @@ class PublishVersionResponse(_message.Message):
         self,
         *,
         version: Global___ModelVersion | None = ...,
+        build_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,7 +65,7 @@ def left(builder: Builder) -> list[str]:
 async def gone(builder: Builder) -> None:
     """Waits until nothing is left: the kernel ends a namespace's processes in its own time."""
     async with asyncio.timeout(20):
-        while left(builder):
+        while left(builder):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -167,7 +167,8 @@ from services.registry.build.confinement import Limits
 from services.registry.build.sandbox import Builder, Listener, opened
 async def main():
     folder = pathlib.Path({str(builder.hidden)!r})
-    builder = Builder(scratch=folder / "builds", hidden=folder, confined={NAMESPACES}, steps="tests.harness.build_steps")
+    steps = "tests.harness.build_steps"
+    builder = Builder(scratch=folder / "builds", hidden=folder, confined={NAMESPACES}, steps=steps)
     async with opened(builder, Listener(say=lambda text: print(text, flush=True))) as sandbox:
         await sandbox.describe([("hang", {{}})])
         (sandbox.folder / "in" / "model").write_bytes(b"")
@@ -185,7 +186,7 @@ asyncio.run(main())
     for folder in builder.scratch.iterdir():  # of a registry that was killed; the next one removes it
         assert folder.is_dir()
     async with asyncio.timeout(20):
-        while [name for name in left(builder) if name.isdigit()]:
+        while [name for name in left(builder) if name.isdigit()]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

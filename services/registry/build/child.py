@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,14 +92,21 @@ class Child:
         result = step.run(context)
         if confinement.left_behind():
             raise Internal("the step left processes running behind it, which were ended")
-        files = {role: Path(path).resolve().relative_to(folder).as_posix() for role, path in result.files.items()}
-        self.tell("done", files=files, report=result.report)
+        self.tell("done", files=dict(_named(result.files, folder)), report=result.report)
 
     def _progress(self, part: float) -> None:
         # A line for every hundredth is enough for anybody.
         if part >= self._part + 0.01:
             self._part = part
             self.tell("progress", part=float(part))
+
+
+def _named(files: Mapping[str, Path], folder: Path) -> Iterator[tuple[str, str]]:
+    """Role and file name of every output; one that lies deeper is moved up."""
+    for role, path in files.items():
+        if Path(path).parent != folder:
+            path = Path(path).rename(folder / f"output-{role}")
+        yield role, Path(path).name
 
 
 def failure(error: BaseException) -> PenstockError:

@@ -87,7 +87,7 @@ def expand(asked: Sequence[Asked], targets: Sequence[Mapping[str, Any]] = ()) ->
     if len(wanted) > MAX_STEPS:
         raise InvalidArgument(f"spec.steps: {len(wanted)} steps; at most {MAX_STEPS} make a job", field="spec.steps")
     taken: set[str] = {one.id for one in wanted if one.id}
-    made = []
+    made: list[Asked] = []
     for index, one in enumerate(wanted):
         name = one.id or _free(one.step, taken)
         taken.add(name)

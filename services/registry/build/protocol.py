@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ MAX_TEXT: Final = 2000
 MAX_FILES: Final = 64
 
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}(?:/[A-Za-z0-9_][A-Za-z0-9._-]{0,120}){0,4}")
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 
 
 class Garbage(Exception):
@@ -49,7 +49,7 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of a step that went well. files: role → path below its folder."""
+    """The end of a step that went well. files: role → name of a file in its folder; a path could lead elsewhere."""
 
     files: Mapping[str, str]
     report: Mapping[str, Any]
@@ -140,7 +140,7 @@ def _file(value: Any) -> str:
     return value
 
 
-_READERS: Final = {
+_READERS: Final[dict[str, Callable[[Any], Message]]] = {
     "described": lambda content: Told(tuple(_described(one) for one in content["steps"])),
     "say": lambda content: Said(_text(content["text"], MAX_TEXT)),
     "progress": _progressed,
