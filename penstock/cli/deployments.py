@@ -19,6 +19,7 @@ async def deploy(args: argparse.Namespace, screen: Screen) -> int:
                 version,
                 replicas=args.replicas,
                 keep_others=args.keep_others,
+                override_gate=args.override_gate,
                 wait=wait_seconds(args),
                 on_status=on_status,
             )

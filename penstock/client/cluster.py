@@ -40,6 +40,7 @@ class ClusterCalls:
         *,
         replicas: int = 1,
         keep_others: bool = False,
+        override_gate: str = "",
         wait: bool | float = False,
         on_status: OnStatus | None = None,
         timeout: float | None = None,
@@ -51,18 +52,24 @@ class ClusterCalls:
             replicas: how many copies, on different workers where possible.
             keep_others: leave other versions and the default where they are; without it they retire once this one is
                 ready.
+            override_gate: why a version whose gate failed is deployed all the same; recorded with the caller's name.
             wait: until all replicas are ready: seconds, or True for 300.
             on_status: told of every picture of the cluster while waiting.
             timeout: seconds of the call itself.
 
         Raises:
-            NotFound; and while waiting DeadlineExceeded, or Unavailable when replicas keep failing, with the reason.
+            NotFound, GateFailed; and while waiting DeadlineExceeded, or Unavailable when replicas keep failing, with
+            the reason.
         """
         if keep_others and wait is not False and not isinstance(version, int):
             # The answer names the default version only; to wait for this one its number must be known.
             version = await self._number(name, version, timeout)
         request = pb.DeployRequest(
-            name=names.model(name), version=version_text(version), replicas=replicas, keep_others=keep_others
+            name=names.model(name),
+            version=version_text(version),
+            replicas=replicas,
+            keep_others=keep_others,
+            override_gate=override_gate,
         )
         answer = await self._connection.call(
             self._connection.stubs.deployments.Deploy, request, timeout=timeout, retries=self._connection.retries

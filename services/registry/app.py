@@ -121,4 +121,4 @@ def _builds(
     runner = Runner(bench, at_once=config.builds, lock=folder / "builds" / "lock")
     if config.builds:
         chassis.start(runner.run(), "builds")
-    return Builds(store, journal, catalog, database, sql, builder, runner, bell)
+    return Builds(store, journal, catalog, blobs, database, sql, builder, runner, bell)

@@ -145,6 +145,13 @@ def _not_zero(value: float) -> float:
     return value
 
 
+def _digest(text: str) -> str:
+    try:
+        return names.digest(text)
+    except errors.InvalidArgument as error:
+        raise _wrong(error.message.removeprefix("digest: ")) from None
+
+
 def _finite(value: dict[str, Any]) -> dict[str, Any]:
     try:
         _json(value)
@@ -342,6 +349,7 @@ class Build(Part):
 
     steps: Annotated[list[BuildStep], Field(min_length=1, max_length=32)]
     targets: Annotated[list[Document], Field(max_length=16)] = []
+    files: Annotated[dict[Role, Annotated[str, AfterValidator(_digest)]], Field(max_length=16)] = {}
 
     @field_serializer("targets")
     def _as_texts(self, targets: list[dict[str, Any]]) -> list[str]:

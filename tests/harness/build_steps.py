@@ -74,7 +74,7 @@ def plan(context: StepContext[Nothing]) -> StepResult:
         "precision": "fp32",
         "profile": "1",
     }
-    return StepResult({"plan": path}, {"key": key})
+    return StepResult({"plan": path}, {"engine": key})
 
 
 def _eat_memory(context: StepContext[Nothing]) -> None:

@@ -55,6 +55,7 @@ DEPLOY: Final = (
     Field("version", VERSION, "Version number or alias; the newest without."),
     Field("replicas", INTEGER, "Wanted replicas; 1 without.", maximum=(1 << 31) - 1),
     Field("keep_others", FLAG, "True to leave other versions as they are and the default where it is."),
+    Field("override_gate", TEXT, "Why to deploy a version whose gate failed; recorded with the caller's name."),
 )
 STATUS: Final = (Field("name", TEXT, "Only this model."),)
 EXPLAIN: Final = (Field("version", INTEGER, "Only this version; all that are deployed without."),)

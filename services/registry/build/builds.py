@@ -9,11 +9,13 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from penstock.errors import InvalidArgument, PenstockError
+from penstock import names
+from penstock.errors import InvalidArgument, NotFound, PenstockError
 from penstock.kit.log import get_logger
 from penstock.v1 import builds_pb2 as pb
 from penstock.v1 import manifest_pb2, models_pb2
 
+from ..blobs import BlobStore
 from ..catalog import Catalog
 from ..database import Database
 from ..threads import Threads
@@ -37,6 +39,7 @@ class Builds:
         store: BuildStore,
         journal: Journal,
         catalog: Catalog,
+        blobs: BlobStore,
         database: Database,
         threads: Threads,
         builder: Builder,
@@ -48,6 +51,7 @@ class Builds:
         self._store = store
         self._journal = journal
         self._catalog = catalog
+        self._blobs = blobs
         self._database = database
         self._threads = threads
         self._builder = builder
@@ -145,8 +149,15 @@ class Builds:
             ],
             [_object(text, f"spec.targets[{index}]") for index, text in enumerate(spec.targets)],
         )
+        for role, digest in spec.files.items():
+            field = f"spec.files.{role[:64]!a}"
+            if not dag.ROLE.fullmatch(role):
+                raise InvalidArgument(f"{field}: cannot be a role", field="spec.files")
+            if await self._threads.run(self._blobs.size, names.digest(digest, field)) is None:
+                raise NotFound(f"{field}: artifact {digest} is not here; upload it first", field="spec.files")
+        source = source | set(spec.files)
         described = await self._described(asked)
-        made = manifest_pb2.BuildSpec()
+        made = manifest_pb2.BuildSpec(files=spec.files)
         for node in dag.wire(asked, described, source):
             parameters = json.dumps(node.parameters, sort_keys=True)
             made.steps.add(id=node.id, step=node.step, parameters=parameters, inputs=node.inputs)

@@ -24,7 +24,7 @@ MODEL: Final = "model"
 COMPILE: Final = "compile"
 
 _ID = re.compile(r"[a-z][a-z0-9-]{0,40}")
-_ROLE = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+ROLE: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ def _fill(index: int, role: Input, inputs: dict[str, str], written: Mapping[str,
 
 
 def _reference(index: int, role: str, text: str, files: set[str], outputs: Mapping[str, tuple[str, ...]]) -> str:
-    if not _ROLE.fullmatch(role):
+    if not ROLE.fullmatch(role):
         raise _wrong(index, "inputs", f"{role[:40]!a} cannot be a role")
     if text.startswith("sha256:"):
         return names.digest(text, f"spec.steps[{index}].inputs.{role}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from penstock.v1 import builds_pb2 as pb
@@ -48,8 +48,8 @@ def digests(source: Mapping[str, str], written: Mapping[str, str]) -> dict[str, 
 
 
 def engine(step: pb.StepStatus, build: pb.Build) -> pb.Engine | None:
-    """The engine that a step compiled: its report has under `key` what the plan depends on, its files a `plan`."""
-    key = report(step).get("key")
+    """The engine that a step compiled: its report has under `engine` what the plan depends on, its files a `plan`."""
+    key = report(step).get("engine")
     if "plan" not in step.outputs or not isinstance(key, dict):
         return None
     made = pb.Engine(build_id=build.id, name=build.name, version=build.source_version)
@@ -69,9 +69,10 @@ def report(step: pb.StepStatus) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _numbers(found: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return [
-        (name, float(value))
-        for name, value in sorted(found.items())
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    ]
+def _numbers(found: Mapping[str, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, float]]:
+    """Every number of a report with its path, such as `accuracy.after`."""
+    for name, value in sorted(found.items()):
+        if isinstance(value, Mapping) and depth:
+            yield from _numbers(value, f"{prefix}{name}.", depth - 1)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            yield f"{prefix}{name}", float(value)

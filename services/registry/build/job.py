@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from penstock.errors import Internal, PenstockError
+from penstock import plans
+from penstock.errors import Internal, PenstockError, Unsupported
 from penstock.v1 import builds_pb2 as pb
 from penstock.v1 import manifest_pb2, models_pb2
 
@@ -24,7 +25,6 @@ from .sandbox import Builder, Listener, Sandbox, opened
 from .store import BuildStore, Work
 
 MAX_REPORT: Final = 256 << 10
-_SECRET_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,14 @@ class Job:
         """Runs what is left of the job and writes how it ended; raises PenstockError where a step fails."""
         work, bench = self._work, self._bench
         version = await bench.catalog.get(work.name, work.number)
-        source = {role: artifact.digest for role, artifact in version.artifacts.items()}
+        published = {role: artifact.digest for role, artifact in version.artifacts.items()}
+        source = {**published, **work.spec.files}
         if self._done:
             self._say(f"going on after {len(self._done)} steps that were done before")
         while todo := dag.ready(self._nodes, self._done):
             await self._step(todo[0], source)
             self._done.add(todo[0].id)
-        await self._conclude(version, source)
+        await self._conclude(version, published)
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
@@ -207,16 +208,18 @@ def nodes_of(spec: manifest_pb2.BuildSpec) -> tuple[dag.Node, ...]:
 
 
 def secret(folder: Path, name: str) -> bytes:
-    """A secret of this registry, made when it is first asked for: 32 random bytes, readable by its user alone."""
+    """The key of this registry with that name, made when it is first asked for, its public half beside it.
+
+    Raises Unsupported where it cannot be made.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / name
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with open(descriptor, "wb") as file:
-        file.write(os.urandom(_SECRET_BYTES))
-    return path.read_bytes()
+    with suppress(FileExistsError):
+        try:
+            plans.new_key(folder / name)
+        except ImportError:
+            text = "cryptography is not installed in the registry, which keeps the key (install penstock[plans])"
+            raise Unsupported(text) from None
+    return (folder / name).read_bytes()
 
 
 def _took(status: pb.StepStatus) -> str:

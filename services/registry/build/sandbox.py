@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +33,7 @@ _ROOT: Final = str(Path(__file__).resolve().parents[3])
 _KEPT: Final = frozenset(("PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE"))
 _KEPT_PREFIXES: Final = ("LC_", "CUDA_", "NVIDIA_")
 _LOOK_SECONDS: Final = 0.5
+_GONE_SECONDS: Final = 5.0
 STEPS: Final = "services.registry.build.steps.catalogue"
 
 log = get_logger()
@@ -72,6 +73,8 @@ class Sandbox:
         self.folder = folder
         self.work = folder / "work"
         self._overrun = ""
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def describe(self, asked: list[tuple[str, Mapping[str, Any]]]) -> tuple[Described, ...]:
         """What these steps, each with its parameters, say of themselves. Raises what they raise."""
@@ -103,7 +106,7 @@ class Sandbox:
     def _start(self) -> None:
         """On the loop's own thread: the kernel ends the child together with the thread that started it."""
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        output, written = os.pipe()
+        self._output, printed = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         builder = self._builder
         settings = {
             "limits": asdict(builder.limits),
@@ -117,29 +120,25 @@ class Sandbox:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=written,
-                stderr=written,
+                stdout=printed,
+                stderr=printed,
                 pass_fds=(theirs.fileno(),),
                 env=environment(os.environ, builder.threads, str(self.work)),
                 cwd=self.work,
                 start_new_session=True,
             )
         except OSError as problem:
-            os.close(output)
             self._ours.close()
+            self._output.close()
             raise Internal("the builder cannot start a step", detail=repr(problem)) from None
         finally:
             theirs.close()
-            os.close(written)
-        self._output = output
+            printed.close()
 
     async def _open(self) -> None:
         self._reader, self._writer = await asyncio.open_connection(sock=self._ours, limit=MAX_LINE)
-        loop = asyncio.get_running_loop()
-        self._printed = asyncio.StreamReader(limit=1 << 16)
-        self._pipe, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(self._printed), os.fdopen(self._output, "rb")
-        )
+        self._printed, printer = await asyncio.open_connection(sock=self._output, limit=1 << 16)
+        self._writers = [self._writer, printer]
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
 
     async def _exchange(self, order: bytes) -> Message:
@@ -209,17 +208,24 @@ class Sandbox:
             self._process.kill()
 
     async def _close(self) -> None:
+        """Ends the process and all that it started, and lets go of everything."""
         self._kill()
         await asyncio.to_thread(self._process.wait)
-        self._writer.close()
-        # What was printed before the end belongs to the log; nothing more can come, unless something was left behind.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):
-                await asyncio.shield(self._tasks[0])
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._pipe.close()
+        if self._tasks:
+            # Everything that it started holds its end of the socket pair, so the end of that is the end of all of them;
+            # and what was printed before belongs to the log.
+            with contextlib.suppress(TimeoutError, OSError, ValueError):
+                async with asyncio.timeout(_GONE_SECONDS):
+                    while await self._reader.read(1 << 16):
+                        pass
+                    await asyncio.shield(self._tasks[0])
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+        self._ours.close()
+        self._output.close()
 
 
 @contextlib.asynccontextmanager
@@ -235,17 +241,27 @@ async def opened(builder: Builder, listener: Listener) -> AsyncIterator[Sandbox]
         for part in ("in", "work"):
             (folder / part).mkdir(mode=0o700)
         sandbox._start()
-        await sandbox._open()
         try:
             async with asyncio.timeout(builder.limits.wall_seconds):
+                await sandbox._open()
                 yield sandbox
         except TimeoutError:
             text = f"the step took longer than the {builder.limits.wall_seconds:g} s that a build may"
             raise ResourceExhausted(text) from None
         finally:
-            await asyncio.shield(asyncio.ensure_future(sandbox._close()))
+            await _through(sandbox._close())
     finally:
-        await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+        await _through(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+
+
+async def _through(work: Coroutine[Any, Any, None]) -> None:
+    """Does it to its end, whoever cancels meanwhile, and only then lets the cancellation on."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def environment(parent: Mapping[str, str], threads: int, folder: str) -> dict[str, str]:
