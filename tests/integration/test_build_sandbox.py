@@ -29,7 +29,7 @@ def builder(tmp_path: Path) -> Builder:
         scratch=tmp_path / "builds",
         hidden=tmp_path,
         limits=Limits(
-            memory_bytes=1 << 30, cpu_seconds=60, wall_seconds=60.0, file_bytes=8 << 20, folder_bytes=32 << 20
+            memory_bytes=512 << 20, cpu_seconds=60, wall_seconds=60.0, file_bytes=8 << 20, folder_bytes=32 << 20
         ),
         confined=NAMESPACES,
         steps="tests.harness.build_steps",
