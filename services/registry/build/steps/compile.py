@@ -2,9 +2,8 @@
 
 The builder is `tensorrt` where it is installed, else TensorRT-RTX, whose builder needs no GPU. Both take precision from
 the graph (strongly typed): quantise or halve first. The untrusted graph is parsed by a process of its own
-(compiler.py); this one, which holds the builder's key, only wraps what came back (penstock/plans.py). What was not
-yet said by the order of steps: the plan's key is (digest of the ONNX file, builder, its version, architecture,
-precision, profiles).
+(compiler.py); this one, which holds the builder's key, only wraps what came back (penstock/plans.py). The plan's key
+is (digest of the ONNX file, builder, its version, architecture, precision, profiles).
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,10 +82,9 @@ class Parameters:
 
 
 def run(work: StepContext[Parameters]) -> StepResult:
-    """Compiles, signs, writes `plan` and, where the builder has one, `timing_cache`."""
+    """Compiles, signs, writes `plan` and `timing_cache`."""
     package, version = builder()
     parameters = work.parameters
-    _keep_from_others()
     model = onnx_file.read(work.inputs["model"])
     precision = precision_of(model)
     if parameters.precision not in ("auto", precision):
@@ -98,7 +97,8 @@ def run(work: StepContext[Parameters]) -> StepResult:
     for text in changed:
         work.say(text)
     work.say(f"compiling with {plans.BUILDERS[package]} {version} for {_target(package, parameters)}")
-    answer = _compile(work, package, fit, wanted)
+    with _unreadable():
+        answer = _compile(work, package, fit, wanted)
     work.progress(0.9)
     header = plans.PlanHeader(
         source=f"sha256:{hashlib.sha256(work.inputs['model'].read_bytes()).hexdigest()}",
@@ -114,10 +114,7 @@ def run(work: StepContext[Parameters]) -> StepResult:
     path.write_bytes(plans.wrap(header, raw.read_bytes(), signing_key(work.secrets)))
     raw.unlink()
     work.say(f"{answer['bytes']:,} bytes in {answer['seconds']} s, key {header.key}")
-    files = {"plan": path}
-    cache = work.folder / "timing.cache"
-    if cache.exists():
-        files["timing_cache"] = cache
+    files = {"plan": path, "timing_cache": work.folder / "timing.cache"}
     return StepResult(files, _report(work, header, answer, changed, path))
 
 
@@ -234,7 +231,7 @@ def _compile(work: StepContext[Parameters], package: str, model: Any, wanted: tu
         "cache_out": str(work.folder / "timing.cache"),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "services.registry.build.steps.compiler"],
+        [sys.executable, "-P", "-m", "services.registry.build.steps.compiler"],
         input=json.dumps(order).encode(),
         capture_output=True,
         env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_MODULE_LOADING": "LAZY"},
@@ -243,7 +240,7 @@ def _compile(work: StepContext[Parameters], package: str, model: Any, wanted: tu
     source.unlink()
     if done.returncode != 0:
         raise InvalidArgument(
-            f"model: the builder ended with status {done.returncode} while compiling it; try another precision or level",
+            f"model: the builder ended with status {done.returncode} while compiling it; try another precision",
             field="model",
             detail=done.stderr.decode(errors="replace")[-4000:],
         )
@@ -269,8 +266,8 @@ def _capability(package: str, parameters: Parameters) -> str:
         return ""
     if number not in ("75", "80", "86", "89", "120", "121"):
         raise InvalidArgument(
-            f"compile.architecture: TensorRT-RTX compiles for sm_75, sm_80, sm_86, sm_89, sm_120 and sm_121; for sm_{number} "
-            "leave it empty",
+            f"compile.architecture: TensorRT-RTX compiles for sm_75, sm_80, sm_86, sm_89, sm_120 and sm_121; "
+            f"for sm_{number} leave it empty",
             field="compile.architecture",
         )
     return f"SM{number}"
@@ -304,9 +301,15 @@ def device_architecture() -> str:
     return f"sm{major.value}{minor.value}"
 
 
-def _keep_from_others() -> None:
-    """No process of this user can read this one's memory, which holds the key, from here on (man 2 prctl)."""
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+@contextmanager
+def _unreadable() -> Iterator[None]:
+    """No process of this user can read this one's memory, which holds the key, meanwhile (man 2 prctl)."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 def _tools(parameters: Parameters) -> dict[str, str]:
@@ -325,7 +328,7 @@ STEP: Final = Step(
     ),
     outputs=(
         Role("plan", "the signed plan"),
-        Role("timing_cache", "what this build measured", required=False),
+        Role("timing_cache", "what this build measured; empty where this builder keeps nothing"),
     ),
     tools=_tools,
     run=run,

@@ -69,8 +69,8 @@ def build(order: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"the builder cannot compile it: {words}", "detail": " | ".join(said)}
     data = bytes(plan)
     Path(order["plan"]).write_bytes(data)
-    if cache is not None and order.get("cache_out"):
-        Path(order["cache_out"]).write_bytes(bytes(config.get_timing_cache().serialize()))
+    kept = b"" if cache is None else bytes(config.get_timing_cache().serialize())
+    Path(order["cache_out"]).write_bytes(kept)
     return {
         "bytes": len(data),
         "seconds": round(time.monotonic() - begun, 3),
@@ -113,7 +113,7 @@ def _config(trt: Any, builder: Any, network: Any, order: dict[str, Any]) -> Any:
 
 def _timing_cache(config: Any, order: dict[str, Any]) -> Any:
     """The cache of measured kernels, begun from the one that was kept; None where this builder has none."""
-    old = Path(order["cache_in"]).read_bytes() if order.get("cache_in") else b""
+    old = Path(order["cache_in"]).read_bytes() if order["cache_in"] else b""
     try:
         cache = config.create_timing_cache(old)
         return cache if cache is not None and config.set_timing_cache(cache, False) else None

@@ -27,10 +27,11 @@ BATCH: Final = 8
 class Parameters:
     """precision: whose tolerance holds; auto for what the candidate's graph computes in; lossy for a pruned or
     distilled one, which is judged by accuracy alone. absolute, relative, close, cosine, argmax: other limits than the
-    precision's (numerics.py). rows: how many samples are compared; random: how many random ones. sizes: dimension →
-    size of random inputs. drop: how much accuracy may fall; accuracy: what it must be at least. latency_ratio,
-    memory_ratio, size_ratio: the candidate's by the source's, at most; latency_ms, memory_bytes, size_bytes: its own,
-    at most. What is None is measured and not judged."""
+    precision's (numerics.py). rows: how many samples are compared; random: how many random ones. mask: the input that
+    hides positions of the outputs, which are not compared. sizes: dimension → size of random inputs. drop: how much
+    accuracy may fall; accuracy: what it must be at least. latency_ratio, memory_ratio, size_ratio: the candidate's by
+    the source's, at most; latency_ms, memory_bytes, size_bytes: its own, at most. What is None is measured and not
+    judged."""
 
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "lossy"] = "auto"
     absolute: float | None = None
@@ -41,6 +42,7 @@ class Parameters:
     rows: int = 64
     random: int = 16
     seed: int = 0
+    mask: str = samples.MASK
     sizes: Mapping[str, int] = field(default_factory=dict)
     drop: float = 0.01
     accuracy: float | None = None
@@ -97,14 +99,15 @@ class Gate:
         for kind, batches in self._inputs():
             parts: dict[str, list[Difference]] = {}
             for feeds in batches:
-                a, b = self.before.run(feeds), self.after.run(feeds)
+                mask = self.work.parameters.mask
+                a, b = (samples.visible(each.run(feeds), feeds, mask) for each in (self.before, self.after))
                 for name in self.before.outputs:
                     parts.setdefault(name, []).append(difference(a[name], b[name], limit))
             for name, found in parts.items():
                 whole = merged(found)
-                # Random inputs lie between the classes as often as not: which one is largest there means nothing.
-                words = verdict(whole, limit if kind == "samples" else replace(limit, argmax=None))
-                shown = {"absolute": round(whole.largest_absolute, 6), "cosine": round(whole.cosine, 6)}
+                words = verdict(whole, limit, made_up=kind == "random")
+                cosine = whole.mean_cosine if kind == "random" else whole.cosine
+                shown = {"absolute": round(whole.largest_absolute, 6), "cosine": round(cosine, 6)}
                 self.check(f"numerics.{kind}.{name}", not words, shown, _short(limit), "; ".join(words))
                 told[f"{kind}.{name}"] = whole.json()
         return told

@@ -20,6 +20,7 @@ from penstock.untrusted.words import public
 from ..step import Role, Step, StepContext, StepResult, installed
 from . import onnx_file, report, tensors
 from .session import Session
+from .smooth import smoothed
 
 OPERATORS: Final = ("MatMul", "Gemm", "Conv")
 OPSET: Final = 13  # the first with one scale per channel
@@ -28,14 +29,16 @@ OPSET: Final = 13  # the first with one scale per channel
 @dataclass(frozen=True)
 class Parameters:
     """method: static or dynamic. per_channel: a scale per column of a weight rather than one. operators: which are
-    quantised. keep: names of nodes that are not. calibrate: how a range is chosen from what the samples show; rows,
-    batch: how many samples, and how many at once."""
+    quantised. keep: names of nodes that are not. calibrate: how a range is chosen from what the samples show; smooth:
+    how much of the outliers of activations moves into weights first (smooth.py), 0 for nothing; rows, batch: how many
+    samples, and how many at once."""
 
     method: Literal["static", "dynamic"] = "static"
     per_channel: bool = True
     operators: tuple[str, ...] = OPERATORS
     keep: tuple[str, ...] = ()
     calibrate: Literal["minmax", "entropy", "percentile"] = "minmax"
+    smooth: float = 0.7
     rows: int = 256
     batch: int = 8
     compare_rows: int = 8
@@ -45,6 +48,8 @@ class Parameters:
         for name in ("rows", "batch", "compare_rows"):
             if getattr(self, name) < 1:
                 raise InvalidArgument("at least 1 is needed", field=name)
+        if not 0 <= self.smooth <= 1:
+            raise InvalidArgument("0 to 1 is needed", field="smooth")
 
 
 class Samples:
@@ -117,6 +122,9 @@ def _static(work: StepContext[Parameters], model: Any, path: Path) -> None:
     lacking = sorted(set(session.inputs) - set(arrays))
     if lacking:
         raise InvalidArgument(f"samples: the set lacks the model's input {lacking[0]}", field="samples")
+    if parameters.smooth:
+        model, count = smoothed(model, arrays, parameters.smooth, parameters.rows, parameters.batch, work.threads)
+        work.say(f"{count} activations have outliers, which were moved into weights")
     methods = {
         "minmax": CalibrationMethod.MinMax,
         "entropy": CalibrationMethod.Entropy,
@@ -134,7 +142,15 @@ def _static(work: StepContext[Parameters], model: Any, path: Path) -> None:
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=methods[parameters.calibrate],
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            # Products of two activations, as in attention, lose most and gain least.
+            "MatMulConstBOnly": True,
+            # Only what a product reads is int8: what it gives is rounded where the next one reads it.
+            "OpTypesToExcludeOutputQuantization": list(parameters.operators),
+        },
     )
 
 

@@ -25,7 +25,7 @@ def compared(
     after = Session(path.read_bytes(), work.threads)
     feeds = samples.measuring(work.inputs.get("samples"), source, before, rows, seed)
     near = TOLERANCES[tolerance or precision]
-    a, b = before.run(feeds), after.run(feeds)
+    a, b = (samples.visible(each.run(feeds), feeds, samples.MASK) for each in (before, after))
     found = {name: difference(a[name], b[name], near).json() for name in before.outputs if name in b}
     work.progress(0.8)
     times = latency(before, after, feeds)
