@@ -181,11 +181,12 @@ class LocalBlobStore:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise InvalidArgument("a file of the step is not there, or is a link", detail=repr(error)) from None
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            os.close(descriptor)
+            raise InvalidArgument("a file of the step is a link, or no file")
         copy, hashed = self._partial / f"copy-{secrets.token_hex(16)}", hashlib.sha256()
         with open(descriptor, "rb") as source:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-                raise InvalidArgument("a file of the step is a link, or no file")
             try:
                 with _full_disk():
                     target = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
