@@ -67,17 +67,20 @@ def difference(source: Array, candidate: Array, tolerance: Tolerance) -> Differe
         return Difference(0, worst, worst, worst, float(same), float(same), float(same), None, same)
     a, b = source.astype(np.float64), candidate.astype(np.float64)
     finite = bool(np.isfinite(b[np.isfinite(a)]).all())
-    gap = np.where(np.isfinite(a) & np.isfinite(b), np.abs(a - b), np.where(_equal(a, b), 0.0, np.inf))
+    both = np.isfinite(a) & np.isfinite(b)
+    gap = np.abs(np.where(both, a, 0) - np.where(both, b, 0))
+    gap[~both & ~_equal(a, b)] = np.inf
     floor = np.maximum(np.abs(a), tolerance.absolute)
     relative = np.divide(gap, floor, out=np.full_like(gap, np.inf), where=np.isfinite(floor))
     relative[gap == 0] = 0.0
-    smallest, average = _cosines(a, b)
+    bound = tolerance.absolute + tolerance.relative * np.where(np.isfinite(a), np.abs(a), 0)
+    smallest, average = _cosines(np.where(both, a, 0), np.where(both, b, 0))
     return Difference(
         elements=int(a.size),
         largest_absolute=float(gap.max()),
         largest_relative=float(relative.max()),
         mean_absolute=float(gap.mean()),
-        close=float((gap <= tolerance.absolute + tolerance.relative * np.abs(a)).mean()),
+        close=float((gap <= bound).mean()),
         cosine=smallest,
         mean_cosine=average,
         argmax=_argmax(a, b),

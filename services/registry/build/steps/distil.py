@@ -8,6 +8,7 @@ The same recipe, seed and inputs give the same student.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from penstock.errors import InvalidArgument
 
 from ..numerics import TOLERANCES, difference
-from ..step import Json, Role, Step, StepContext, StepResult, installed
+from ..step import Role, Step, StepContext, StepResult, installed
 from . import onnx_file, report, tensors
 from .session import Session
 
@@ -90,7 +91,7 @@ def run(work: StepContext[Parameters]) -> StepResult:
     answers = student.run({lesson.input: rows})[lesson.output].reshape(held, -1)
     learnt = difference(lesson.y[order[:held]], answers, TOLERANCES["lossy"])
     work.say(
-        f"{held} samples that it never saw: mean difference {learnt.mean_absolute:.4f}, cosine {learnt.cosine:.4f}"
+        f"{held} samples held out: mean difference {learnt.mean_absolute:.4f}, mean cosine {learnt.mean_cosine:.4f}"
     )
     said = report.compared(work, teacher, path, "lossy", 8, parameters.seed)
     return StepResult({"model": path}, {**said, "held_out": {"samples": held, **learnt.json()}})
@@ -116,7 +117,7 @@ def ask(session: Session, arrays: dict[str, Array], output: str | None) -> Lesso
     chosen = output or (floats[0] if floats else "")
     if chosen not in floats:
         raise InvalidArgument(
-            f"distil.output: an output of floats, one row per sample, is needed; there are {', '.join(floats) or 'none'}",
+            f"distil.output: an output of floats, one row each, is needed; there are {', '.join(floats) or 'none'}",
             field="distil.output",
         )
     x, y = arrays[name].astype(np.float32), np.concatenate(answers[chosen]).astype(np.float32)
@@ -132,7 +133,7 @@ def train(work: StepContext[Parameters], x: Array, y: Array, rows: Array) -> lis
     torch.set_num_threads(max(1, work.threads))
     torch.use_deterministic_algorithms(True)
     sizes = [x.shape[1], *parameters.hidden, y.shape[1]]
-    linear = [torch.nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    linear = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
     active = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[parameters.activation]
     learner = torch.optim.AdamW(
         [each for layer in linear for each in layer.parameters()], lr=parameters.rate, weight_decay=parameters.decay
