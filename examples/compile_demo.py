@@ -47,7 +47,7 @@ class Recipe:
 def recipes() -> tuple[Recipe, ...]:
     """What is built. Whole networks in one precision: the plan is compiled from what the gate has looked at."""
     digits = {"batch": {"max": 32}}
-    minilm = {"batch": {"max": 8}, "sizes": {"tokens": [1, TOKENS, 256]}}
+    minilm = {"batch": {"max": 8}, "sizes": {"seq": [1, TOKENS, 256]}}
     return (
         Recipe("digits", "int8", (("quantise", {}), ("gate", {}), ("compile", digits))),
         Recipe("digits", "fp16", (("halve", {}), ("gate", {}), ("compile", digits))),
@@ -61,14 +61,14 @@ def main() -> int:
     began = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
-    # Steps use both halves of a small machine; nobody calls a model meanwhile.
-    flags = {"registry": ("--build-threads=2",)}
-    suite = Suite(FOLDER / "suite", Ports.free(), say=say, trace_ratio=None, flags=flags)
     try:
         build_models()
         write_sets()
         heading("Starting a suite with nothing in it")
-        suite.up()
+        # Steps use both halves of a small machine; nobody calls a model meanwhile.
+        flags = {"registry": ("--build-threads=2",)}
+        suite = Suite(FOLDER / "suite", Ports.free(), say=say, trace_ratio=None, flags=flags)
+        suite.up(timeout=180)
         try:
             told = asyncio.run(play(suite))
         finally:

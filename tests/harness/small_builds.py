@@ -28,3 +28,15 @@ class Builds(builds_pb2_grpc.BuildServiceServicer):
 
     async def WatchBuild(self, request: Any, context: Any) -> AsyncIterator[pb.WatchBuildResponse]:
         yield pb.WatchBuildResponse(build=self.made[request.id])
+
+    async def ListBuilds(self, request: Any, context: Any) -> pb.ListBuildsResponse:
+        return pb.ListBuildsResponse(builds=list(self.made.values()))
+
+    async def CancelBuild(self, request: Any, context: Any) -> pb.CancelBuildResponse:
+        return pb.CancelBuildResponse(build=self.made[request.id])
+
+    async def FindEngine(self, request: Any, context: Any) -> pb.FindEngineResponse:
+        return pb.FindEngineResponse()
+
+    async def ListOverrides(self, request: Any, context: Any) -> pb.ListOverridesResponse:
+        return pb.ListOverridesResponse()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,7 +105,13 @@ async def test_the_sdk(registry: Registry) -> None:
             await client.build("add1", spec=hang, wait=0.5)
         (hangs,) = [one async for one in client.builds("add1") if one.steps[0].step == "hang"]
         await client.cancel_build(hangs.id)
-        key = {"builder": "none", "builder_version": "1", "architecture": "any", "precision": "fp32", "profile": "1"}
+        key: dict[str, Any] = {
+            "builder": "none",
+            "builder_version": "1",
+            "architecture": "any",
+            "precision": "fp32",
+            "profile": "1",
+        }
         found = await client.find_engine(build.source_digest, **key)
         assert found == build.engines[0]
         assert await client.find_engine(build.source_digest, **{**key, "precision": "int8"}) is None

@@ -120,8 +120,8 @@ class Sandbox:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=printed,
+                stdout=printed.fileno(),
+                stderr=printed.fileno(),
                 pass_fds=(theirs.fileno(),),
                 env=environment(os.environ, builder.threads, str(self.work)),
                 cwd=self.work,

@@ -121,7 +121,10 @@ def test_what_a_gate_says() -> None:
     passed, failed = {"name": "size", "passed": True}, {"name": "accuracy", "passed": False, "text": "0.9 of 0.95"}
     assert dag.failed_checks([{}]) == (False, ())
     assert dag.failed_checks([{"verdict": "passed", "checks": [passed]}]) == (True, ())
-    both = [{"verdict": "failed", "checks": [passed, failed]}, {"verdict": "passed", "checks": []}]
+    both: list[dict[str, Any]] = [
+        {"verdict": "failed", "checks": [passed, failed]},
+        {"verdict": "passed", "checks": []},
+    ]
     assert dag.failed_checks(both) == (True, ("accuracy: 0.9 of 0.95",))
     # A gate that says it failed and not why has failed all the same.
     assert dag.failed_checks([{"verdict": "failed", "checks": "?"}]) == (True, ("the gate failed",))
