@@ -23,6 +23,9 @@ MAX_TEXT_BYTES: Final = 1024
 """Of an error's text. It travels twice, in the status (percent-encoded: times three) and in the trailer (base64), and
 clients refuse answers with more than 8 KiB of metadata."""
 
+LONGEST_RETRY: Final = 86_400.0
+"""Seconds of a `retry_after` at most."""
+
 OPTIONS: Final[Sequence[tuple[str, int]]] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -67,8 +70,16 @@ def error_of(failure: Any) -> errors.PenstockError:
     """The PenstockError that a failed call carries."""
     info = error_info(failure.trailing_metadata() or ())
     if info is not None:
-        return errors.from_code(info.code, info.message, field=info.field)
+        return carried(info)
     return errors.from_grpc(failure.code().value[0], failure.details() or "")
+
+
+def carried(info: errors_pb2.ErrorInfo) -> errors.PenstockError:
+    """The PenstockError that an ErrorInfo tells of."""
+    after = None
+    if info.HasField("retry_after"):
+        after = _bounded(info.retry_after.seconds + info.retry_after.nanos / 1e9)
+    return errors.from_code(info.code, info.message, field=info.field, retry_after=after)
 
 
 def error_info(trailers: Any) -> errors_pb2.ErrorInfo | None:
@@ -91,6 +102,8 @@ def error_trailer(error: errors.PenstockError, request_id: str = "") -> tuple[st
         retryable=error.code.retryable,
         request_id=request_id,
     )
+    if error.retry_after is not None:
+        info.retry_after.FromMilliseconds(int(1000 * _bounded(error.retry_after)))
     return ERROR_TRAILER, info.SerializeToString()
 
 
@@ -102,6 +115,10 @@ def status_of(error: errors.PenstockError) -> grpc.StatusCode:
 def text_of(error: errors.PenstockError) -> str:
     """The public text of an error, short enough for gRPC's metadata."""
     return _cut(error.message, MAX_TEXT_BYTES)
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(0.0, seconds), LONGEST_RETRY)
 
 
 def _cut(text: str, size: int) -> str:

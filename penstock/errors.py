@@ -184,9 +184,11 @@ BY_NAME: dict[str, type[PenstockError]] = {error.code.name: error for error in A
 _BY_GRPC: dict[int, type[PenstockError]] = {error.code.grpc: error for error in reversed(ALL)}
 
 
-def from_code(name: str, message: str, *, field: str = "", detail: str = "") -> PenstockError:
+def from_code(
+    name: str, message: str, *, field: str = "", detail: str = "", retry_after: float | None = None
+) -> PenstockError:
     """The error of that code; Internal for a code that this release does not know."""
-    return BY_NAME.get(name, Internal)(message, field=field, detail=detail)
+    return BY_NAME.get(name, Internal)(message, field=field, detail=detail, retry_after=retry_after)
 
 
 def from_grpc(status: int, message: str) -> PenstockError:

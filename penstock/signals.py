@@ -128,6 +128,21 @@ GATEWAY_HELD: Final = Metric(
     "Replicas served from though the store no longer has them",
     gauge_merge="max",
 )
+GATEWAY_WAITING: Final = Metric(
+    "penstock_gateway_waiting",
+    "gauge",
+    "gateway",
+    "Requests that wait for a version to be loaded",
+    gauge_merge="sum",
+)
+GATEWAY_WAITED: Final = Metric(
+    "penstock_gateway_waited_seconds",
+    "histogram",
+    "gateway",
+    "Time that requests waited for a version to be loaded, by how that ended: went (it was), late (their deadline came "
+    "first), left (cancelled), full (the waiting room was)",
+    ("end",),
+)
 
 # Worker. `code` is OK or a code of docs/errors.md.
 WORKER_REQUESTS: Final = Metric(

@@ -79,7 +79,9 @@ def _show(picture: pb.ClusterStatus, screen: Screen, name: str, *, again: bool) 
         screen.clear()
     empty = f"{name} is not deployed" if name else "nothing is deployed: `penstock deploy NAME`"
     screen.table(
-        ("VERSION", "ALIASES", "READY", "STATE", "WHERE"), [version_row(v) for v in picture.versions], empty=empty
+        ("VERSION", "ALIASES", "READY", "STATE", "SCALING", "WHERE"),
+        [version_row(v) for v in picture.versions],
+        empty=empty,
     )
     for problem in problems(picture):
         screen.styled(problem, "red")
@@ -110,14 +112,27 @@ def version_row(version: pb.VersionStatus) -> tuple[Cell, ...]:
         " ".join(roles),
         f"{version.ready}/{version.wanted}",
         (state, STATE_STYLES.get(state, "yellow")),
+        scaling_text(version),
         where,
     )
+
+
+def scaling_text(version: pb.VersionStatus) -> str:
+    """Within what its number of replicas moves, and why it is what it is; empty for a fixed number."""
+    if not version.HasField("scaling"):
+        return ""
+    scaling = version.scaling
+    text = f"{scaling.min_replicas} to {scaling.max_replicas}"
+    waiting = f", {scaling.waiting} wait" if scaling.waiting else ""
+    return f"{text}: {scaling.reason}{waiting}" if scaling.reason else f"{text}{waiting}"
 
 
 def version_state(version: pb.VersionStatus) -> str:
     """One word for how far a version is."""
     if version.retiring:
         return "retiring"
+    if version.HasField("scaling") and not version.wanted and not version.replicas:
+        return "cold"
     if readiness.is_ready(version):
         return "ready"
     if readiness.has_failed(version):

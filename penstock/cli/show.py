@@ -17,7 +17,7 @@ from typing import Any, Final, TextIO
 Cell = str | tuple[str, str]
 """Text, or text with a style such as `green` or `bold red`."""
 
-STATE_STYLES: Final = {"ready": "green", "failed": "bold red", "loading": "yellow", "pulling": "yellow"}
+STATE_STYLES: Final = {"ready": "green", "failed": "bold red", "loading": "yellow", "pulling": "yellow", "cold": "blue"}
 
 Bar = Callable[[str, int, int], None]
 """Told (what, done, total) as work goes on; done == total ends it."""

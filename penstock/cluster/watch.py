@@ -9,7 +9,7 @@ stay.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from penstock import signals
 from penstock.cluster import keys, records
 from penstock.cluster.etcd import Etcd
-from penstock.cluster.kv import Changes, Event, KeyValue, Point, Range
+from penstock.cluster.kv import Changes, Event, KeyValue, Op, Point, Put, Range
 from penstock.errors import Internal, PenstockError
 from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
@@ -35,6 +35,10 @@ log = get_logger()
 
 
 def _nothing() -> None:
+    pass
+
+
+def _nobody(before: object, now: object) -> None:
     pass
 
 
@@ -56,6 +60,8 @@ class Mirror(Generic[M]):
             that is none of ours is logged and passed over.
         on_change: called after records or `connected` have changed, on the loop; must not block.
         resync: seconds between full reads.
+        on_record: called for every record that has changed, before `on_change`: what it was and what it is, None for
+            not there. Whoever follows it knows what `records` holds without looking through it.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class Mirror(Generic[M]):
         on_change: Callable[[], None] = _nothing,
         *,
         resync: float = RESYNC,
+        on_record: Callable[[M | None, M | None], None] = _nobody,
     ) -> None:
         self.prefix = prefix
         self.connected = False
@@ -76,11 +83,14 @@ class Mirror(Generic[M]):
         self._rewound = counter(signals.ETCD_REWINDS)
         self._class = message_class
         self._on_change = on_change
+        self._on_record = on_record
         self._resync = resync
         self._records: dict[str, M] = {}
         self._known: dict[str, _Known] = {}
         self._point: Point | None = None
         self._told = 0
+        # Revisions of our own writes that no watch or read has told yet.
+        self._ahead: dict[str, int] = {}
         self._synced = asyncio.Event()
         self._backoff = Backoff()
         # One full read at a time, so that a later one is also one of a later revision.
@@ -115,6 +125,22 @@ class Mirror(Generic[M]):
             if everything.revision >= self._told:
                 self._replace(everything)
 
+    def wrote(self, operations: Sequence[Op], revision: int) -> None:
+        """Takes in what this process has written to the prefix at that revision, so that it need not wait to be told.
+
+        For the only writer of these keys: what others wrote before, and the watch tells late, is passed over.
+        """
+        changed = []
+        for op in operations:
+            known = self._known.get(op.key)
+            if not op.key.startswith(self.prefix) or (known is not None and known.modified >= revision):
+                continue
+            if revision > self._told:
+                self._ahead[op.key] = revision
+            changed.append(self._take(op.key, op.value, revision) if isinstance(op, Put) else self._drop(op.key))
+        if any(changed):
+            self._on_change()
+
     async def run(self) -> None:
         """Keeps the records fresh until cancelled."""
         while True:
@@ -143,14 +169,17 @@ class Mirror(Generic[M]):
             self.rewinds += 1
             self._rewound.inc()
             log.warning("store_rewound", prefix=self.prefix, from_revision=self._told, to_revision=everything.revision)
+            self._ahead.clear()
         there = {item.key for item in everything.items}
-        dropped = [self._drop(key) for key in list(self._known) if key not in there]
+        ahead = {key for key, revision in self._ahead.items() if revision > everything.revision}
+        dropped = [self._drop(key) for key in list(self._known) if key not in there and key not in ahead]
         written = [
             self._set(item.key, _Known(item.mod_revision, item.create_revision, item.value))
             for item in everything.items
+            if item.key not in ahead
         ]
         self._point = everything.point
-        self._told = everything.revision
+        self._tell(everything.revision)
         self._synced.set()
         if rewound or any(dropped) or any(written):
             self._on_change()
@@ -164,21 +193,36 @@ class Mirror(Generic[M]):
             return False
         told = replace(self._point, revision=self._told)
         return not everything.point.follows(told) or any(
-            item.mod_revision <= self._told and self._known.get(item.key) != _known(item) for item in everything.items
+            item.mod_revision <= self._told
+            and item.key not in self._ahead
+            and self._known.get(item.key) != _known(item)
+            for item in everything.items
         )
 
     def _apply(self, changes: Changes) -> None:
         # A full read of `refresh` may have been ahead of the watch.
         changed = [self._apply_event(event) for event in changes.events if event.revision > self._told]
-        self._told = max(self._told, changes.revision)
+        self._tell(max(self._told, changes.revision))
         if any(changed) or not self.connected:
             self.connected = True
             self._on_change()
 
+    def _tell(self, revision: int) -> None:
+        self._told = revision
+        if self._ahead:
+            self._ahead = {key: ahead for key, ahead in self._ahead.items() if ahead > revision}
+
     def _apply_event(self, event: Event) -> bool:
+        if event.revision <= self._ahead.get(event.key, 0):
+            return False
         if event.value is None:
             return self._drop(event.key)
         return self._set(event.key, _Known(event.revision, event.create_revision, event.value))
+
+    def _take(self, key: str, value: bytes, revision: int) -> bool:
+        """A write of our own."""
+        before = self._known.get(key)
+        return self._set(key, _Known(revision, before.created if before is not None else revision, value))
 
     def _set(self, key: str, new: _Known) -> bool:
         old = self._known.get(key)
@@ -189,15 +233,21 @@ class Mirror(Generic[M]):
             log.error("key_unknown", key=key[: keys.MAX_KEY], bytes=len(key))
             return False
         try:
-            self._records[key] = records.from_json(self._class, new.value)
+            record = records.from_json(self._class, new.value)
         except Internal as problem:
             log.error("record_unreadable", key=key, detail=problem.detail)
             return False
+        before = self._records.get(key)
+        self._records[key] = record
+        self._on_record(before, record)
         return True
 
     def _drop(self, key: str) -> bool:
         self._known.pop(key, None)
-        return self._records.pop(key, None) is not None
+        before = self._records.pop(key, None)
+        if before is not None:
+            self._on_record(before, None)
+        return before is not None
 
     def _disconnected(self, problem: PenstockError) -> None:
         if self.connected:

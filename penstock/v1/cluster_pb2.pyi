@@ -159,12 +159,13 @@ class VersionStatus(_message.Message):
     ALIASES_FIELD_NUMBER: _builtins.int
     DEFAULT_VERSION_FIELD_NUMBER: _builtins.int
     RETIRING_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Model name."""
     version: _builtins.int
     """Version number."""
     wanted: _builtins.int
-    """Wanted replicas."""
+    """Wanted replicas: as deployed, or what its demand asks for now."""
     ready: _builtins.int
     """READY replicas."""
     unplaced_reason: _builtins.str
@@ -181,6 +182,10 @@ class VersionStatus(_message.Message):
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases that point here."""
 
+    @_builtins.property
+    def scaling(self) -> Global___ScalingStatus:
+        """How its number of replicas follows its demand; absent when the number is fixed."""
+
     def __init__(
         self,
         *,
@@ -193,14 +198,57 @@ class VersionStatus(_message.Message):
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         default_version: _builtins.bool = ...,
         retiring: _builtins.bool = ...,
+        scaling: Global___ScalingStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "default_version", b"default_version", "name", b"name", "ready", b"ready", "replicas", b"replicas", "retiring", b"retiring", "unplaced_reason", b"unplaced_reason", "version", b"version", "wanted", b"wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "default_version", b"default_version", "name", b"name", "ready", b"ready", "replicas", b"replicas", "retiring", b"retiring", "scaling", b"scaling", "unplaced_reason", b"unplaced_reason", "version", b"version", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VersionStatus: _TypeAlias = VersionStatus  # noqa: Y015
+
+@_typing.final
+class ScalingStatus(_message.Message):
+    """ScalingStatus is what was made of a version's demand last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_REPLICAS_FIELD_NUMBER: _builtins.int
+    MAX_REPLICAS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    OUTSTANDING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    min_replicas: _builtins.int
+    """Replicas at least; 0 when it may have none while nobody calls."""
+    max_replicas: _builtins.int
+    """Replicas at most."""
+    reason: _builtins.str
+    """What decided how many are wanted: a policy, such as `outstanding`, a bound, or why it has not fallen yet."""
+    rate: _builtins.float
+    """Requests a second, as seen last."""
+    outstanding: _builtins.float
+    """Requests under way or waiting, as seen last."""
+    waiting: _builtins.int
+    """Requests that wait for a first replica."""
+    def __init__(
+        self,
+        *,
+        min_replicas: _builtins.int = ...,
+        max_replicas: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        rate: _builtins.float = ...,
+        outstanding: _builtins.float = ...,
+        waiting: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "outstanding", b"outstanding", "rate", b"rate", "reason", b"reason", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingStatus: _TypeAlias = ScalingStatus  # noqa: Y015
 
 @_typing.final
 class ReplicaStatus(_message.Message):
@@ -614,7 +662,7 @@ class WorkerVerdict(_message.Message):
     """Why, in words."""
     obstacle: _builtins.str
     """What stands in the way of a replica, or of one that is leaving: `draining`, `engine`, `devices`, `selector`,
-    `taint`, `anti-affinity`, `spread`, `memory`, `exclusive` or `device-memory`; empty when nothing does.
+    `taint`, `anti-affinity`, `spread`, `shunned`, `memory`, `exclusive` or `device-memory`; empty when nothing does.
     """
     subject: _builtins.str
     """Label, taint, model, failure domain or device that the obstacle is about; empty for memory of the worker."""

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 import builtins as _builtins
 import sys
@@ -29,6 +30,7 @@ class ErrorInfo(_message.Message):
     FIELD_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """Stable, upper-snake-case code from docs/errors.md, such as NOT_FOUND."""
     message: _builtins.str
@@ -39,6 +41,10 @@ class ErrorInfo(_message.Message):
     """True where the same call may succeed later without a change by the caller."""
     request_id: _builtins.str
     """Id under which the service logged the failure."""
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """After how long a retry makes sense; absent where nobody knows."""
+
     def __init__(
         self,
         *,
@@ -47,10 +53,11 @@ class ErrorInfo(_message.Message):
         field: _builtins.str = ...,
         retryable: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "request_id", b"request_id", "retryable", b"retryable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "request_id", b"request_id", "retry_after", b"retry_after", "retryable", b"retryable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from penstock.cluster import keys
 from penstock.cluster.etcd import Etcd
+from penstock.cluster.reports import Reports
 from penstock.cluster.watch import Mirror
 from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, ServiceRecord
 from penstock.kit.log import get_logger
@@ -21,11 +24,16 @@ from .control import Control
 from .inference import Inference
 from .probe import probe_held
 from .region_table import RegionTable
+from .reporting import report
 from .repository import Repository
 from .rest import serve_rest
+from .room import Room
 from .routes import RoutingTable
 from .shared_memory import SharedMemory
 from .upstream import Upstreams
+
+WAITING_SHARE: Final = 0.9
+"""Part of the drain time in which a request may still wait for a version; in the rest it is told why it was in vain."""
 
 
 async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
@@ -66,6 +74,7 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     chassis.on_close(scheduler.close)
     control = Control(registry, scheduler, token=chassis.token, default_timeout=config.default_timeout)
 
+    room = _waiting_room(chassis, config, routes, upstreams, schedulers)
     inference = Inference(
         routes,
         upstreams,
@@ -74,8 +83,9 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
         shared_memory=_shared_memory(chassis, config),
         retries=config.retries,
         not_ready=chassis.not_ready,
+        room=room,
     )
-    metrics.expose(routes, upstreams)
+    metrics.expose(routes, upstreams, lambda: len(room))
     rpc.register(chassis, inference, control, default_timeout=config.default_timeout)
     listener = chassis.sockets["http_port"]
 
@@ -97,6 +107,39 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     chassis.serve_beside(rest, "rest")
     if not chassis.supervised:
         await announce(chassis, etcd, config)
+
+
+def _waiting_room(
+    chassis: Chassis,
+    config: GatewayConfig,
+    routes: RoutingTable,
+    upstreams: Upstreams,
+    schedulers: Mirror[ServiceRecord],
+) -> Room:
+    """The room, and the reports by which schedulers hear of those who wait in it."""
+    reports = Reports(
+        chassis.id,
+        schedulers,
+        partial(report, routes, upstreams),
+        heard=lambda answer: room.told(answer),
+        token=chassis.token,
+        credentials=chassis.certificates.channel,
+    )
+    room = Room(
+        routes,
+        upstreams.demand,
+        most=config.waiting_requests,
+        most_each=config.waiting_requests_per_version,
+        wish=reports.soon,
+    )
+    chassis.start(reports.run(), "reports of demand")
+    chassis.on_close(reports.close)
+
+    async def end_waiting() -> None:
+        room.close_at(asyncio.get_running_loop().time() + config.drain_seconds * WAITING_SHARE)
+
+    chassis.on_drain(end_waiting)
+    return room
 
 
 def _shared_memory(chassis: Chassis, config: GatewayConfig) -> SharedMemory:

@@ -26,10 +26,12 @@ from penstock.wire.call import REGIONS, REQUEST_ID, TRACEPARENT, VERSION, Answer
 from penstock.wire.client import ConnectionLost, Field, write_timeout
 
 from . import balance, header, shared_memory
+from .demand import Served
 from .flight import Flight
 from .header import RoutingHeader
 from .metrics import RequestMetrics
 from .repository import Repository
+from .room import Room
 from .route_table import Replica, Route
 from .routes import RoutingTable
 from .shared_memory import Shared, SharedMemory
@@ -64,13 +66,15 @@ class Inference:
         not_ready: Callable[[], str | None] | None = None,
         randrange: Callable[[int], int] = random.randrange,
         metrics: RequestMetrics | None = None,
+        room: Room | None = None,
     ) -> None:
         """shared_memory: None for none; retries: attempts at other replicas after the first one failed; not_ready:
-        the reason, None when ready."""
+        the reason, None when ready; room: where requests wait for versions that are loaded on demand."""
         self._routes = routes
         self._upstreams = upstreams
         self._repository = repository
         self._shared_memory = shared_memory or SharedMemory()
+        self._room = room if room is not None else Room(routes, upstreams.demand)
         self._statistics = Statistics(routes, upstreams)
         self._max_body_bytes = max_body_bytes
         self._attempts = 1 + retries
@@ -138,11 +142,12 @@ class Inference:
             shared = self._shared_memory.resolve(call) if shared_memory.named(payload) else None
         except PenstockError:
             return None
-        replicas, outstanding = shared_memory.reaching(shared, route.replicas), self._upstreams.outstanding
+        replicas, load = shared_memory.reaching(shared, route.replicas), self._upstreams.load
         if not replicas:
             return None
-        replica = balance.choose(replicas, lambda replica: outstanding(replica.address), self._randrange)
-        free = self._upstreams.free(replica.address, (route.model, route.version), started)
+        served = route.model, route.version
+        replica = balance.choose(replicas, lambda replica: load(replica.address, served, started), self._randrange)
+        free = self._upstreams.free(replica.address, served, started)
         if free is None:
             return None
         place, connection = free
@@ -170,9 +175,10 @@ class Inference:
     ) -> Answer:
         """Passes the call's bytes to one replica, and to another one if the first cannot answer.
 
-        Retried: a lost connection, UNAVAILABLE, RESOURCE_EXHAUSTED. Inference has no effects, so a request whose
-        connection broke may run twice, unless its outputs go to shared memory, where the first run might write late.
-        Not retried: what is wrong with the request, and a deadline that passed.
+        A version that is loaded on demand is waited for (room.py). Retried: a lost connection, UNAVAILABLE,
+        RESOURCE_EXHAUSTED. Inference has no effects, so a request whose connection broke may run twice, unless its
+        outputs go to shared memory, where the first run might write late. Not retried: what is wrong with the request,
+        and a deadline that passed.
         """
         return await self._attempt(call, target, _onward(call, traceparent, shared), set(), None, shared)
 
@@ -207,33 +213,47 @@ class Inference:
         shared: Shared | None,
     ) -> Answer:
         """tried: addresses that have failed; failure: how the last one did; shared: what the request refers to."""
-        while len(tried) < self._attempts:
-            route = self._routes.resolve(target.model, target.version)
-            replica = self._pick(route, tried, shared)
-            if replica is None:
-                break
-            call.remaining()
-            if failure is not None:
-                self._metrics.retried(failure.code.name)
-            tried.add(replica.address)
-            onward = {VERSION: str(route.version), **headers}
-            try:
-                return await self._upstreams.call(
-                    replica.address,
-                    (route.model, route.version),
-                    call.method,
-                    call.payload,
-                    deadline=call.deadline,
-                    headers=onward,
-                )
-            except ConnectionLost as lost:
-                failure = _stopped(route.model, lost)
-                if shared is not None and shared.writes:
+        waited: Served | None = None
+        try:
+            while len(tried) < self._attempts:
+                try:
+                    route = self._routes.resolve(target.model, target.version)
+                except Unavailable as refusal:
+                    if waited is not None:
+                        self._room.ended(waited)
+                        waited = None
+                    route, waited = await self._room.route(call, target, refusal)
+                replica = self._pick(route, tried, shared)
+                if replica is None:
                     break
-            except (Unavailable, ResourceExhausted) as refusal:
-                failure = refusal
+                call.remaining()
+                if failure is not None:
+                    self._metrics.retried(failure.code.name)
+                    self._upstreams.demand.flow((route.model, route.version)).repeated()
+                tried.add(replica.address)
+                try:
+                    return await self._send(call, route, replica, headers)
+                except ConnectionLost as lost:
+                    failure = _stopped(route.model, lost)
+                    if shared is not None and shared.writes:
+                        break
+                except (Unavailable, ResourceExhausted) as refusal:
+                    failure = refusal
+        finally:
+            if waited is not None:
+                self._room.ended(waited)
         words = "no replica can take the request" if shared is None else shared_memory.NO_NEAR_REPLICA
         raise failure or Unavailable(words, retry_after=RETRY_SECONDS)
+
+    async def _send(self, call: Call, route: Route, replica: Replica, headers: dict[str, str]) -> Answer:
+        return await self._upstreams.call(
+            replica.address,
+            (route.model, route.version),
+            call.method,
+            call.payload,
+            deadline=call.deadline,
+            headers={VERSION: str(route.version), **headers},
+        )
 
     async def server_live(self, call: Call) -> Answer:
         """The process answers."""
@@ -249,12 +269,15 @@ class Inference:
         return _answer(oip.ServerMetadataResponse(name="penstock", version=__version__, extensions=extensions))
 
     async def model_ready(self, call: Call) -> Answer:
-        """True when a request for that model and version would be passed on; an unknown model is not ready."""
+        """True when a request for that model and version would be passed on, now or once it is loaded on demand; an
+        unknown model is not ready. Asking loads nothing, so a client that asks first is not kept away for ever."""
         asked = header.of_model_request(call.payload)
         try:
             self._routes.resolve(asked.model, asked.version)
-        except (NotFound, Unavailable):
+        except NotFound:
             return _answer(oip.ModelReadyResponse(ready=False))
+        except Unavailable:
+            return _answer(oip.ModelReadyResponse(ready=self._room.expected(asked)))
         return _answer(oip.ModelReadyResponse(ready=True))
 
     async def model_metadata(self, call: Call) -> Answer:
@@ -283,7 +306,8 @@ class Inference:
         )
         if not candidates:
             return None
-        return balance.choose(candidates, lambda replica: upstreams.outstanding(replica.address), self._randrange)
+        now = self._clock()
+        return balance.choose(candidates, lambda replica: upstreams.load(replica.address, served, now), self._randrange)
 
 
 def _onward(call: Call, traceparent: str, shared: Shared | None) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from penstock import signals
 from penstock.kit.metrics import Count, Spread, counter, gauge, histogram
 
@@ -31,13 +33,25 @@ class RequestMetrics:
         self._retries.labels(code).inc()
 
 
+class RoomMetrics:
+    """Counts those who waited for a version to be loaded."""
+
+    def __init__(self) -> None:
+        self._waited = histogram(signals.GATEWAY_WAITED)
+
+    def waited(self, end: str, seconds: float) -> None:
+        """One waits no more; end: went, late (his deadline came first), left (he was cancelled), full (not let in)."""
+        self._waited.labels(end).observe(seconds)
+
+
 def ejected(reason: str) -> None:
     """A worker (lost) or a replica (silent, slow) is avoided from now on, for a while."""
     counter(signals.GATEWAY_EJECTIONS).labels(reason).inc()
 
 
-def expose(routes: RoutingTable, upstreams: Upstreams) -> None:
-    """Gauges that are read when somebody looks."""
+def expose(routes: RoutingTable, upstreams: Upstreams, waiting: Callable[[], int]) -> None:
+    """Gauges that are read when somebody looks; waiting: requests in the waiting room."""
+    gauge(signals.GATEWAY_WAITING).set_function(waiting)
     gauge(signals.GATEWAY_IN_FLIGHT).set_function(lambda: upstreams.in_flight)
     gauge(signals.GATEWAY_WORKERS).set_function(lambda: upstreams.open)
     gauge(signals.GATEWAY_MODELS).set_function(lambda: len(routes.table.models))

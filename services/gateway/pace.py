@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Final, Literal, TypeVar
 
+from .demand import Flow
+
 K = TypeVar("K")
 Reason = Literal["silent", "slow"]
 
@@ -34,15 +36,21 @@ SLACK: Final = 0.01
 ENOUGH: Final = 20
 """Answers before a mean says anything."""
 ENOUGH_MORE: Final = 10
+STALE: Final = 3.0
+"""Seconds without a request after which a mean says little: it is tried as if nothing were known."""
+WEIGHT_AFRESH: Final = 0.5
+"""Of a latency in the mean when it is lower, after so long a time."""
 PATIENCE: Final = 1.0
 
 
 class Pace:
-    """How one replica answers. latency: mean of the newest answers, in seconds; seen: answers in all."""
+    """How one replica answers. latency: mean of the newest answers, in seconds; seen: answers in all; flow: the
+    requests of its version, to all replicas."""
 
-    __slots__ = ("_busy_since", "_heard", "_outstanding", "_silent", "_since", "_suspected", "latency", "seen")
+    __slots__ = ("_busy_since", "_heard", "_outstanding", "_silent", "_since", "_suspected", "flow", "latency", "seen")
 
-    def __init__(self) -> None:
+    def __init__(self, flow: Flow | None = None) -> None:
+        self.flow = flow if flow is not None else Flow()
         self.latency = 0.0
         self.seen = 0
         self._outstanding = 0
@@ -69,9 +77,17 @@ class Pace:
         self._busy_since = now
         return True
 
+    def expected(self, now: float) -> float:
+        """Seconds that an answer takes; 0 for not known: too few were seen, or none lately. One that was thought slow
+        is so tried again, by one request at a time."""
+        if self.seen < ENOUGH or (self._outstanding == 0 and now - self._heard > STALE):
+            return 0.0
+        return self.latency
+
     def answered(self, now: float, took: float) -> None:
         """It gave the answer that was asked for, after so many seconds."""
         self._outstanding -= 1
+        stale = now - self._heard > STALE
         self._busy_since = self._heard = now
         self._silent = 0.0
         if now - took < self._since:
@@ -82,7 +98,8 @@ class Pace:
             self.latency = latency + (took - latency) * max(WEIGHT, 1.0 / seen)
         else:
             most = OUTLIER * latency + SLACK
-            self.latency = latency + ((took if took < most else most) - latency) * WEIGHT
+            weight = WEIGHT_AFRESH if stale and took < latency else WEIGHT
+            self.latency = latency + ((took if took < most else most) - latency) * weight
 
     def heard(self, now: float) -> None:
         """It answered with an error: it is not silent, but how fast it is is not known from that."""

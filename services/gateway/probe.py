@@ -26,6 +26,6 @@ async def probe_held(routes: RoutingTable, upstreams: Upstreams, interval: float
 async def _probe(upstreams: Upstreams, address: str) -> None:
     deadline = asyncio.get_running_loop().time() + TIMEOUT
     try:
-        await upstreams.call(address, ("", 0), "ServerLive", b"", deadline=deadline, headers={})
+        await upstreams.call(address, ("", 0), "ServerLive", b"", deadline=deadline, headers={}, wanted=False)
     except PenstockError:
         return  # Upstreams has told whoever needs to know

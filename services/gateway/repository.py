@@ -18,7 +18,7 @@ from penstock.v1 import models_pb2 as pb
 from penstock.wire.call import Answer, Call
 
 from .messages import parsed
-from .route_table import ModelView, RouteTable
+from .route_table import ModelView, RouteTable, unavailable
 from .routes import RoutingTable
 
 M = TypeVar("M", bound=Message)
@@ -87,7 +87,7 @@ class Repository:
             if state is not None and state.replicas:
                 return Answer(oip.RepositoryModelLoadResponse().SerializeToString())
             if state is not None and state.failed:
-                raise Unavailable(f"version {wanted} of model '{name}' {state.reason}", retry_after=state.retry_after)
+                raise unavailable(name, state)
             reason = state.reason if state is not None else "is wanted and not placed yet"
             await _until(news, call, f"version {wanted} of model '{name}' {reason}; it goes on loading")
 

@@ -7,12 +7,12 @@ serve, the table holds why, in words that are true for the caller: loading, fail
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from penstock import names
 from penstock.errors import InvalidArgument, NotFound, Unavailable
-from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord
+from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, WantedVersion
 from penstock.v1 import cluster_pb2 as pb
 
 LOADING = frozenset({pb.REPLICA_STATE_ASSIGNED, pb.REPLICA_STATE_PULLING, pb.REPLICA_STATE_LOADING})
@@ -42,7 +42,8 @@ class Route:
 @dataclass(frozen=True, slots=True)
 class VersionView:
     """One wanted version. state: READY, LOADING, UNLOADING or UNAVAILABLE (the protocol's words); reason: why it is
-    not READY, empty otherwise; failed: it could not be loaded anywhere and nothing is under way."""
+    not READY, empty otherwise; failed: it could not be loaded anywhere and nothing is under way; on_demand: it may have
+    no replica while nobody calls, and gets one when somebody does; retiring: it serves until the default does."""
 
     version: int
     state: str
@@ -50,6 +51,8 @@ class VersionView:
     replicas: tuple[Replica, ...] = ()
     failed: bool = False
     retry_after: float | None = None
+    on_demand: bool = False
+    retiring: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,9 @@ class RouteTable:
         """Where to send a request.
 
         model: name; version: a positive integer, an alias, or empty. Empty means the deployment's default version if
-        it has a READY replica, else the highest READY one. Raises InvalidArgument (no model name, a version that is
-        neither), NotFound (not deployed), Unavailable (deployed, nothing READY; the message says why).
+        it has a READY replica, else the highest READY one; in place of a default that is loaded on demand only one that
+        retires. Raises InvalidArgument (no model name, a version that is neither), NotFound (not deployed), Unavailable
+        (deployed, nothing READY; the message says why).
         """
         view = self.models.get(model)
         if view is None:
@@ -109,8 +113,19 @@ class RouteTable:
         route = view.routes.get(str(wanted))
         if route is not None:
             return route
-        state = view.versions[wanted]
-        raise Unavailable(f"version {wanted} of model '{view.name}' {state.reason}", retry_after=state.retry_after)
+        raise unavailable(view.name, view.versions[wanted])
+
+    def cold(self, model: str, version: str) -> VersionView:
+        """The version for which `resolve` has just raised Unavailable."""
+        view = self.models[model]
+        return view.versions[wanted_version(view, version)]
+
+
+def unavailable(model: str, version: VersionView) -> Unavailable:
+    """Why a version that is deployed cannot serve."""
+    return Unavailable(
+        f"version {version.version} of model '{model}' {version.reason}", retry_after=version.retry_after
+    )
 
 
 def wanted_version(view: ModelView, version: str) -> int:
@@ -144,7 +159,7 @@ def view_of(deployment: DeploymentRecord, replicas: Iterable[ReplicaRecord]) -> 
     for record in replicas:
         if record.version in by_version:
             by_version[record.version].append(record)
-    versions = {number: _version_view(number, records) for number, records in by_version.items()}
+    versions = {wanted.version: _version_view(wanted, by_version[wanted.version]) for wanted in deployment.versions}
     aliases = {alias: number for alias, number in deployment.aliases.items() if number in versions}
     default = deployment.default_version if deployment.default_version in versions else max(versions)
     wanted = {version.version: version.replicas for version in deployment.versions}
@@ -169,12 +184,22 @@ def _routes(
     ready = {number: Route(name, number, view.replicas) for number, view in versions.items() if view.replicas}
     routes = {str(number): route for number, route in ready.items()}
     routes.update({alias: ready[number] for alias, number in aliases.items() if number in ready})
-    if ready:
-        routes[""] = ready.get(default) or ready[max(ready)]
+    instead = [number for number in ready if versions[number].retiring or not versions[default].on_demand]
+    if default in ready or instead:
+        routes[""] = ready.get(default) or ready[max(instead)]
     return routes
 
 
-def _version_view(number: int, records: list[ReplicaRecord]) -> VersionView:
+def _version_view(wanted: WantedVersion, records: list[ReplicaRecord]) -> VersionView:
+    view = _loaded_view(wanted.version, records)
+    on_demand = wanted.HasField("scaling") and wanted.scaling.min_replicas == 0
+    if on_demand and not records:
+        # Nothing is known of when: the first request decides.
+        view = replace(view, reason="is not loaded; a request has it loaded", retry_after=None)
+    return replace(view, on_demand=on_demand, retiring=wanted.retiring)
+
+
+def _loaded_view(number: int, records: list[ReplicaRecord]) -> VersionView:
     ready = tuple(
         Replica(record.worker, record.address, record.unix_socket)
         for record in sorted(records, key=lambda record: record.worker)

@@ -59,6 +59,7 @@ class RoutingTable:
         self._replica_belief = ReplicaBelief()
         self._deployment_history = History()
         self._replica_history = History()
+        self._swapped: Callable[[frozenset[str]], None] = lambda models: None
         self._deployments: Mapping[str, DeploymentRecord] = {}
         self._replicas: Mapping[str, ReplicaRecord] = {}
 
@@ -66,6 +67,10 @@ class RoutingTable:
     def news(self) -> asyncio.Event:
         """Set at the next swap. Take it before looking at the table, so that no change is missed."""
         return self._news
+
+    def on_swap(self, told: Callable[[frozenset[str]], None]) -> None:
+        """Has one listener told which models have changed, after each swap; it must not block."""
+        self._swapped = told
 
     def resolve(self, model: str, version: str) -> Route:
         """See RouteTable.resolve. Nothing is NotFound before the table has been read: then it is Unavailable."""
@@ -149,6 +154,7 @@ class RoutingTable:
         _log.debug("routes_changed", models=sorted(changed))
         news, self._news = self._news, asyncio.Event()
         news.set()
+        self._swapped(frozenset(changed))
 
 
 def _changed_models(before: Mapping[str, M], after: Mapping[str, M]) -> set[str]:

@@ -17,7 +17,7 @@ import grpc
 
 T = TypeVar("T")
 
-STATUS_SECONDS = 2.0
+STATUS_SECONDS = 10.0
 """How long to wait for the server's status after a write has failed without one."""
 
 _MISQUOTED = (grpc.StatusCode.INTERNAL, "Internal error from Core")

@@ -67,6 +67,7 @@ class Statistics:
                     request.SerializeToString(),
                     deadline=call.deadline,
                     headers={name: value for name, value in headers.items() if value},
+                    wanted=False,
                 )
             except (Unavailable, NotFound) as gone:
                 return gone

@@ -10,7 +10,7 @@ verdicts are made by `watch`, a few times a second.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -22,14 +22,12 @@ from penstock.wire.call import Answer, Done, Pending
 from penstock.wire.client import ConnectionLost, Field
 
 from . import pace as paces
+from .balance import Load
+from .demand import Demand, Flow, Served
 from .ejection import Ejection, Gray
 from .pace import Pace
 
 _log = get_logger()
-
-
-Served = tuple[str, int]
-"""A model and its version: with an address, one replica."""
 
 SWEEP = 0.25
 """Seconds between two looks for gray replicas."""
@@ -70,17 +68,31 @@ class Upstream:
 
 
 class Place:
-    """A request's place at one replica: counted there until `ended` or `left`, one of which happens once."""
+    """A request's place at one replica: counted there until `ended` or `left`, one of which happens once. flow: where
+    it counts as demand, in place of that of its version."""
 
-    __slots__ = ("_pace", "_served", "_upstream", "_upstreams", "address", "started")
+    __slots__ = ("_flow", "_pace", "_served", "_upstream", "_upstreams", "address", "started")
 
-    def __init__(self, upstreams: Upstreams, upstream: Upstream, address: str, served: Served, now: float) -> None:
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        upstream: Upstream,
+        address: str,
+        served: Served,
+        now: float,
+        flow: Flow | None = None,
+    ) -> None:
         self._upstreams, self._upstream, self.address, self._served = upstreams, upstream, address, served
         self.started = now
         upstream.outstanding += 1
         pace = self._pace = upstream.paces.get(served) or upstreams.new_pace(address, served)
         if pace.began(now):
             upstreams.stirred.add(served)
+        # As Flow.began says, without the call.
+        flow = self._flow = flow or pace.flow
+        flow.requests += 1
+        flow.outstanding += 1
+        flow.area -= now
 
     def ended(self, problem: BaseException | None) -> None:
         """The replica answered (None), or what else became of the request."""
@@ -96,15 +108,18 @@ class Place:
             pace.heard(now)
         if problem is not None or not self._upstream.fine:
             self._upstreams.judge(self.address, self._upstream, self._served, problem)
-        self._gone()
+        self._gone(now)
 
     def left(self) -> None:
         """Nothing is known of the request: its caller is gone, or it was never sent."""
-        self._pace.left(self._upstreams.clock())
-        self._gone()
+        now = self._upstreams.clock()
+        self._pace.left(now)
+        self._gone(now)
 
-    def _gone(self) -> None:
-        upstream = self._upstream
+    def _gone(self, now: float) -> None:
+        upstream, flow = self._upstream, self._flow
+        flow.outstanding -= 1
+        flow.area += now
         upstream.outstanding -= 1
         if upstream.retired and upstream.outstanding == 0:
             self._upstreams.note_empty()
@@ -120,12 +135,14 @@ class Upstreams:
         clock: Callable[[], float] | None = None,
         on_lost: Callable[[str], None] = lambda address: None,
         on_ejected: Callable[[str], None] = lambda reason: None,
+        demand: Demand | None = None,
     ) -> None:
         """connect: makes a connection to host:port, without blocking; clock: monotonic seconds, the loop's by default;
         on_lost: told the address of each that broke; on_ejected: told why when a first pause begins: `lost`, `silent`
-        or `slow`."""
+        or `slow`; demand: where requests are counted."""
         self._connect = connect
         self.clock = clock or asyncio.get_running_loop().time
+        self.demand = demand if demand is not None else Demand(self.clock())
         self._on_lost = on_lost
         self._on_ejected = on_ejected
         self._known: dict[str, Upstream] = {}
@@ -138,6 +155,14 @@ class Upstreams:
         """Our requests in flight at that worker."""
         upstream = self._known.get(address)
         return upstream.outstanding if upstream is not None else 0
+
+    def load(self, address: str, served: Served, now: float) -> Load:
+        """Our requests in flight at that worker, and how long the replica takes for one."""
+        upstream = self._known.get(address)
+        if upstream is None:
+            return 0, 0.0
+        pace = upstream.paces.get(served)
+        return upstream.outstanding, pace.expected(now) if pace is not None else 0.0
 
     def ejected(self, address: str, served: Served) -> bool:
         """True while requests for that model and version should go elsewhere."""
@@ -153,15 +178,26 @@ class Upstreams:
         )
 
     async def call(
-        self, address: str, served: Served, method: str, payload: bytes, *, deadline: float, headers: Mapping[str, str]
+        self,
+        address: str,
+        served: Served,
+        method: str,
+        payload: bytes,
+        *,
+        deadline: float,
+        headers: Mapping[str, str],
+        wanted: bool = True,
     ) -> Answer:
-        """One attempt at one replica; raises what Peer.unary raises and remembers what it says of the replica."""
+        """One attempt at one replica; raises what Peer.unary raises and remembers what it says of the replica.
+
+        wanted: False for a question about a version, which nobody needs to have loaded for its sake.
+        """
         upstream = self._known.get(address) or self._opened(address)
         probes = self._probes(upstream, served)
         gray = upstream.gray.get(served)
         if gray is not None and not gray.started(self.clock()):
             gray = None
-        place = Place(self, upstream, address, served, self.clock())
+        place = Place(self, upstream, address, served, self.clock(), None if wanted else Flow())
         problem: BaseException | None = None
         try:
             return await upstream.connection.unary(method, payload, deadline=deadline, headers=headers)
@@ -185,7 +221,7 @@ class Upstreams:
 
     def new_pace(self, address: str, served: Served) -> Pace:
         """What will be known of a replica that nothing was sent to before."""
-        pace = self._known[address].paces[served] = Pace()
+        pace = self._known[address].paces[served] = Pace(self.demand.flow(served))
         self._paces.setdefault(served, {})[address] = pace
         return pace
 
@@ -261,6 +297,12 @@ class Upstreams:
             _, upstream = self._known.popitem()
             await upstream.connection.close()
 
+    def gray(self) -> Iterator[tuple[str, Served, str]]:
+        """Address, version and reason of every replica that is avoided as gray."""
+        for address, upstream in self._known.items():
+            for served, gray in upstream.gray.items():
+                yield address, served, gray.reason
+
     @property
     def open(self) -> int:
         """Number of workers connected to."""
@@ -332,6 +374,7 @@ class Upstreams:
         for served, group in list(self._paces.items()):
             if all(pace.is_unused(since) for pace in group.values()):
                 del self._paces[served]
+                self.demand.forget(served)
                 for address in group:
                     del self._known[address].paces[served]
                     self._known[address].gray.pop(served, None)

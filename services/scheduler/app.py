@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from penstock.cluster import Election, Etcd, Membership, keys
+from penstock.internal.v1 import demand_pb2_grpc as demand_rpc
 from penstock.internal.v1.records_pb2 import LeaderRecord, ServiceRecord
 from penstock.kit.service import Chassis
 from penstock.v1 import cluster_pb2_grpc as rpc
@@ -14,6 +15,7 @@ from .absence import Absences
 from .alarms import Alarms
 from .config import SchedulerConfig
 from .controller import Controller
+from .reports import DemandService
 from .rpc import ClusterService
 from .view import ClusterView
 
@@ -33,7 +35,8 @@ async def assemble(chassis: Chassis, config: SchedulerConfig) -> None:
 
     service = ClusterService(view)
     rpc.add_ClusterServiceServicer_to_server(service, chassis.server)
-    chassis.reflect(["penstock.v1.ClusterService"])
+    demand_rpc.add_DemandServiceServicer_to_server(DemandService(view), chassis.server)
+    chassis.reflect(["penstock.v1.ClusterService", "penstock.internal.v1.DemandService"])
     chassis.on_drain(service.close)
 
     membership = Membership(etcd, config.lease_seconds)

@@ -1,6 +1,7 @@
-"""While this scheduler leads: wait for a change, look, plan, write what differs. Nothing is remembered between looks.
+"""While this scheduler leads: wait for a change, plan what has changed, write what differs.
 
-Every write carries the term and is refused by the store when another has begun. While etcd is away nothing is decided.
+The records are its memory: what it has written comes back through the view like everybody's. Every write carries the
+term and is refused by the store when another has begun. While etcd is away nothing is decided.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from contextlib import suppress
 
 from penstock.cluster import Election, Term, TermOver, keys, records
 from penstock.cluster.kv import Delete, Op, Put, batches
-from penstock.errors import PenstockError, TooLarge
+from penstock.errors import PenstockError, TooLarge, Unavailable
 from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
 
 from .metrics import ControllerMetrics
-from .placement import changes, plan
-from .snapshot import ClusterSnapshot, Replica, assignment_record, learned_changes, learned_record
+from .placement import changes
+from .snapshot import Replica, assignment_record, learned_record
 from .view import ClusterView
 
 COALESCE = 0.02
@@ -34,6 +35,8 @@ class Controller:
         self._view = view
         self._election = election
         self._metrics = metrics
+        self._seen: tuple[int, int] | None = None
+        """Term and rewinds of the store since everything was read."""
 
     async def run(self) -> None:
         """Leads whenever it is elected, until cancelled."""
@@ -41,10 +44,12 @@ class Controller:
             try:
                 async with self._election.lead() as term:
                     self._metrics.leads(term.number)
+                    self._view.leading = True
                     await self._follow(term)
             except TermOver as over:
                 log.warning("term_over", reason=over.message)
             finally:
+                self._view.leading = False
                 self._metrics.leads(0)
 
     async def _follow(self, term: Term) -> None:
@@ -68,34 +73,39 @@ class Controller:
                 await asyncio.sleep(COALESCE)
 
     async def _step(self, term: Term) -> None:
-        """One look, one plan, the writes that it needs."""
-        if not self._view.connected:
-            return
-        # What this or an earlier leader has written must be seen before deciding again.
-        await self._view.refresh()
-        started = time.perf_counter()
-        snapshot = self._view.snapshot()
-        planned = plan(snapshot)
-        changed = changes(snapshot, planned, only_add=self._view.only_add)
-        self._metrics.planned(time.perf_counter() - started, planned.missing, len(snapshot.held))
-        await self._write(term, changed)
-        await self._remember(term, snapshot)
-
-    async def _remember(self, term: Term, snapshot: ClusterSnapshot) -> None:
-        """Writes down what sizes have turned out to be."""
+        """One plan and the writes that it needs."""
         view = self._view
+        if not view.connected:
+            return
+        if self._seen != (term.number, view.rewinds):
+            # What leaders before us have written, or what is left in a store that went back, must be seen first.
+            await view.refresh()
+            self._seen = (term.number, view.rewinds)
+        started = time.perf_counter()
+        planned = view.plan()
+        changed = changes(view.intake.planner.known, planned, only_add=view.only_add)
+        held = len(view.intake.planner.known.held)
+        self._metrics.planned(time.perf_counter() - started, planned.missing, held)
+        try:
+            await self._write(term, changed)
+            await self._remember(term)
+        except Unavailable:
+            # Perhaps it was written all the same.
+            self._seen = None
+            raise
+
+    async def _remember(self, term: Term) -> None:
+        """Writes down what sizes have turned out to be."""
         operations: list[Op] = []
-        wanted = {item.id for item in snapshot.wanted}
-        news = learned_changes(view.learned.records.values(), view.replicas.records.values(), wanted)
-        for version, size in sorted(news.items()):
+        for version, size in sorted(self._view.intake.news().items()):
             key = keys.learned(*version)
             if size is None:
                 # A store that went back in time may only seem to want it no more.
-                operations += [] if view.only_add else [Delete(key)]
+                operations += [] if self._view.only_add else [Delete(key)]
             else:
                 operations.append(Put(key, records.to_json(learned_record(version, size))))
         for batch in batches(operations):
-            await term.write(batch)
+            self._view.wrote(batch, await term.write(batch))
 
     async def _write(self, term: Term, changed: Mapping[str, tuple[Replica, ...] | None]) -> None:
         operations: list[Op] = []
@@ -109,7 +119,7 @@ class Controller:
             log.info("assigning", worker=worker, term=term.number, replicas=told)
         for batch in batches(operations):
             try:
-                await term.write(batch)
+                self._view.wrote(batch, await term.write(batch))
             except TooLarge as problem:
                 # What one worker should run does not fit into a record; the others need not wait for that.
                 log.error("assignment_too_large", problem=problem.message, detail=problem.detail)

@@ -12,7 +12,7 @@ from penstock.errors import InvalidArgument, NotFound, Unavailable
 from penstock.v1 import cluster_pb2 as pb
 from penstock.v1 import cluster_pb2_grpc as rpc
 
-from .placement import explain, plan
+from .placement import explain
 from .status import cluster_status
 from .view import ClusterView
 
@@ -58,11 +58,12 @@ class ClusterService(rpc.ClusterServiceServicer):
         if request.version < 0:
             raise InvalidArgument(f"version: {request.version} is less than 0", field="version")
         self._must_know()
-        versions = explain(self._view.snapshot(), name, request.version)
+        self._view.plan()
+        versions = explain(self._view.intake.planner, name, request.version)
         if not versions:
             what = f"{name}@{request.version}" if request.version else name
             raise NotFound(f"{what} is not deployed")
-        return pb.ExplainPlacementResponse(versions=versions, revision=self._view.picture().revision)
+        return pb.ExplainPlacementResponse(versions=versions, revision=self._view.revision)
 
     async def close(self) -> None:
         """Ends all watches."""
@@ -74,7 +75,7 @@ class ClusterService(rpc.ClusterServiceServicer):
         if name:
             names.model(name)
         self._must_know()
-        return cluster_status(self._view.picture(), plan(self._view.snapshot()), name)
+        return cluster_status(self._view.picture(), name)
 
     def _must_know(self) -> None:
         if not self._view.known:

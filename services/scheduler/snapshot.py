@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -27,6 +27,7 @@ class Needs:
     affinity: models whose workers are preferred. anti_affinity: models that it does not share a worker with.
     spread_required: two replicas never share a failure domain; without it they only avoid to.
     pinned: once placed it is never moved or evicted for others. priority: higher goes first, and may evict lower.
+    shunned: workers where it does badly; it leaves them.
     """
 
     devices: int = 0
@@ -41,6 +42,7 @@ class Needs:
     spread_required: bool = False
     pinned: bool = False
     priority: int = 0
+    shunned: frozenset[str] = frozenset()
 
 
 PLAIN: Final = Needs()
@@ -116,10 +118,12 @@ class Worker:
 
 
 class Learned(NamedTuple):
-    """How big one replica of a version has turned out to be: its engine's memory, and that on each device."""
+    """What one replica of a version has turned out to be: its engine's memory, that on each device, and the seconds
+    that the newest took to load."""
 
     memory_bytes: int = 0
     device_bytes: int = 0
+    load_seconds: float = 0.0
 
 
 UNKNOWN: Final = Learned()
@@ -147,66 +151,28 @@ class ClusterSnapshot:
         return self.states.get((worker, version)) == pb.REPLICA_STATE_READY
 
 
-def take(
-    deployments: Iterable[records.DeploymentRecord],
-    workers: Iterable[records.WorkerRecord],
-    replicas: Iterable[records.ReplicaRecord],
-    assignments: Iterable[records.AssignmentRecord],
-    held: frozenset[str] = frozenset(),
-    learned: Iterable[records.LearnedRecord] = (),
-) -> ClusterSnapshot:
-    """The snapshot that these records show."""
-    replicas = tuple(replicas)
-    sizes = largest(learned, replicas)
-    wanted = (_wanted(deployment, version, sizes) for deployment in deployments for version in deployment.versions)
-    return ClusterSnapshot(
-        wanted=tuple(sorted(wanted, key=lambda item: item.id)),
-        workers={worker.id: _worker(worker) for worker in workers},
-        assignments={assignment.worker: _assigned(assignment) for assignment in assignments},
-        states={(item.worker, VersionId(item.name, item.version)): item.state for item in replicas},
-        held=held,
-    )
+def size_of(record: records.LearnedRecord) -> Learned:
+    """What was written down of a version's size."""
+    return Learned(record.memory_bytes, record.device_bytes, record.load_seconds)
 
 
-def largest(
-    learned: Iterable[records.LearnedRecord], replicas: Iterable[records.ReplicaRecord]
-) -> dict[VersionId, Learned]:
-    """The most that a replica of each version has been seen to take, before or now."""
-    sizes: dict[VersionId, Learned] = {}
-    for record in learned:
-        sizes[VersionId(record.name, record.version)] = Learned(record.memory_bytes, record.device_bytes)
+def measured(replicas: Iterable[records.ReplicaRecord]) -> Learned:
+    """The most that these replicas of one version take."""
+    memory = device = 0
     for replica in replicas:
-        if replica.measured_bytes or replica.measured_device_bytes:
-            key = VersionId(replica.name, replica.version)
-            before = sizes.get(key, UNKNOWN)
-            sizes[key] = Learned(
-                max(before.memory_bytes, _rounded(replica.measured_bytes)),
-                max(before.device_bytes, _rounded(replica.measured_device_bytes)),
-            )
-    return sizes
-
-
-def learned_changes(
-    learned: Iterable[records.LearnedRecord], replicas: Iterable[records.ReplicaRecord], wanted: Collection[VersionId]
-) -> dict[VersionId, Learned | None]:
-    """What to write down of sizes: those that have grown, and None for versions that nobody wants any more."""
-    before = largest(learned, ())
-    now = largest((), replicas)
-    grown = {
-        version: Learned(*map(max, size, before.get(version, UNKNOWN)))
-        for version, size in now.items()
-        if version in wanted
-    }
-    changed: dict[VersionId, Learned | None] = {
-        version: size for version, size in grown.items() if size != before.get(version)
-    }
-    return changed | {version: None for version in before if version not in wanted}
+        memory = max(memory, _rounded(replica.measured_bytes))
+        device = max(device, _rounded(replica.measured_device_bytes))
+    return Learned(memory, device)
 
 
 def learned_record(version: VersionId, size: Learned) -> records.LearnedRecord:
     """The record that keeps a size."""
     return records.LearnedRecord(
-        name=version.name, version=version.version, memory_bytes=size.memory_bytes, device_bytes=size.device_bytes
+        name=version.name,
+        version=version.version,
+        memory_bytes=size.memory_bytes,
+        device_bytes=size.device_bytes,
+        load_seconds=size.load_seconds,
     )
 
 
@@ -232,27 +198,33 @@ def assignment_record(worker: str, replicas: Iterable[Replica], term: int) -> re
     return records.AssignmentRecord(worker=worker, term=term, replicas=assigned)
 
 
-def _wanted(
-    deployment: records.DeploymentRecord, version: records.WantedVersion, learned: Mapping[VersionId, Learned]
+def wanted_of(
+    deployment: records.DeploymentRecord,
+    version: records.WantedVersion,
+    *,
+    replicas: int,
+    size: Learned = UNKNOWN,
+    shunned: frozenset[str] = frozenset(),
 ) -> Wanted:
-    """What is wanted, at least as big as it has turned out to be."""
-    key = VersionId(deployment.name, version.version)
-    found = learned.get(key, UNKNOWN)
+    """What is wanted of a version, at least as big as it has turned out to be. replicas: where its demand decides.
+
+    shunned: workers that it leaves.
+    """
     return Wanted(
-        id=key,
-        replicas=version.replicas,
-        memory_bytes=max(version.memory_bytes, found.memory_bytes),
+        id=VersionId(deployment.name, version.version),
+        replicas=replicas,
+        memory_bytes=max(version.memory_bytes, size.memory_bytes),
         manifest_digest=version.manifest_digest,
         engine=version.engine,
         default=version.version == deployment.default_version,
         retiring=version.retiring,
-        needs=_needs(version, found),
+        needs=_needs(version, size, shunned),
     )
 
 
-def _needs(version: records.WantedVersion, learned: Learned) -> Needs:
+def _needs(version: records.WantedVersion, learned: Learned, shunned: frozenset[str]) -> Needs:
     devices, place = version.devices, version.placement
-    if not version.HasField("devices") and not version.HasField("placement"):
+    if not version.HasField("devices") and not version.HasField("placement") and not shunned:
         return PLAIN
     count = devices.count if version.HasField("devices") else 0
     needs = Needs(
@@ -268,12 +240,14 @@ def _needs(version: records.WantedVersion, learned: Learned) -> Needs:
         spread_required=place.spread == "required",
         pinned=place.pinned,
         priority=place.priority,
+        shunned=shunned,
     )
     # The very same, which is quicker to recognise.
     return PLAIN if needs == PLAIN else needs
 
 
-def _worker(record: records.WorkerRecord) -> Worker:
+def worker_of(record: records.WorkerRecord) -> Worker:
+    """A worker as it says that it is."""
     devices = (Device(item.index, item.kind, item.memory_bytes, item.name) for item in record.devices)
     return Worker(
         id=record.id,
@@ -288,7 +262,8 @@ def _worker(record: records.WorkerRecord) -> Worker:
     )
 
 
-def _assigned(record: records.AssignmentRecord) -> tuple[Replica, ...]:
+def assigned_of(record: records.AssignmentRecord) -> tuple[Replica, ...]:
+    """What a worker is told to run, in order of version."""
     replicas = (
         Replica(
             VersionId(item.name, item.version),

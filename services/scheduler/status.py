@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from penstock.internal.v1 import records_pb2 as records
 from penstock.v1 import cluster_pb2 as pb
 
+from .intake import Intake
+from .judge import Judge
 from .placement import Plan
 from .snapshot import VersionId
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """All records of one moment. leader: empty id while nobody leads; term: 0 then."""
+    """The cluster at one moment. now: the judge's clock. plan: its newest.
 
-    deployments: Iterable[records.DeploymentRecord]
+    leader: empty id while nobody leads; term: 0 then.
+    """
+
+    judge: Judge
+    now: float
+    plan: Plan
     workers: Iterable[records.WorkerRecord]
-    replicas: Iterable[records.ReplicaRecord]
-    assignments: Iterable[records.AssignmentRecord]
     services: Iterable[records.ServiceRecord]
     leader: records.LeaderRecord
     term: int
     revision: int
 
 
-def cluster_status(picture: Picture, plan: Plan, name: str = "") -> pb.ClusterStatus:
+def cluster_status(picture: Picture, name: str = "") -> pb.ClusterStatus:
     """The picture for people. name: only this model's versions; empty for all."""
-    replicas = _replicas_by_version(picture)
-    reserved = {item.worker: item.replicas for item in picture.assignments}
-    deployments = sorted((d for d in picture.deployments if name in ("", d.name)), key=lambda item: item.name)
+    deployments = picture.judge.intake.deployments
+    names = sorted(deployments) if not name else [name] if name in deployments else []
     return pb.ClusterStatus(
         versions=[
-            _version(deployment, version, replicas, plan)
-            for deployment in deployments
-            for version in sorted(deployment.versions, key=lambda item: item.version)
+            _version(deployments[model], version, picture)
+            for model in names
+            for version in sorted(deployments[model].versions, key=lambda item: item.version)
         ],
-        workers=[_worker(worker, reserved) for worker in sorted(picture.workers, key=lambda item: item.id)],
+        workers=[_worker(worker, picture.judge.intake) for worker in sorted(picture.workers, key=lambda item: item.id)],
         leader=picture.leader.id,
         term=picture.term,
         services=[
@@ -49,56 +52,59 @@ def cluster_status(picture: Picture, plan: Plan, name: str = "") -> pb.ClusterSt
     )
 
 
-def _replicas_by_version(picture: Picture) -> dict[VersionId, list[pb.ReplicaStatus]]:
+def _replicas(version: VersionId, intake: Intake) -> list[pb.ReplicaStatus]:
     """Every replica that is assigned or still there; what its worker says of it goes first."""
-    told = {
-        (VersionId(item.name, item.version), item.worker): pb.ReplicaStatus(
-            worker=item.worker, state=item.state, reason=item.reason
-        )
-        for item in picture.replicas
-    }
-    for assignment in picture.assignments:
-        for replica in assignment.replicas:
-            key = (VersionId(replica.name, replica.version), assignment.worker)
-            told.setdefault(key, pb.ReplicaStatus(worker=assignment.worker, state=pb.REPLICA_STATE_ASSIGNED))
-    by_version: dict[VersionId, list[pb.ReplicaStatus]] = {}
-    for (version, _), status in sorted(told.items(), key=lambda item: item[0]):
-        by_version.setdefault(version, []).append(status)
-    return by_version
+    said = intake.replicas.get(version, {})
+    told = intake.planner.known.told_at.get(version, set())
+    return [
+        pb.ReplicaStatus(worker=worker, state=said[worker].state, reason=said[worker].reason)
+        if worker in said
+        else pb.ReplicaStatus(worker=worker, state=pb.REPLICA_STATE_ASSIGNED)
+        for worker in sorted(said.keys() | told)
+    ]
 
 
 def _version(
-    deployment: records.DeploymentRecord,
-    version: records.WantedVersion,
-    replicas: Mapping[VersionId, list[pb.ReplicaStatus]],
-    plan: Plan,
+    deployment: records.DeploymentRecord, version: records.WantedVersion, picture: Picture
 ) -> pb.VersionStatus:
     key = VersionId(deployment.name, version.version)
-    there = replicas.get(key, [])
+    intake = picture.judge.intake
+    there = _replicas(key, intake)
+    wanted = intake.wanted(key)
     return pb.VersionStatus(
         name=deployment.name,
         version=version.version,
-        wanted=version.replicas,
+        wanted=wanted.replicas if wanted is not None else version.replicas,
         ready=sum(1 for replica in there if replica.state == pb.REPLICA_STATE_READY),
         replicas=there,
-        unplaced_reason=plan.unplaced.get(key, ""),
+        unplaced_reason=picture.plan.unplaced.get(key, ""),
         aliases=sorted(alias for alias, number in deployment.aliases.items() if number == version.version),
         default_version=deployment.default_version == version.version,
         retiring=version.retiring,
+        scaling=_scaling(key, version, picture) if version.HasField("scaling") else None,
     )
 
 
-def _worker(worker: records.WorkerRecord, reserved: Mapping[str, Sequence[records.AssignedReplica]]) -> pb.WorkerStatus:
-    replicas = reserved.get(worker.id, ())
-    on: Counter[int] = Counter()
-    for replica in replicas:
-        for device in replica.devices:
-            on[device.index] += device.memory_bytes
+def _scaling(key: VersionId, version: records.WantedVersion, picture: Picture) -> pb.ScalingStatus:
+    demand, wish = picture.judge.demand, picture.judge.numbers.wish(key)
+    sample = demand.sample(key, 1, picture.now)
+    return pb.ScalingStatus(
+        min_replicas=version.scaling.min_replicas,
+        max_replicas=version.scaling.max_replicas,
+        reason=wish.reason if wish is not None else "",
+        rate=sample.rate if sample is not None else 0.0,
+        outstanding=sample.outstanding if sample is not None else 0.0,
+        waiting=demand.waiting(key, picture.now),
+    )
+
+
+def _worker(worker: records.WorkerRecord, intake: Intake) -> pb.WorkerStatus:
+    reserved, on = intake.reserved.get(worker.id, (0, {}))
     return pb.WorkerStatus(
         id=worker.id,
         address=worker.address,
         memory_bytes=worker.memory_bytes,
-        reserved_bytes=sum(replica.memory_bytes for replica in replicas),
+        reserved_bytes=reserved,
         engines=sorted(worker.engines),
         draining=worker.draining,
         start_time=worker.start_time,
@@ -108,7 +114,7 @@ def _worker(worker: records.WorkerRecord, reserved: Mapping[str, Sequence[record
                 kind=device.kind,
                 name=device.name,
                 memory_bytes=device.memory_bytes,
-                reserved_bytes=on[device.index],
+                reserved_bytes=on.get(device.index, 0),
             )
             for device in sorted(worker.devices, key=lambda item: item.index)
         ],

@@ -1,17 +1,28 @@
-"""What this scheduler knows of the cluster: mirrors of all records, and a bell that rings when one changes."""
+"""What this scheduler knows of the cluster: mirrors of all records, the plan for them, and a bell that rings when one
+changes.
+
+Every scheduler keeps its planner informed, whether it leads or not: all answer from their own plan, and one that begins
+to lead need not learn the cluster first.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from penstock.cluster import Etcd, Mirror, keys
+from penstock.cluster.kv import Op
 from penstock.internal.v1 import records_pb2 as records
 
 from .absence import Absences
-from .snapshot import ClusterSnapshot, take
+from .judge import Judge
+from .placement import Plan
 from .status import Picture
+
+LOOK = 1.0
+"""Seconds between two looks at the demand."""
 
 
 class ClusterView:
@@ -21,21 +32,32 @@ class ClusterView:
         self._absences = absences
         self._grace = grace
         self._rewinds = 0
+        self._observed = False
+        self.leading = False
+        """Whether this scheduler leads; the controller says so."""
         self._rewound_at: float | None = None
         self._listeners: set[asyncio.Event] = set()
-        self.deployments = Mirror(etcd, keys.DEPLOYMENTS, records.DeploymentRecord, self._changed)
-        self.workers = Mirror(etcd, keys.WORKERS, records.WorkerRecord, self._changed)
-        self.replicas = Mirror(etcd, keys.REPLICAS, records.ReplicaRecord, self._changed)
-        self.assignments = Mirror(etcd, keys.ASSIGNMENTS, records.AssignmentRecord, self._changed)
-        self.services = Mirror(etcd, keys.SERVICES, records.ServiceRecord, self._changed)
-        self.leader = Mirror(etcd, keys.LEADER, records.LeaderRecord, self._changed)
-        self.learned = Mirror(etcd, keys.LEARNED, records.LearnedRecord, self._changed)
-        self._placing = (self.deployments, self.workers, self.replicas, self.assignments, self.learned)
+        self.judge = Judge()
+        intake = self.intake = self.judge.intake
+        self._deployments = Mirror(
+            etcd, keys.DEPLOYMENTS, records.DeploymentRecord, self._changed, on_record=intake.deployment
+        )
+        self.workers = Mirror(etcd, keys.WORKERS, records.WorkerRecord, self._workers_changed, on_record=intake.worker)
+        self._replicas = Mirror(etcd, keys.REPLICAS, records.ReplicaRecord, self._changed, on_record=intake.replica)
+        self.assignments = Mirror(
+            etcd, keys.ASSIGNMENTS, records.AssignmentRecord, self._workers_changed, on_record=intake.assignment
+        )
+        self._learned = Mirror(etcd, keys.LEARNED, records.LearnedRecord, self._changed, on_record=intake.learned)
+        self._services = Mirror(etcd, keys.SERVICES, records.ServiceRecord, self._changed)
+        self._leader = Mirror(etcd, keys.LEADER, records.LeaderRecord, self._changed)
+        self._placing = (self._deployments, self.workers, self._replicas, self.assignments, self._learned)
+        self._mirrors = (*self._placing, self._services, self._leader)
 
     async def run(self) -> None:
         """Keeps it fresh until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for mirror in (*self._placing, self.services, self.leader):
+            group.create_task(self._keep_looking(), name="looks at demand")
+            for mirror in self._mirrors:
                 group.create_task(mirror.run(), name=f"mirror {mirror.prefix}")
 
     @property
@@ -46,12 +68,22 @@ class ClusterView:
     @property
     def known(self) -> bool:
         """Whether everything has been read once."""
-        return all(mirror.revision for mirror in (*self._placing, self.services, self.leader))
+        return all(mirror.revision for mirror in self._mirrors)
+
+    @property
+    def rewinds(self) -> int:
+        """How often the store turned out older than it was."""
+        return sum(mirror.rewinds for mirror in self._placing)
 
     async def refresh(self) -> None:
         """Reads what placement looks at now: all that was written before is seen after. Raises Unavailable."""
         for mirror in self._placing:
             await mirror.refresh()
+
+    def wrote(self, operations: Sequence[Op], revision: int) -> None:
+        """Takes in what this scheduler, which leads, has written at that revision."""
+        for mirror in (self.assignments, self._learned):
+            mirror.wrote(operations, revision)
 
     @contextmanager
     def listening(self) -> Iterator[asyncio.Event]:
@@ -63,16 +95,16 @@ class ClusterView:
         finally:
             self._listeners.discard(event)
 
-    def snapshot(self) -> ClusterSnapshot:
-        """What placement decides on."""
-        return take(
-            self.deployments.records.values(),
-            self.workers.records.values(),
-            self.replicas.records.values(),
-            self.assignments.records.values(),
-            self._absences.held(asyncio.get_running_loop().time()),
-            self.learned.records.values(),
-        )
+    def plan(self) -> Plan:
+        """What should be, now. It costs what has changed since it was asked for last."""
+        now = asyncio.get_running_loop().time()
+        return self.judge.plan(now, _minute(), self._absences.held(now), leading=self.leading)
+
+    def look(self) -> None:
+        """Makes of the newest demand what there is to make of it; rings when that changes the plan."""
+        now = asyncio.get_running_loop().time()
+        if self.known and self.judge.look(now, _minute(), leading=self.leading):
+            self._ring()
 
     @property
     def only_add(self) -> bool:
@@ -81,7 +113,7 @@ class ClusterView:
         return self._rewound_at is not None and now - self._rewound_at < self._grace
 
     def next_look(self) -> float | None:
-        """Seconds after which time alone changes what `snapshot` or `only_add` say; None for never."""
+        """Seconds after which time alone changes what `plan` or `only_add` say; None for never."""
         now = asyncio.get_running_loop().time()
         ends = [self._absences.next_end(now)]
         if self._rewound_at is not None and self.only_add:
@@ -89,26 +121,52 @@ class ClusterView:
         return min((end for end in ends if end is not None), default=None)
 
     def picture(self) -> Picture:
-        """All records, for the status."""
-        mirrors = (*self._placing, self.services, self.leader)
+        """All that the status shows."""
         return Picture(
-            deployments=self.deployments.records.values(),
+            judge=self.judge,
+            now=asyncio.get_running_loop().time(),
+            plan=self.plan(),
             workers=self.workers.records.values(),
-            replicas=self.replicas.records.values(),
-            assignments=self.assignments.records.values(),
-            services=self.services.records.values(),
-            leader=self.leader.records.get(keys.LEADER, records.LeaderRecord()),
-            term=self.leader.create_revision(keys.LEADER),
-            revision=max(mirror.revision for mirror in mirrors),
+            services=self._services.records.values(),
+            leader=self._leader.records.get(keys.LEADER, records.LeaderRecord()),
+            term=self._leader.create_revision(keys.LEADER),
+            revision=self.revision,
         )
 
-    def _changed(self) -> None:
-        now = asyncio.get_running_loop().time()
-        rewinds = sum(mirror.rewinds for mirror in self._placing)
-        if rewinds > self._rewinds:
-            self._rewinds, self._rewound_at = rewinds, now
+    @property
+    def revision(self) -> int:
+        """The newest revision of the store that is known here."""
+        return max(mirror.revision for mirror in self._mirrors)
+
+    def _workers_changed(self) -> None:
         if self.known:
             live = {record.id: record for record in self.workers.records.values()}
-            self._absences.observe(live, [record.worker for record in self.assignments.records.values()], now)
+            told = [record.worker for record in self.assignments.records.values()]
+            self._absences.observe(live, told, asyncio.get_running_loop().time())
+        self._changed()
+
+    def _changed(self) -> None:
+        rewinds = self.rewinds
+        if rewinds > self._rewinds:
+            self._rewinds, self._rewound_at = rewinds, asyncio.get_running_loop().time()
+        if self.known and not self._observed:
+            # All has been read once: whoever is missing from the first picture is gone.
+            self._observed = True
+            self._workers_changed()
+            return
+        self._ring()
+
+    def _ring(self) -> None:
         for event in self._listeners:
             event.set()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            self.look()
+
+
+def _minute() -> int:
+    """Of the week in UTC, from Monday 00:00: schedules are the one thing here that the wall clock decides."""
+    now = datetime.now(UTC)
+    return (now.weekday() * 24 + now.hour) * 60 + now.minute

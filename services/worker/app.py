@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from penstock.cluster import keys
 from penstock.cluster.etcd import Etcd
 from penstock.cluster.membership import Membership
+from penstock.cluster.reports import Reports
 from penstock.cluster.watch import Mirror
 from penstock.internal.v1.records_pb2 import AssignmentRecord, ServiceRecord, WorkerRecord
 from penstock.kit.service import Chassis
@@ -74,6 +75,11 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         drain_seconds=config.drain_seconds,
         device_bytes=devices.used_by,
     )
+    schedulers = Mirror(etcd, keys.services_of("scheduler"), ServiceRecord)
+    reports = Reports(
+        chassis.id, schedulers, replicas.report, token=chassis.token, credentials=chassis.certificates.channel
+    )
+    chassis.on_close(reports.close)
     # Once the store has answered, the worker stays ready without it: what is loaded serves on.
     chassis.ready_check(
         "cluster", lambda: None if assignments.revision else "the coordination store has not answered yet"
@@ -82,7 +88,9 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
     chassis.start(registry_records.run(), "mirror of registries")
     chassis.start(assignments.run(), "mirror of my assignment")
     chassis.start(workers.run(), "mirror of workers")
+    chassis.start(schedulers.run(), "mirror of schedulers")
     chassis.start(replicas.run(surroundings), "replicas")
+    chassis.start(reports.run(), "reports of work")
     chassis.on_drain(departure.run)
     chassis.on_drain(membership.leave)
     # Once more, for a drain that ran out of time.

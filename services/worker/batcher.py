@@ -11,9 +11,8 @@ import asyncio
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from penstock.errors import Cancelled, DeadlineExceeded, Internal, PenstockError, Unavailable
@@ -28,7 +27,9 @@ from .canary import Canary
 from .codec import Request, Tensor
 from .metrics import ReplicaMetrics
 from .references import Source, unstaged
+from .seat import Ended, Result, Ride, Seat
 from .statistics import Statistics
+from .work import Work
 
 ALIGNMENT: Final = 64
 """Tensors begin at multiples of it in the arena: a cache line, and what vector instructions like."""
@@ -68,59 +69,6 @@ class EngineHung(Unavailable):
     """The engine has not answered for so long that it is given up."""
 
 
-@dataclass(slots=True)
-class Ride:
-    """What a request met on its way: rows of its batch, seconds in the queue, nanoseconds of each part."""
-
-    batch_rows: int
-    queue_seconds: float
-    input_ns: int
-    infer_ns: int
-    output_ns: int
-
-
-@dataclass(slots=True)
-class Result:
-    """The outputs that a request asked for, and its ride. Where it is handed to an `Ended`, the outputs' data are views
-    that are valid until that returns."""
-
-    outputs: tuple[Tensor, ...]
-    ride: Ride
-
-
-Ended = Callable[[Result | PenstockError], None]
-"""Told how a request ended; does not raise."""
-
-
-class Seat:
-    """A request in the batcher, from `enter` until it ends or its caller leaves."""
-
-    __slots__ = ("_batcher", "_kept", "arrived", "deadline", "ended", "over", "request", "span", "timer", "waiting")
-
-    def __init__(self, batcher: Batcher, request: Request, arrived: float, deadline: float, span: Span | None) -> None:
-        self._batcher, self.request, self.arrived, self.deadline, self.span = batcher, request, arrived, deadline, span
-        self.ended: Ended | None = None
-        self.over = False
-        self.waiting: Waiting[Seat] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self._kept: AbstractContextManager[object] | None = None
-
-    def keep(self, kept: AbstractContextManager[object]) -> None:
-        """Leaves this context when the request has ended, however it ends: what its tensors lie in."""
-        self._kept = kept
-
-    def release(self) -> None:
-        """The request has ended and everybody has been told."""
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            kept.__exit__(None, None, None)
-
-    def cancel(self) -> None:
-        """The caller leaves: he is told nothing more. Nothing if the request has ended."""
-        if not self.over:
-            self._batcher.leave(self)
-
-
 class Batcher:
     """The queue in front of one loaded replica.
 
@@ -144,6 +92,7 @@ class Batcher:
         self._run_timeout = run_timeout
         self._queue: BatchQueue[Seat] = BatchQueue(policy, ServiceEstimate())
         self._canary = Canary()
+        self.work = Work()
         self._batches = 0
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
@@ -176,7 +125,7 @@ class Batcher:
         caller's business (penstock.wire.server does it). Raises the PenstockError that refuses the request.
         """
         arrived = self._clock()
-        seat = Seat(self, request, arrived, deadline, span)
+        seat = Seat(self.leave, request, arrived, deadline, span)
         try:
             if self._closed is not None:
                 raise copy.copy(self._closed)
@@ -232,6 +181,7 @@ class Batcher:
                 self._arrived.clear()
                 decision = self._queue.take(self._clock())
                 for waiting, error in decision.refused:
+                    self.work.dequeued(1, self._clock() - waiting.item.arrived)
                     self._refuse(waiting.item, error)
                 if decision.batch:
                     await self._execute(decision.batch)
@@ -279,6 +229,7 @@ class Batcher:
 
     def _expire(self, waiting: Waiting[Seat]) -> None:
         if self._queue.discard(waiting):
+            self.work.dequeued(1, self._clock() - waiting.item.arrived)
             self._refuse(waiting.item, timeout_expired())
 
     def _close_seat(self, seat: Seat) -> None:
@@ -300,7 +251,7 @@ class Batcher:
             self._close_seat(seat)
             self._count_failure(error.code.name, self._clock() - seat.arrived)
             # A copy each: an exception that several callers raise would gather all their tracebacks.
-            _tell(seat, copy.copy(error))
+            seat.tell(copy.copy(error))
 
     def _answer(self, seat: Seat, result: Result, now: float, now_ms: int) -> None:
         self._close_seat(seat)
@@ -316,7 +267,7 @@ class Batcher:
         )
         self._metrics.answered()
         self._metrics.queue_seconds.observe(ride.queue_seconds)
-        _tell(seat, result)
+        seat.tell(result)
 
     async def _execute(self, batch: Sequence[Waiting[Seat]]) -> None:
         """Runs one batch; each of its requests has ended when this returns or raises."""
@@ -325,6 +276,8 @@ class Batcher:
         size = sum(waiting.rows for waiting in batch)
         self._free_at = started + self._queue.estimate.seconds(size)
         span = _batch_span(batch, size)
+        self.work.dequeued(len(batch), len(batch) * started - sum([waiting.item.arrived for waiting in batch]))
+        self.work.began(started)
         failure: PenstockError = Unavailable("the model stopped serving on this worker")
         try:
             references = self._stage([waiting.item.request for waiting in batch])
@@ -348,6 +301,7 @@ class Batcher:
             failure = Internal("the model failed to run this request", detail=repr(error))
         finally:
             self._free_at = 0.0
+            self.work.ended(self._clock())
             if span is not None:
                 span.end()
             for waiting in batch:
@@ -428,16 +382,6 @@ class Batcher:
     def _count_failure(self, code: str, seconds: float) -> None:
         self._statistics.failure(int(seconds * 1e9))
         self._metrics.failed(code)
-
-
-def _tell(seat: Seat, result: Result | PenstockError) -> None:
-    ended, seat.ended = seat.ended, None
-    if ended is not None:
-        try:
-            ended(result)
-        except Exception:
-            log.exception("answer_failed")
-    seat.release()
 
 
 def _batch_span(batch: Sequence[Waiting[Seat]], size: int) -> Span | None:

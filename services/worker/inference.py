@@ -36,10 +36,10 @@ from penstock.wire.call import (
 )
 
 from . import codec, head, metadata
-from .batcher import Result
 from .codec import Plan, Request, Schema
 from .head import Parts
 from .references import Lent, References
+from .seat import Result
 from .serving import Directory, Serving, Standing
 
 M = TypeVar("M", bound=Message)

@@ -101,6 +101,7 @@ class Replica:
         self._retired = asyncio.Event()
         self._ready_at: float | None = None
         self._measured = self._measured_device = 0
+        self._load_seconds = 0.0
         self.standing = Standing(assigned.name, assigned.version, ASSIGNED, "", None)
 
     @property
@@ -118,6 +119,7 @@ class Replica:
         while not self._retired.is_set():
             self._ready_at = None
             self._measured = self._measured_device = 0
+            self._load_seconds = 0.0
             try:
                 await first(self._live(), self._unwanted())
                 continue
@@ -132,7 +134,7 @@ class Replica:
 
     async def _live(self) -> None:
         """Once through the states; returns when it has drained, raises PenstockError when something fails."""
-        around = self._around
+        around, began = self._around, asyncio.get_running_loop().time()
         async with AsyncExitStack() as held:
             await self._enter(PULLING)
             published = await self._published(held)
@@ -145,7 +147,7 @@ class Replica:
             host = await around.start(manifest, files, list(reservation.devices))
             held.push_async_callback(host.close)
             await self._measure(host, reservation)
-            await self._serve(host, manifest)
+            await self._serve(host, manifest, began)
 
     async def _reserved(self, held: AsyncExitStack) -> Reservation:
         """Its bytes in the ledger, once they are free."""
@@ -170,8 +172,8 @@ class Replica:
             self._measured_device = -(-on_devices // len(reservation.devices))
         reservation.correct(self._measured, on_devices)
 
-    async def _serve(self, host: Host, manifest: pb.Manifest) -> None:
-        """READY until retired and drained; raises Unavailable when the engine is lost."""
+    async def _serve(self, host: Host, manifest: pb.Manifest, began: float) -> None:
+        """READY until retired and drained; raises Unavailable when the engine is lost. began: when loading did."""
         batcher = Batcher(
             host,
             BatchPolicy.from_manifest(manifest.batching),
@@ -185,6 +187,7 @@ class Replica:
             name, version, manifest, schema, batcher, self._statistics, self._metrics, lambda: host.memory_bytes
         )
         self._ready_at = asyncio.get_running_loop().time()
+        self._load_seconds = self._ready_at - began
         try:
             await self._enter(READY, serving=serving)
             await first(batcher.run(), batcher.watch(), self._watch(host, batcher), self._drain(batcher, serving))
@@ -242,7 +245,9 @@ class Replica:
         self, state: State, reason: str = "", *, serving: Serving | None = None, retry_seconds: float = 0.0
     ) -> None:
         name, version = self.identity
-        self.standing = Standing(name, version, state, reason, serving, self._measured, self._measured_device)
+        self.standing = Standing(
+            name, version, state, reason, serving, self._measured, self._measured_device, self._load_seconds
+        )
         log.info("replica_state", model=name, version=version, state=word_of(state))
         await self._around.announce(self.standing, retry_seconds)
 

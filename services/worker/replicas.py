@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from penstock import signals
 from penstock.cluster import keys
 from penstock.cluster.membership import Membership
-from penstock.internal.v1 import records_pb2
+from penstock.internal.v1 import demand_pb2, records_pb2
 from penstock.kit.log import get_logger
 from penstock.kit.metrics import gauge
 from penstock.v1 import cluster_pb2
@@ -55,6 +55,7 @@ class Replicas:
         self._empty.set()
         self._leaving = False
         self._states = gauge(signals.WORKER_REPLICAS)
+        self._reported_at = asyncio.get_running_loop().time()
 
     def note_change(self) -> None:
         """Says that the assignment may have changed."""
@@ -94,9 +95,20 @@ class Replicas:
                 unix_socket=self._unix_socket,
                 measured_bytes=standing.measured_bytes,
                 measured_device_bytes=standing.measured_device_bytes,
+                load_seconds=standing.load_seconds,
             ),
         )
         self._count()
+
+    def report(self, now: float) -> demand_pb2.ReportDemandRequest:
+        """What the replicas have done since the last report, which is over with this; now: on the loop's clock."""
+        serving = [standing.serving for standing in self.everything() if standing.serving is not None]
+        done = [each.batcher.work.taken(each.name, each.version, now) for each in serving]
+        made = demand_pb2.ReportDemandRequest(
+            seconds=now - self._reported_at, versions=[each for each in done if each is not None]
+        )
+        self._reported_at = now
+        return made
 
     def find(self, name: str, version: int) -> Standing | None:
         """The replica of that version, if it is assigned here."""

@@ -34,7 +34,7 @@ class Standing:
     """How far a replica is. serving: None while it takes no requests; a DRAINING one still does, for stragglers.
 
     measured_bytes, measured_device_bytes: what its engine took after the warm-up, of memory and of each device; 0
-    while there is none.
+    while there is none. load_seconds: from its first pull to READY, once it was.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Standing:
     serving: Serving | None
     measured_bytes: int = 0
     measured_device_bytes: int = 0
+    load_seconds: float = 0.0
 
 
 def word_of(state: cluster_pb2.ReplicaState.ValueType) -> str:

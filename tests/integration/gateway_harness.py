@@ -4,14 +4,16 @@ the test says, records written by the test."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import grpc
 
 from penstock.cluster import Etcd, Mirror, keys, records
+from penstock.cluster.reports import Reports
 from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, ServiceRecord, WantedVersion
 from penstock.kit.front import Front
 from penstock.kit.identity import Authenticator
@@ -30,7 +32,10 @@ from services.gateway.backend import Backend
 from services.gateway.control import Control
 from services.gateway.inference import Inference
 from services.gateway.probe import probe_held
+from services.gateway.reporting import report
 from services.gateway.repository import Repository
+from services.gateway.rest import serve_rest
+from services.gateway.room import Room
 from services.gateway.routes import RoutingTable
 from services.gateway.upstream import Upstreams
 from tests.harness.grpcio_service import service_handler
@@ -107,18 +112,56 @@ class Running:
     services: dict[str, Mirror[ServiceRecord]]
     told: asyncio.Event
     """Set after every change of `services`."""
+    room: Room
+    inference: Inference
     peer: Peer = field(init=False)
 
     def __post_init__(self) -> None:
         self.peer = Peer(self.address)
 
-    async def put_deployment(self, *versions: int, default: int, **aliases: int) -> None:
+    async def put_deployment(
+        self, *versions: int, default: int, on_demand: Collection[int] = (), **aliases: int
+    ) -> None:
+        """on_demand: the versions that have no replica while nobody calls."""
         wanted = [WantedVersion(version=version, replicas=1) for version in versions]
+        for each in wanted:
+            if each.version in on_demand:
+                each.scaling.max_replicas = 2
         record = DeploymentRecord(name="digits", versions=wanted, default_version=default, aliases=aliases)
         await self.store.put(keys.deployment("digits"), records.to_json(record))
 
     async def put_replica(self, record: ReplicaRecord) -> None:
         await self.store.put(keys.replica(record.worker, record.name, record.version), records.to_json(record))
+
+    async def put_scheduler(self, record: ServiceRecord) -> None:
+        """Announces it, and waits until the gateway knows."""
+        await self.store.put(keys.service("scheduler", record.id), records.to_json(record))
+        async with asyncio.timeout(10):
+            while not self.services["scheduler"].records:
+                self.told.clear()
+                await self.told.wait()
+
+    @asynccontextmanager
+    async def rest(self) -> AsyncIterator[str]:
+        """Serves REST over the same objects; its URL."""
+        port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(
+            serve_rest(
+                sock=bound("127.0.0.1", 0),
+                inference=self.inference,
+                control=self.control,
+                ready=lambda: None,
+                max_body_bytes=1 << 20,
+                default_timeout=30.0,
+                authenticate=lambda headers: "tester",
+                drain_seconds=5.0,
+                listening=port.set_result,
+            )
+        )
+        yield f"http://127.0.0.1:{await port}"
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Waits for the routes to be so."""
@@ -150,8 +193,10 @@ class Running:
 
 
 @asynccontextmanager
-async def gateway(endpoint: str) -> AsyncIterator[Running]:
-    """The gateway's objects as app.py wires them, on a server of the kit, without REST and membership."""
+async def gateway(endpoint: str, *, waiting: int = 100) -> AsyncIterator[Running]:
+    """The gateway's objects as app.py wires them, on a server of the kit, without membership.
+
+    waiting: requests that may wait for a version."""
     async with AsyncExitStack() as stack:
         store = Etcd([endpoint])
         stack.push_async_callback(store.close)
@@ -168,7 +213,12 @@ async def gateway(endpoint: str) -> AsyncIterator[Running]:
         for backend in backends.values():
             stack.push_async_callback(backend.close)
         control = Control(backends["registry"], backends["scheduler"], token="of-the-gateway")
-        inference = Inference(routes, upstreams, Repository(routes, control), max_body_bytes=1 << 20)
+        reports = Reports(
+            "gateway-1", services["scheduler"], partial(report, routes, upstreams), heard=lambda told: room.told(told)
+        )
+        stack.push_async_callback(reports.close)
+        room = Room(routes, upstreams.demand, most_each=waiting, wish=reports.soon)
+        inference = Inference(routes, upstreams, Repository(routes, control), max_body_bytes=1 << 20, room=room)
         served = Served()
         rpc.register(cast(Chassis, served), inference, control, default_timeout=30)
         port = served.front.port
@@ -179,7 +229,12 @@ async def gateway(endpoint: str) -> AsyncIterator[Running]:
             await mirror.synced()
         news = routes.news
         tasks.append(group.create_task(routes.run(deployments, replicas)))
-        for run in (upstreams.run(), follow_routes(routes, upstreams), probe_held(routes, upstreams, interval=0.05)):
+        for run in (
+            reports.run(),
+            upstreams.run(),
+            follow_routes(routes, upstreams),
+            probe_held(routes, upstreams, interval=0.05),
+        ):
             tasks.append(group.create_task(run))
         stack.callback(lambda: [task.cancel() for task in tasks])
         await replicas.synced()
@@ -193,7 +248,9 @@ async def gateway(endpoint: str) -> AsyncIterator[Running]:
         stack.push_async_callback(served.front.close)
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         stack.push_async_callback(channel.close)
-        running = Running(f"127.0.0.1:{port}", channel, routes, upstreams, store, control, services, told)
+        running = Running(
+            f"127.0.0.1:{port}", channel, routes, upstreams, store, control, services, told, room, inference
+        )
         stack.push_async_callback(running.peer.close)
         yield running
 

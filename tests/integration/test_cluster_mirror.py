@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import grpc
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from penstock.cluster import Mirror, keys, records
 from penstock.cluster import etcd as client
 from penstock.cluster.etcd import Etcd
+from penstock.cluster.kv import Delete, Put
+from penstock.cluster.watch import RESYNC
 from penstock.internal.etcd import rpc_pb2 as pb
 from penstock.internal.etcd import rpc_pb2_grpc as rpc
 from penstock.internal.v1.records_pb2 import WorkerRecord
@@ -28,9 +31,9 @@ def worker(name: str, memory: int = 1) -> tuple[str, bytes]:
 
 
 @asynccontextmanager
-async def mirrored(store: Etcd, **options: float) -> AsyncIterator[tuple[Mirror[WorkerRecord], Changed]]:
+async def mirrored(store: Etcd, *, resync: float = RESYNC) -> AsyncIterator[tuple[Mirror[WorkerRecord], Changed]]:
     changed = Changed()
-    mirror = Mirror(store, keys.WORKERS, WorkerRecord, changed, **options)
+    mirror = Mirror(store, keys.WORKERS, WorkerRecord, changed, resync=resync)
     async with asyncio.TaskGroup() as group:
         task = group.create_task(mirror.run())
         await mirror.synced()
@@ -313,3 +316,61 @@ async def test_reads_everything_again_now_and_then(store: Etcd) -> None:
         await changed.until(lambda: seen(mirror) == {"worker-1": 1}, within=3)
         assert mirror.connected
     await quick.close()
+
+
+async def test_whoever_follows_the_changes_knows_the_records_through_breaks_and_an_emptied_store(
+    etcd: EtcdProcess,
+) -> None:
+    store, changed = Etcd([etcd.endpoint]), Changed()
+    followed: dict[str, WorkerRecord] = {}
+
+    def follow(before: WorkerRecord | None, now: WorkerRecord | None) -> None:
+        if before is not None:
+            assert followed.pop(before.id) == before
+        if now is not None:
+            followed[now.id] = now
+
+    mirror = Mirror(store, keys.WORKERS, WorkerRecord, changed, on_record=follow)
+    await store.put(*worker("worker-1"))
+    await store.put(*worker("worker-2"))
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(mirror.run())
+        await changed.until(lambda: mirror.connected)
+        await store.put(*worker("worker-1", 5))
+        await store.put(keys.worker("worker-2"), b"{not json")
+        await store.put(*worker("worker-3"))
+        await changed.until(lambda: "worker-3" in seen(mirror))
+        assert {record.id: record.memory_bytes for record in followed.values()} == seen(mirror)
+        await asyncio.to_thread(etcd.wipe)
+        await changed.until(lambda: mirror.rewinds)
+        assert followed == {} == seen(mirror)
+        task.cancel()
+    await store.close()
+
+
+async def test_own_writes_are_known_at_once_and_older_news_do_not_undo_them(
+    store: Etcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = Changed()
+    mirror = Mirror(store, keys.WORKERS, WorkerRecord, changed)
+    await mirror.refresh()
+    (key, value), stale = worker("worker-1"), [await store.range(keys.WORKERS)]
+    mirror.wrote([Put(key, value), Put(keys.service("gateway", "g"), b"{}")], await store.put(key, value))
+    assert seen(mirror) == {"worker-1": 1}
+    stale.append(await store.range(keys.WORKERS))
+    await store.delete(key)
+    mirror.wrote([Delete(key)], (await store.range(keys.WORKERS)).revision)
+    assert seen(mirror) == {}
+    fresh = store.range
+    for answer in stale:
+        monkeypatch.setattr(store, "range", AsyncMock(return_value=answer))
+        await mirror.refresh()
+        assert seen(mirror) == {} and mirror.rewinds == 0
+    monkeypatch.setattr(store, "range", fresh)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(mirror.run())
+        await changed.until(lambda: mirror.connected)
+        await store.put(*worker("worker-1", 2))
+        await changed.until(lambda: seen(mirror) == {"worker-1": 2})
+        assert mirror.rewinds == 0
+        task.cancel()

@@ -23,6 +23,7 @@ from penstock.internal.v1.records_pb2 import (
 )
 from penstock.v1 import cluster_pb2 as pb
 from penstock.v1 import cluster_pb2_grpc as rpc
+from penstock.v1.models_pb2 import Scaling
 from services.scheduler.absence import Absences
 from services.scheduler.controller import Controller
 from services.scheduler.metrics import ControllerMetrics
@@ -100,6 +101,12 @@ def version(number: int, *, replicas: int = 1, memory: int = 10 * MIB, retiring:
     return WantedVersion(
         version=number, replicas=replicas, memory_bytes=memory, manifest_digest=digest, engine="onnx", retiring=retiring
     )
+
+
+def on_demand(number: int, *, most: int = 1, memory: int = 60 * MIB, **more: float) -> WantedVersion:
+    wanted = version(number, replicas=0, memory=memory)
+    wanted.scaling.CopyFrom(Scaling(max_replicas=most, **more))  # type: ignore[arg-type]
+    return wanted
 
 
 async def join(store: Etcd, *workers: str, draining: bool = False) -> None:
@@ -242,6 +249,7 @@ async def served(
     service = ClusterService(scheduler.view)
     server = grpc.aio.server()
     rpc.add_ClusterServiceServicer_to_server(service, server)
+
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from penstock import errors
-from penstock.channel import ERROR_TRAILER, error_info
+from penstock.channel import ERROR_TRAILER, carried, error_info
 from penstock.wire.call import Answer, Done
 
 from . import frames as f
@@ -377,7 +377,7 @@ def problem_of(trailers: list[Field]) -> errors.PenstockError | None:
     if status == "0":
         return None
     if info is not None:
-        return errors.from_code(info.code, info.message, field=info.field)
+        return carried(info)
     if status in ("14", "1"):
         # Without an ErrorInfo no service answered: a server that stops cancels what is left.
         return ConnectionLost("the connection to the peer was lost", detail=text)

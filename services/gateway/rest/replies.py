@@ -86,7 +86,8 @@ def error_reply(error: PenstockError, dialect: Dialect, request_id: str) -> Repl
     """The answer that tells a caller of an error."""
     status = error.code.http
     headers = {}
-    if error.code.retryable and status in (429, 503):
+    if status == 429 or (status == 503 and error.retry_after is not None):
+        # For 503 only where something is known: an invented time would be obeyed.
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after or 1)))
     if status == 401:
         headers["www-authenticate"] = 'Bearer realm="penstock"'

@@ -21,28 +21,8 @@ Rules, strongest first:
 
 from __future__ import annotations
 
-from ..snapshot import ClusterSnapshot, Replica
 from .explain import explain
-from .planner import Plan, Planner, plan
+from .planner import Plan, Planner, changes, plan
+from .room import is_coming, would_fit
 
-__all__ = ["Plan", "Planner", "changes", "explain", "plan"]
-
-
-def changes(snapshot: ClusterSnapshot, plan: Plan, *, only_add: bool = False) -> dict[str, tuple[Replica, ...] | None]:
-    """What to write, by worker id: a whole assignment, or None to delete it.
-
-    only_add: leave out whatever takes a replica from a worker.
-    """
-    changed: dict[str, tuple[Replica, ...] | None] = {}
-    for worker, desired in sorted(plan.assignments.items()):
-        if desired == snapshot.assignments.get(worker, ()):
-            continue
-        if only_add:
-            told = {replica.id for replica in snapshot.assignments.get(worker, ())}
-            running = {version for (at, version) in snapshot.states if at == worker}
-            if (told | running) - {replica.id for replica in desired}:
-                continue
-        changed[worker] = desired
-    if not only_add:
-        changed |= {worker: None for worker in sorted(snapshot.assignments) if worker not in plan.assignments}
-    return changed
+__all__ = ["Plan", "Planner", "changes", "explain", "is_coming", "plan", "would_fit"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from penstock.v1 import cluster_pb2 as pb
 
-from ..snapshot import ClusterSnapshot, Wanted
+from ..snapshot import Wanted
 from . import room
 from .draft import Draft
 from .obstacles import Kind, Obstacle, obstacle, passing, standing
@@ -20,11 +20,11 @@ from .seat import Seat, total
 MOST_REMEDIES = 5
 
 
-def explain(snapshot: ClusterSnapshot, name: str, version: int = 0) -> list[pb.PlacementExplanation]:
-    """The decision on each deployed version of a model, or on one; empty when it is not deployed."""
-    planner = Planner()
-    planner.known.learn(snapshot)
-    planner.plan()
+def explain(planner: Planner, name: str, version: int = 0) -> list[pb.PlacementExplanation]:
+    """The decision on each deployed version of a model, or on one; empty when it is not deployed.
+
+    planner: has just planned. It is as before afterwards.
+    """
     items = planner.known.models.get(name, ())
     return [_explained(item, planner.draft) for item in items if version in (0, item.id.version)]
 

@@ -32,6 +32,11 @@ class Knowledge:
         self.changed_models: set[str] = set()
         self.changed_workers: set[str] = set()
 
+    @property
+    def changed(self) -> bool:
+        """Whether anything is other than it was when it was last planned."""
+        return bool(self.changed_models or self.changed_workers)
+
     def learn(self, snapshot: ClusterSnapshot) -> None:
         """Takes over a whole snapshot; knowing nothing before."""
         by_model: dict[str, list[Wanted]] = {}

@@ -21,6 +21,7 @@ class Kind(StrEnum):
     TAINT = "taint"
     ANTI_AFFINITY = "anti-affinity"
     SPREAD = "spread"
+    SHUNNED = "shunned"
     MEMORY = "memory"
     EXCLUSIVE = "exclusive"
     DEVICE_MEMORY = "device-memory"
@@ -72,6 +73,8 @@ def passing(item: Wanted, seat: Seat, domains: Mapping[str, int]) -> Obstacle | 
 def company(item: Wanted, seat: Seat, domains: Mapping[str, int]) -> Obstacle | None:
     """Who is there already, or too near, that it may not be together with."""
     needs = item.needs
+    if seat.worker.id in needs.shunned:
+        return Obstacle(Kind.SHUNNED)
     if seat.repelled and seat.repelled.get(item.id.name):
         others = (other for other in sorted(seat.replicas) if other.name != item.id.name)
         return Obstacle(Kind.ANTI_AFFINITY, next((other.name for other in others), ""))

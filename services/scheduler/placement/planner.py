@@ -322,8 +322,7 @@ class Planner:
         draft.touched = set()
         self._unwritten -= touched
         for worker in touched:
-            told = known.told.get(worker)
-            if tuple(sorted(told.values()) if told else ()) != self._assignments.get(worker, ()):
+            if _is_unwritten(known, worker, self._assignments.get(worker)):
                 self._unwritten.add(worker)
         missing = {version: draft.missing(item) for version, item in self._missing.items()}
         return Plan(
@@ -346,6 +345,32 @@ def _is_same(before: Wanted, now: Wanted | None) -> bool:
 def _weight(item: Wanted) -> tuple[bool, bool, int, int, VersionId]:
     """In which order replicas keep their places, where not all of them can."""
     return item.retiring, not item.needs.pinned, -item.needs.priority, -item.size_bytes, item.id
+
+
+def _is_unwritten(known: Knowledge, worker: str, desired: tuple[Replica, ...] | None) -> bool:
+    """Whether the worker is told something else; None: nothing should tell it anything."""
+    told = known.told.get(worker)
+    if desired is None:
+        return told is not None
+    return desired != (tuple(sorted(told.values())) if told else ())
+
+
+def changes(known: Knowledge, plan: Plan, *, only_add: bool = False) -> dict[str, tuple[Replica, ...] | None]:
+    """What to write, by worker id: a whole assignment, or None to delete it. plan: the newest for what is known.
+
+    only_add: leave out whatever takes a replica from a worker.
+    """
+    changed: dict[str, tuple[Replica, ...] | None] = {}
+    for worker in sorted(plan.touched):
+        desired = plan.assignments.get(worker)
+        if not _is_unwritten(known, worker, desired):
+            continue
+        if only_add:
+            there = known.told.get(worker, {}).keys() | known.reported.get(worker, set())
+            if desired is None or there - {replica.id for replica in desired}:
+                continue
+        changed[worker] = desired
+    return changed
 
 
 def plan(snapshot: ClusterSnapshot) -> Plan:

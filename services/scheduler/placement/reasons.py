@@ -66,6 +66,8 @@ def described(found: Obstacle, item: Wanted, seat: Seat) -> str:
             return f"runs {subject}, from which it is kept apart"
         case Kind.SPREAD:
             return f"is in {subject}, where a replica is already"
+        case Kind.SHUNNED:
+            return "answered it late or not at all not long ago"
         case Kind.MEMORY:
             return f"has {size(seat.free)} free of {size(worker.memory_bytes)}"
         case Kind.EXCLUSIVE:

@@ -285,3 +285,12 @@ def _lifted(draft: Draft, seat: Seat, versions: Collection[VersionId]) -> Iterat
         for replica in gone:
             item, size = draft.items[replica.id], replica.memory_bytes
             seat.add(item, replica.devices, memory_bytes=size, leaving=replica.leaving)
+
+
+def would_fit(draft: Draft, item: Wanted, worker: str, without: Collection[VersionId]) -> bool:
+    """Whether one more replica fits on a worker once these versions have gone from it."""
+    seat = draft.seats[worker]
+    if item.id in seat.replicas or not any(seat.pool is pool for pool in draft.pools.eligible(item)):
+        return False
+    with _lifted(draft, seat, without):
+        return fitting_share(item, seat, draft.domains(item.id)) is not None

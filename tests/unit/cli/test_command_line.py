@@ -288,11 +288,19 @@ def test_status_rows_say_what_is_wrong() -> None:
     version.unplaced_reason = "no worker has 2 GiB"
     version.replicas.add(worker="a", state=cluster.REPLICA_STATE_READY)
     version.replicas.add(worker="b", state=cluster.REPLICA_STATE_FAILED, reason="bad file")
-    assert version_row(version) == ("m@2", "prod (default)", "1/3", ("failed", "bold red"), "a, b failed")
+    assert version_row(version) == ("m@2", "prod (default)", "1/3", ("failed", "bold red"), "", "a, b failed")
     assert problems(cluster.ClusterStatus(versions=[version])) == [
         "m@2: 1 of 3 not placed: no worker has 2 GiB",
         "m@2: failed on b: bad file",
     ]
+
+
+def test_status_rows_say_how_a_number_moves() -> None:
+    version = cluster.VersionStatus(name="m", version=2)
+    version.scaling.max_replicas = 4
+    assert version_row(version)[2:5] == ("0/0", ("cold", "blue"), "0 to 4")
+    version.scaling.reason, version.scaling.waiting, version.wanted = "called while at zero", 3, 1
+    assert version_row(version)[2:5] == ("0/1", ("waiting", "yellow"), "0 to 4: called while at zero, 3 wait")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, WantedVersion
 from penstock.v1 import cluster_pb2 as pb
+from penstock.v1.models_pb2 import Scaling
 
 READY = pb.REPLICA_STATE_READY
 LOADING = pb.REPLICA_STATE_LOADING
@@ -16,9 +17,19 @@ DRAINING = pb.REPLICA_STATE_DRAINING
 
 
 def deployment(
-    name: str = "digits", *versions: int, default: int = 0, aliases: Mapping[str, int] | None = None
+    name: str = "digits",
+    *versions: int,
+    default: int = 0,
+    aliases: Mapping[str, int] | None = None,
+    on_demand: Collection[int] = (),
 ) -> DeploymentRecord:
-    wanted = [WantedVersion(version=version, replicas=2) for version in versions]
+    """on_demand: the versions that have no replica while nobody calls."""
+    wanted = [
+        WantedVersion(version=version, scaling=Scaling(min_replicas=0, max_replicas=2))
+        if version in on_demand
+        else WantedVersion(version=version, replicas=2)
+        for version in versions
+    ]
     return DeploymentRecord(
         name=name, versions=wanted, default_version=default or (versions[-1] if versions else 0), aliases=aliases or {}
     )

@@ -141,3 +141,18 @@ def test_too_little_is_known_of_the_others() -> None:
     assert not paces.too_slow(1.0, [replicas["w2"]])
     serve(replicas["w2"], 1.0, 0.001)
     assert paces.too_slow(1.0, [replicas["w2"]])
+
+
+def test_what_is_expected_is_known_after_enough_answers_and_not_for_ever() -> None:
+    pace = Pace()
+    serve(pace, 10.0, 0.030, paces.ENOUGH - 1)
+    assert pace.expected(10.0) == 0.0
+    serve(pace, 10.0, 0.030)
+    assert pace.expected(10.0 + paces.STALE) == pytest.approx(0.030)
+    assert pace.expected(10.1 + paces.STALE) == 0.0, "it is tried again"
+    pace.began(20.0)
+    assert pace.expected(20.0) == pytest.approx(0.030), "by one request at a time"
+    pace.answered(20.01, 0.010)
+    assert pace.expected(20.1) == pytest.approx(0.020), "and believed soon that it is well"
+    serve(pace, 30.0, 0.500)
+    assert pace.expected(30.0) < 0.06, "but not soon that it is not"

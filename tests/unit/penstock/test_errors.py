@@ -7,6 +7,7 @@ import pytest
 
 from penstock import errors
 from penstock.channel import MAX_TEXT_BYTES, error_info, error_of, error_trailer, status_of, text_of
+from penstock.v1 import errors_pb2
 
 
 def subclasses(kind: type[errors.PenstockError]) -> set[type[errors.PenstockError]]:
@@ -88,6 +89,20 @@ def test_a_trailer_wins_over_the_status_and_junk_does_not() -> None:
         assert type(error_of(Failure(trailers))) is errors.NotFound
     info = error_info((carried,))
     assert info is not None and info.request_id == "r-1" and not info.retryable
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"), [(None, None), (0.0, 0.0), (2.25, 2.25), (1e12, 86_400.0), (-3.0, 0.0), (float("nan"), 0.0)]
+)
+def test_when_to_try_again_crosses_too(said: float | None, heard: float | None) -> None:
+    trailer = error_trailer(errors.Unavailable("later", retry_after=said))
+    assert error_of(Failure((trailer,))).retry_after == heard
+
+
+def test_a_peer_cannot_make_us_wait_for_ever() -> None:
+    info = errors_pb2.ErrorInfo(code="UNAVAILABLE", message="later")
+    info.retry_after.seconds = 2**60
+    assert error_of(Failure((("penstock-error-bin", info.SerializeToString()),))).retry_after == 86_400.0
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "€", "𝕏"])

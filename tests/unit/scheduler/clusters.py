@@ -7,7 +7,8 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from penstock.v1 import cluster_pb2 as pb
-from services.scheduler.placement import Plan, changes, plan
+from services.scheduler import placement
+from services.scheduler.placement import Plan, Planner, plan
 from services.scheduler.snapshot import PLAIN, ClusterSnapshot, Device, Needs, Replica, VersionId, Wanted, Worker
 
 READY = pb.REPLICA_STATE_READY
@@ -47,6 +48,15 @@ def worker(
 
 def cluster(items: list[Wanted], workers: list[Worker]) -> ClusterSnapshot:
     return ClusterSnapshot(tuple(sorted(items, key=lambda item: item.id)), {w.id: w for w in workers})
+
+
+def changes(
+    snapshot: ClusterSnapshot, planned: Plan, *, only_add: bool = False
+) -> dict[str, tuple[Replica, ...] | None]:
+    """What a leader that knows this cluster would write."""
+    planner = Planner()
+    planner.known.learn(snapshot)
+    return placement.changes(planner.known, planned, only_add=only_add)
 
 
 def carried_out(snapshot: ClusterSnapshot, planned: Plan) -> ClusterSnapshot:

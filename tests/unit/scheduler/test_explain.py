@@ -7,10 +7,18 @@ from dataclasses import replace
 from hypothesis import given, settings
 
 from penstock.v1 import cluster_pb2 as pb
-from services.scheduler.placement import explain, plan
+from services.scheduler import placement
+from services.scheduler.placement import Planner, plan
 from services.scheduler.snapshot import ClusterSnapshot, Needs
 
 from .clusters import MIB, carried_out, cluster, clusters, wanted, with_ready, worker
+
+
+def explain(snapshot: ClusterSnapshot, name: str, version: int = 0) -> list[pb.PlacementExplanation]:
+    planner = Planner()
+    planner.known.learn(snapshot)
+    planner.plan()
+    return placement.explain(planner, name, version)
 
 
 def settled(snapshot: ClusterSnapshot) -> ClusterSnapshot:

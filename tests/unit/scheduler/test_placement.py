@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.v1 import cluster_pb2 as pb
-from services.scheduler.placement import changes, plan
+from services.scheduler.placement import plan
 from services.scheduler.snapshot import ClusterSnapshot, Replica, VersionId, Wanted, Worker
 
-from .clusters import ENGINES, LOADING, MIB, READY, carried_out, cluster, wanted, where, with_ready, worker
+from .clusters import ENGINES, LOADING, MIB, READY, carried_out, changes, cluster, wanted, where, with_ready, worker
 
 
 def test_replicas_of_a_version_go_to_different_workers() -> None:

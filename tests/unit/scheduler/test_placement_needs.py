@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from services.scheduler.placement import changes, plan
+from services.scheduler.placement import plan
 from services.scheduler.snapshot import ClusterSnapshot, Needs, Replica, VersionId
 
-from .clusters import MIB, carried_out, cluster, wanted, where, with_ready, worker
+from .clusters import MIB, carried_out, changes, cluster, wanted, where, with_ready, worker
 
 
 def settled(snapshot: ClusterSnapshot) -> ClusterSnapshot:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.scheduler.placement import Plan, Planner, changes, plan
+from services.scheduler.placement import Plan, Planner, plan
 from services.scheduler.placement.obstacles import obstacle, standing
 from services.scheduler.snapshot import ClusterSnapshot, VersionId, Worker
 
@@ -22,6 +22,7 @@ from .clusters import (
     all_models,
     all_workers,
     carried_out,
+    changes,
     clusters,
     with_ready,
 )

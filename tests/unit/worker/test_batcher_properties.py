@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from penstock.errors import DeadlineExceeded, Internal, InvalidArgument, PenstockError, ResourceExhausted, Unavailable
 from penstock.internal.v1 import engine_pb2
-from services.worker.batcher import Batcher, Result
+from services.worker.batcher import Batcher
+from services.worker.seat import Result
 from services.worker.statistics import Statistics
 from tests.unit.worker.doubles import EchoEngine, EchoOutcome, batcher, request, split_rows
 from tests.unit.worker.virtual_time import run

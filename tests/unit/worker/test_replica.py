@@ -145,6 +145,22 @@ async def test_from_assignment_to_ready_to_retired(stage: Stage) -> None:
     assert stage.ledger.reserved_bytes == 0
 
 
+async def test_how_long_it_took_to_load_is_told_once_it_is_ready(stage: Stage) -> None:
+    stage.loading = asyncio.Event()
+    replica = stage.replica()
+    task = asyncio.ensure_future(replica.run())
+    await stage.changed.until(stage.count("LOADING"))
+    began = asyncio.get_running_loop().time()
+    await asyncio.sleep(0.02)
+    stage.loading.set()
+    await stage.changed.until(stage.count("READY"))
+    took = [standing.load_seconds for standing, _ in stage.told]
+    assert took[:2] == [0.0, 0.0]
+    assert 0.02 <= took[2] <= asyncio.get_running_loop().time() - began + 5
+    replica.retire()
+    await task
+
+
 async def test_draining_finishes_what_runs_and_waits_and_takes_stragglers(stage: Stage) -> None:
     stage.gate = asyncio.Semaphore(0)
     replica = stage.replica()

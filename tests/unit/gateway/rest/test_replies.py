@@ -38,7 +38,7 @@ def test_inference_dialect(kind: type[errors.PenstockError]) -> None:
     reply = error_reply(kind("what is wrong", detail="secret"), Dialect.INFERENCE, "r1")
     assert reply.status == TRITON[kind.code.name]
     assert orjson.loads(reply.body) == {"error": "what is wrong"}
-    assert ("retry-after" in reply.headers) == (reply.status in (429, 503))
+    assert ("retry-after" in reply.headers) == (reply.status == 429)
     assert ("www-authenticate" in reply.headers) == (reply.status == 401)
 
 
@@ -57,10 +57,16 @@ def test_management_dialect(kind: type[errors.PenstockError]) -> None:
     }
 
 
-@pytest.mark.parametrize(("seconds", "header"), [(None, "1"), (0.2, "1"), (1.2, "2"), (30, "30")])
-def test_retry_after_is_whole_seconds(seconds: float | None, header: str) -> None:
-    reply = error_reply(errors.Unavailable("later", retry_after=seconds), Dialect.INFERENCE, "r1")
+@pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (0.2, "1"), (1.2, "2"), (30, "30")])
+@pytest.mark.parametrize("kind", [errors.Unavailable, errors.ResourceExhausted])
+def test_retry_after_is_whole_seconds(kind: type[errors.PenstockError], seconds: float, header: str) -> None:
+    reply = error_reply(kind("later", retry_after=seconds), Dialect.INFERENCE, "r1")
     assert reply.headers["retry-after"] == header
+
+
+def test_where_nobody_knows_when_none_is_invented() -> None:
+    assert "retry-after" not in error_reply(errors.Unavailable("later"), Dialect.INFERENCE, "r1").headers
+    assert error_reply(errors.ResourceExhausted("full"), Dialect.INFERENCE, "r1").headers["retry-after"] == "1"
 
 
 def test_routing_errors_speak_the_dialect_of_the_path() -> None:

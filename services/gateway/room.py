@@ -1,0 +1,197 @@
+"""The waiting room: requests for versions that are not loaded yet, from their coming until they can go.
+
+One wish goes to the schedulers however many wait for a version, and a change of the routes that concerns it wakes those
+who wait, nobody else. `waiting` decides; this module does. What waits holds no more than its call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from penstock.errors import NotFound, PenstockError, Unavailable
+from penstock.internal.v1 import demand_pb2 as pb
+from penstock.wire.call import Call
+
+from . import waiting
+from .demand import Demand, Served
+from .header import RoutingHeader
+from .metrics import RoomMetrics
+from .route_table import Route, VersionView
+from .routes import RoutingTable
+from .waiting import Estimate, Lines, Prospect
+
+MOST: Final = 4096
+MOST_EACH: Final = 1024
+
+Place = asyncio.Future[bool]
+"""Of one who waits: done when he should look at the routes again (True), or is to wait no longer."""
+
+
+class Room:
+    """The room of one process.
+
+    Args:
+        most, most_each: requests that may wait in all, and for one version; 0 for a gateway where nobody waits.
+        wish: called when somebody is the first to wait for a version; must not block.
+    """
+
+    def __init__(
+        self,
+        routes: RoutingTable,
+        demand: Demand,
+        *,
+        most: int = MOST,
+        most_each: int = MOST_EACH,
+        wish: Callable[[], None] = lambda: None,
+        metrics: RoomMetrics | None = None,
+    ) -> None:
+        self._routes, self._demand, self._wish = routes, demand, wish
+        self._lines: Lines[Place] = Lines(most, most_each)
+        self._gone: dict[Served, int] = {}  # let go, and not answered yet
+        self._estimates: dict[Served, Estimate] = {}
+        self._ends = math.inf
+        self._metrics = metrics or RoomMetrics()
+        self._clock = asyncio.get_running_loop().time
+        routes.on_swap(self._look)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def expected(self, target: RoutingHeader) -> bool:
+        """Whether a request for what `resolve` has just called Unavailable would wait, and not in vain as far as
+        anybody knows."""
+        with suppress(PenstockError):
+            version = self._version(target)
+            known = self._estimates.get((target.model, version.version), Estimate())
+            return waiting.prospect(version) is Prospect.WAITS and not known.obstacle
+        return False
+
+    async def route(self, call: Call, target: RoutingHeader, refusal: Unavailable) -> tuple[Route, Served]:
+        """Waits for a replica of a version for which `resolve` has just raised `refusal`; its route, and what has to be
+        told to `ended` once the request has ended.
+
+        Raises the refusal when waiting does not help, ResourceExhausted when the room is full, Unavailable with what is
+        known of when and why not, shortly before the call's deadline.
+        """
+        while True:
+            served = await self._turn(call, target, refusal)
+            try:
+                return self._routes.resolve(target.model, target.version), served
+            except PenstockError as again:
+                self.ended(served)
+                if not isinstance(again, Unavailable):
+                    raise
+                refusal = again
+
+    def ended(self, served: Served) -> None:
+        """A request that was let go has ended: the next one may go."""
+        left = self._gone[served] - 1
+        if left:
+            self._gone[served] = left
+        else:
+            del self._gone[served]
+        self._let_go(served)
+
+    def told(self, answer: pb.ReportDemandResponse) -> None:
+        """What a scheduler expects of the versions that are waited for. One that does not know takes nothing back."""
+        now = self._clock()
+        for each in answer.estimates:
+            served = each.name, each.version
+            if self._lines.waiting(served) and (each.obstacle or each.seconds > 0):
+                ready_at = now + each.seconds if each.seconds > 0 and not each.obstacle else None
+                self._estimates[served] = Estimate(ready_at, each.obstacle)
+
+    def close_at(self, end: float) -> None:
+        """Nobody waits longer than that, on the loop's clock: the process leaves."""
+        self._ends = end
+        asyncio.get_running_loop().call_at(end, self._end_all)
+
+    def _end_all(self) -> None:
+        for place in self._lines.everybody():
+            if not place.done():
+                place.set_result(False)
+
+    async def _turn(self, call: Call, target: RoutingHeader, refusal: Unavailable) -> Served:
+        """Waits until it is the request's turn to look at the routes again."""
+        now = self._clock()
+        try:
+            version = self._version(target)
+        except PenstockError:
+            raise refusal from None
+        served = target.model, version.version
+        flow = self._demand.flow(served)
+        if waiting.prospect(version) is Prospect.ENDS:
+            if version.on_demand:
+                flow.refused()
+            raise refusal
+        place: Place = asyncio.get_running_loop().create_future()
+        try:
+            first = self._lines.join(served, place)
+        except PenstockError:
+            flow.refused()
+            self._metrics.waited("full", 0.0)
+            raise
+        went, end = False, "left"
+        flow.began(now)
+        flow.waiting += 1
+        try:
+            if first:
+                self._wish()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(min(waiting.until(call.deadline, now), self._ends)):
+                    went = await place
+            end = "went" if went else "late"
+            if not went:
+                raise self._in_vain(target, served, refusal)
+        finally:
+            flow.waiting -= 1
+            flow.ended(self._clock())
+            self._metrics.waited(end, self._clock() - now)
+            self._lines.leave(served, place)
+            if not self._lines.waiting(served):
+                self._estimates.pop(served, None)
+            if not went and place.done() and not place.cancelled() and place.result():
+                self.ended(served)  # his turn came as he left
+        flow.repeated()
+        return served
+
+    def _in_vain(self, target: RoutingHeader, served: Served, refusal: Unavailable) -> PenstockError:
+        try:
+            version = self._version(target)
+        except PenstockError as gone:
+            return gone
+        if version.version != served[1] or version.replicas:
+            return refusal
+        return waiting.in_vain(target.model, version, self._estimates.get(served, Estimate()), self._clock())
+
+    def _version(self, target: RoutingHeader) -> VersionView:
+        table = self._routes.table
+        if target.model not in table.models:
+            raise NotFound(f"model '{target.model}' is not deployed", field="model_name")
+        return table.cold(target.model, target.version)
+
+    def _look(self, models: frozenset[str]) -> None:
+        """The routes of these models have changed."""
+        for served in self._lines.of(models):
+            self._let_go(served)
+
+    def _let_go(self, served: Served) -> None:
+        """Those of a line whose turn it is."""
+        waits = self._lines.waiting(served)
+        if not waits:
+            return
+        found = waiting.prospect_of(self._routes.table, served)
+        if found is Prospect.WAITS:
+            return
+        count = waits
+        if found is Prospect.GOES:
+            replicas = len(self._routes.table.models[served[0]].versions[served[1]].replicas)
+            count = waiting.AT_ONCE * replicas - self._gone.get(served, 0)
+        for place in self._lines.take(served, count):
+            if not place.done():
+                self._gone[served] = self._gone.get(served, 0) + 1
+                place.set_result(True)

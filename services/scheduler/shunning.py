@@ -1,0 +1,70 @@
+"""Replicas that say that they are READY and answer late or not at all: when to take them elsewhere. Pure.
+
+Gateways keep away from such a replica by themselves and at once. When at least half of those that call its version
+have done so for HELD seconds, the version leaves that worker: another becomes READY first, then it goes (the plan's
+leaving), and it does not come back there for SHUNNED seconds. Bounded: at most a third of a version's replicas leave so
+at a time, and a version shuns at most a third of the workers; one at least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from .snapshot import VersionId
+
+HELD: Final = 10.0
+"""Seconds for which gateways must have kept away from it."""
+SHUNNED: Final = 600.0
+"""Seconds for which it is not placed on that worker again."""
+
+
+class Shunning:
+    """Which workers each version leaves, and until when."""
+
+    def __init__(self) -> None:
+        self._until: dict[VersionId, dict[str, float]] = {}
+
+    def look(
+        self,
+        gray: Mapping[tuple[VersionId, str], list[float]],
+        *,
+        callers: Callable[[VersionId], int],
+        told: Callable[[VersionId], frozenset[str]],
+        workers: int,
+        now: float,
+    ) -> dict[VersionId, frozenset[str]]:
+        """All that a version shuns from now on, for the versions of which that has changed.
+
+        gray: by version and worker, since when each gateway keeps away. callers: gateways that can judge a version.
+        told: workers that have been told to run it. workers: how many are live.
+        """
+        changed = self._expire(now)
+        for (version, worker), since in sorted(gray.items()):
+            there = self._until.get(version, {})
+            held = sum(1 for time in since if now - time >= HELD)
+            if worker in there or not held or 2 * held < callers(version):
+                continue
+            at = told(version)
+            leaving = sum(1 for other in there if other in at)
+            if worker not in at or leaving >= max(len(at) // 3, 1) or len(there) >= max(workers // 3, 1):
+                continue
+            self._until.setdefault(version, {})[worker] = now + SHUNNED
+            changed.add(version)
+        return {version: frozenset(self._until.get(version, {})) for version in changed}
+
+    def next_look(self, now: float) -> float | None:
+        """Seconds until a version may come back somewhere; None when none is kept away."""
+        ends = (until for there in self._until.values() for until in there.values())
+        return min((max(until - now, 0.0) for until in ends), default=None)
+
+    def _expire(self, now: float) -> set[VersionId]:
+        changed = set()
+        for version, there in list(self._until.items()):
+            left = {worker: until for worker, until in there.items() if until > now}
+            if len(left) < len(there):
+                changed.add(version)
+                self._until[version] = left
+            if not left:
+                del self._until[version]
+        return changed

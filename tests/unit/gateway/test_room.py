@@ -1,0 +1,309 @@
+"""Requests for versions that are not loaded: they wait, they go when it is, in order, and nobody is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from penstock.errors import NotFound, PenstockError, ResourceExhausted, Unavailable
+from penstock.internal.v1 import demand_pb2 as pb
+from penstock.oip import inference_pb2 as oip
+from penstock.wire.call import Answer
+from services.gateway import waiting
+from services.gateway.inference import Inference
+from services.gateway.repository import Repository
+from services.gateway.room import Room
+from tests.unit.gateway.doubles import Gateway, NoRegistry, Sent, call, echo, request
+from tests.unit.gateway.records import DRAINING, FAILED, LOADING, READY, deployment, keyed, replica
+from tests.unit.worker import virtual_time
+
+
+class Cold:
+    """A gateway with one model that is loaded on demand and not loaded. wishes: how often somebody was the first."""
+
+    def __init__(self, *replicas: Any, most: int = 100, most_each: int = 100, gateway: Gateway | None = None) -> None:
+        self.it = gateway or Gateway([deployment("digits", 1, on_demand=[1])], list(replicas))
+        self.it.workers.behaviours = {"w1:1": echo, "w2:1": echo}
+        self.wishes = 0
+        upstreams, routes = self.it.upstreams, self.it.routes
+        self.room = Room(routes, upstreams.demand, most=most, most_each=most_each, wish=self._wish)
+        self.it.inference = Inference(
+            routes, upstreams, Repository(routes, NoRegistry()), max_body_bytes=1 << 20, room=self.room
+        )
+        self.flow = upstreams.demand.flow(("digits", 1))
+
+    def _wish(self) -> None:
+        self.wishes += 1
+
+    def asks(self, timeout: float = 30.0, number: int = 7) -> asyncio.Task[Answer]:
+        payload = oip.ModelInferRequest(model_name="digits", id=str(number)).SerializeToString()
+        return asyncio.create_task(self.it.inference.infer(call("ModelInfer", payload, timeout)))
+
+    async def waiting(self, count: int) -> None:
+        for _ in range(count + 5):
+            await asyncio.sleep(0)
+        assert len(self.room) == count
+
+    def becomes(self, *replicas: Any) -> None:
+        self.it.replicas.records = keyed(*replicas)
+        self.it.rebuild()
+
+    def left_clean(self) -> None:
+        assert len(self.room) == 0
+        assert (self.flow.waiting, self.flow.outstanding) == (0, 0)
+        assert self.room._gone == {}
+        assert self.room._estimates == {}
+
+
+def timeless(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    """In virtual time."""
+
+    def run() -> None:
+        async def main() -> None:
+            await test()
+
+        virtual_time.run(main())
+
+    run.__name__ = test.__name__  # type: ignore[attr-defined]
+    run.__doc__ = test.__doc__
+    return run
+
+
+@timeless
+async def test_one_wish_however_many_wait_and_all_go_in_order() -> None:
+    cold = Cold()
+    tasks = [cold.asks(number=number) for number in range(20)]
+    await cold.waiting(20)
+    assert (cold.wishes, cold.flow.waiting) == (1, 20)
+    cold.becomes(replica("w1", LOADING))
+    await cold.waiting(20)
+    cold.becomes(replica("w1"))
+    await asyncio.gather(*tasks)
+    sent = [oip.ModelInferRequest.FromString(each.payload).id for each in cold.it.workers.sent]
+    assert sent == [str(number) for number in range(20)]
+    assert cold.flow.requests == 20, "each counts once"
+    cold.left_clean()
+
+
+@timeless
+async def test_those_who_waited_do_not_all_fall_upon_the_replica() -> None:
+    cold, under_way, most = Cold(most=1000, most_each=1000), 0, 0
+    go = asyncio.Semaphore(0)
+
+    async def slowly(sent: Sent) -> Answer:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await go.acquire()
+        under_way -= 1
+        return await echo(sent)
+
+    cold.it.workers.behaviours["w1:1"] = slowly
+    tasks = [cold.asks() for _ in range(300)]
+    await cold.waiting(300)
+    cold.becomes(replica("w1"))
+    for _ in range(300):
+        go.release()
+        await asyncio.sleep(0.001)
+    await asyncio.gather(*tasks)
+    assert most == waiting.AT_ONCE
+    cold.left_clean()
+
+
+@pytest.mark.parametrize("state", [LOADING, DRAINING])
+def test_whatever_is_there_but_no_ready_replica_is_waited_for(state: Any) -> None:
+    async def main() -> None:
+        cold = Cold(replica("w1", state))
+        task = cold.asks()
+        await cold.waiting(1)
+        cold.becomes(replica("w2"))
+        await task
+        cold.left_clean()
+
+    virtual_time.run(main())
+
+
+@timeless
+async def test_the_deadline_brings_the_estimate() -> None:
+    cold = Cold()
+    task = cold.asks(timeout=10.0)
+    await cold.waiting(1)
+    cold.room.told(estimates(seconds=25.0))
+    cold.room.told(estimates())  # another scheduler, which does not know
+    with pytest.raises(Unavailable, match=r"version 1 of model 'digits' is not loaded.*about 16 s") as caught:
+        await task
+    assert asyncio.get_running_loop().time() == pytest.approx(9.5)
+    assert caught.value.retry_after == pytest.approx(15.5)
+    cold.left_clean()
+
+
+@timeless
+async def test_the_deadline_brings_the_obstacle() -> None:
+    cold = Cold()
+    task = cold.asks(timeout=1.0)
+    await cold.waiting(1)
+    cold.room.told(estimates(obstacle="no worker has 8 GiB free for it"))
+    ready = oip.ModelReadyRequest(name="digits").SerializeToString()
+    answer = await cold.it.inference.model_ready(call("ModelReady", ready))
+    assert not oip.ModelReadyResponse.FromString(answer.payload).ready
+    with pytest.raises(Unavailable, match="no worker has 8 GiB free for it") as caught:
+        await task
+    assert caught.value.retry_after is None
+    cold.left_clean()
+
+
+def estimates(**what: Any) -> pb.ReportDemandResponse:
+    return pb.ReportDemandResponse(estimates=[pb.LoadEstimate(name="digits", version=1, **what)])
+
+
+@timeless
+async def test_a_load_that_fails_ends_the_wait_and_every_later_one() -> None:
+    cold = Cold(replica("w1", LOADING))
+    tasks = [cold.asks() for _ in range(3)]
+    await cold.waiting(3)
+    cold.becomes(replica("w1", FAILED, reason="the file is no model", retry=8))
+    for task in tasks:
+        with pytest.raises(Unavailable, match="could not be loaded: the file is no model") as caught:
+            await task
+        assert caught.value.retry_after == 8.0
+    assert asyncio.get_running_loop().time() == 0.0
+    with pytest.raises(Unavailable, match="the file is no model"):
+        await cold.asks()
+    assert cold.flow.requests == 4, "it is asked for all the same"
+    cold.left_clean()
+
+
+@timeless
+async def test_who_leaves_leaves_at_once() -> None:
+    cold = Cold()
+    first, second = cold.asks(number=1), cold.asks(number=2)
+    await cold.waiting(2)
+    first.cancel()
+    await cold.waiting(1)
+    cold.becomes(replica("w1"))
+    second.cancel()  # when its turn has come
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert first.cancelled() and second.cancelled()
+    assert cold.it.workers.sent == []
+    cold.left_clean()
+
+
+@timeless
+async def test_a_full_room_lets_nobody_in() -> None:
+    cold = Cold(most_each=2)
+    tasks = [cold.asks(), cold.asks()]
+    await cold.waiting(2)
+    with pytest.raises(ResourceExhausted, match="2 requests wait for version 1") as caught:
+        await cold.asks()
+    assert caught.value.retry_after == 1.0
+    cold.becomes(replica("w1"))
+    await asyncio.gather(*tasks)
+    cold.left_clean()
+
+
+@timeless
+async def test_a_version_that_is_undeployed_is_not_there() -> None:
+    cold = Cold()
+    task = cold.asks()
+    await cold.waiting(1)
+    cold.it.deployments.records = {}
+    cold.it.rebuild()
+    with pytest.raises(NotFound):
+        await task
+    cold.left_clean()
+
+
+@timeless
+async def test_who_leaves_the_process_waits_no_longer_than_the_drain() -> None:
+    cold = Cold()
+    task = cold.asks(timeout=60.0)
+    await cold.waiting(1)
+    cold.room.close_at(5.0)
+    with pytest.raises(Unavailable, match="not ready before"):
+        await task
+    assert asyncio.get_running_loop().time() == 5.0
+    later = cold.asks(timeout=60.0)
+    with pytest.raises(Unavailable):
+        await later
+    assert asyncio.get_running_loop().time() == 5.0
+    cold.left_clean()
+
+
+@timeless
+async def test_the_only_replica_that_dies_is_waited_for() -> None:
+    """On demand, a lost worker is a version that is not loaded: the request still has its deadline."""
+    cold = Cold(replica("w1"))
+
+    async def dies(sent: Sent) -> Answer:
+        cold.becomes()
+        raise Unavailable("model 'digits' version 1 is no longer on this worker")
+
+    cold.it.workers.behaviours["w1:1"] = dies
+    task = cold.asks()
+    await cold.waiting(1)
+    cold.becomes(replica("w2"))
+    await task
+    assert cold.it.workers.addresses == ["w1:1", "w2:1"]
+    assert cold.flow.requests == 1
+    cold.left_clean()
+
+
+@timeless
+async def test_nobody_waits_for_a_fixed_number_of_replicas() -> None:
+    cold = Cold(gateway=Gateway([deployment("digits", 1)], [replica("w1", LOADING)]))
+    with pytest.raises(Unavailable, match="is loading"):
+        await cold.it.infer(request())
+    assert (cold.wishes, asyncio.get_running_loop().time()) == (0, 0.0)
+    cold.left_clean()
+
+
+@timeless
+async def test_before_the_table_is_read_nobody_waits() -> None:
+    cold = Cold(gateway=Gateway([], []))
+    cold.it.routes.synced = False
+    with pytest.raises(Unavailable, match="has not been read"):
+        await cold.it.infer(request())
+    cold.left_clean()
+
+
+@timeless
+async def test_no_other_version_serves_in_place_of_a_cold_default() -> None:
+    gateway = Gateway([deployment("digits", 1, 2, default=2, on_demand=[2])], [replica("w1", version=1)])
+    cold = Cold(gateway=gateway)
+    task = cold.asks()
+    await cold.waiting(1)
+    cold.becomes(replica("w1", version=1), replica("w2", version=2))
+    await task
+    assert cold.it.workers.sent[0].headers["penstock-version"] == "2"
+
+
+@timeless
+async def test_metadata_waits_and_readiness_does_not() -> None:
+    cold = Cold()
+    payload = oip.ModelReadyRequest(name="digits").SerializeToString()
+    answer = await cold.it.inference.model_ready(call("ModelReady", payload))
+    assert oip.ModelReadyResponse.FromString(answer.payload).ready
+    assert cold.wishes == 0
+    payload = oip.ModelMetadataRequest(name="digits").SerializeToString()
+    task = asyncio.create_task(cold.it.inference.model_metadata(call("ModelMetadata", payload)))
+    await cold.waiting(1)
+    assert cold.wishes == 1
+    cold.becomes(replica("w1", READY))
+    assert list(oip.ModelMetadataResponse.FromString((await task).payload).versions) == ["1"]
+    cold.becomes(replica("w1", FAILED))
+    payload = oip.ModelReadyRequest(name="digits").SerializeToString()
+    answer = await cold.it.inference.model_ready(call("ModelReady", payload))
+    assert not oip.ModelReadyResponse.FromString(answer.payload).ready
+    cold.left_clean()
+
+
+@timeless
+async def test_errors_of_the_request_are_told_at_once() -> None:
+    cold = Cold()
+    with pytest.raises(PenstockError, match="not deployed"):
+        await cold.it.infer(request(version="9"))
+    assert cold.wishes == 0
