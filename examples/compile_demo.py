@@ -45,13 +45,16 @@ class Recipe:
 
 
 def recipes() -> tuple[Recipe, ...]:
-    """What is built. Whole networks in one precision: the plan is compiled from what the gate has looked at."""
+    """What is built; the plan is compiled from what the gate has looked at.
+
+    For minilm accuracy is the mean cosine of the embeddings with the trained model's, and int8 may lose 0.02 of it.
+    """
     digits = {"batch": {"max": 32}}
     minilm = {"batch": {"max": 8}, "sizes": {"seq": [1, TOKENS, 256]}}
     return (
         Recipe("digits", "int8", (("quantise", {}), ("gate", {}), ("compile", digits))),
         Recipe("digits", "fp16", (("halve", {}), ("gate", {}), ("compile", digits))),
-        Recipe("minilm", "int8", (("quantise", {}), ("gate", {}), ("compile", minilm))),
+        Recipe("minilm", "int8", (("quantise", {}), ("gate", {"drop": 0.02}), ("compile", minilm))),
         Recipe("minilm", "fp16", (("halve", {}), ("gate", {}), ("compile", minilm))),
     )
 
@@ -96,19 +99,19 @@ def write_sets() -> None:
     labels = split.test_digits.astype(np.int64)
     save_file({"pixels": split.test_pixels, "labels": labels}, FOLDER / "digits-evaluation.safetensors")
     texts = export.sentences()
-    half = len(texts) // 2
-    save_file(tokens(texts[:half]), FOLDER / "minilm-samples.safetensors")
-    held_out = tokens([*texts[half:], QUERY, *SENTENCES])
+    save_file(tokens(texts), FOLDER / "minilm-samples.safetensors")
+    # Cut before the shortest ends: what a model answers for padding is nobody's business, and would count here.
+    held_out = tokens([f"{text} {QUERY}" for text in SENTENCES], 12)
     save_file({**held_out, "labels": embeddings(held_out)}, FOLDER / "minilm-evaluation.safetensors")
 
 
-def tokens(texts: list[str]) -> dict[str, np.ndarray]:
-    """Token ids of the texts, each padded or cut to TOKENS."""
+def tokens(texts: list[str], length: int = TOKENS) -> dict[str, np.ndarray]:
+    """Token ids of the texts, each padded or cut to the same length."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(MODELS / "minilm" / "tokenizer.json"))
-    tokenizer.enable_truncation(TOKENS)
-    tokenizer.enable_padding(length=TOKENS)
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length)
     found = tokenizer.encode_batch(texts)
     return {
         "input_ids": np.array([one.ids for one in found], dtype=np.int64),

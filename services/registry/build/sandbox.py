@@ -137,8 +137,9 @@ class Sandbox:
 
     async def _open(self) -> None:
         self._reader, self._writer = await asyncio.open_connection(sock=self._ours, limit=MAX_LINE)
+        self._writers.append(self._writer)
         self._printed, printer = await asyncio.open_connection(sock=self._output, limit=1 << 16)
-        self._writers = [self._writer, printer]
+        self._writers.append(printer)
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
 
     async def _exchange(self, order: bytes) -> Message:
@@ -224,6 +225,9 @@ class Sandbox:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         for writer in self._writers:
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        # Theirs where there is no transport yet; otherwise nothing.
         self._ours.close()
         self._output.close()
 
