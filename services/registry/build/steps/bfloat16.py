@@ -61,7 +61,7 @@ def widened(data: bytes) -> bytes:
 
 
 def _casts(node: Any) -> bool:
-    return node.op_type == "Cast" and _attribute(node, "to").i == _BFLOAT16
+    return bool(node.op_type == "Cast" and _attribute(node, "to").i == _BFLOAT16)
 
 
 def _attribute(node: Any, name: str) -> Any:

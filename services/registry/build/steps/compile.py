@@ -184,7 +184,7 @@ def chosen_profiles(parameters: Parameters, model: Any) -> tuple[profiles.Profil
     )
 
 
-def profile_text(wanted: tuple[profiles.Profile, ...]) -> str:
+def profile_text(wanted: tuple[plans.Profile, ...]) -> str:
     """The profiles as one line: `pixels:1x64/8x64/32x64`, several inputs by a comma, several profiles by a bar."""
 
     def shape(sizes: tuple[int, ...]) -> str:
@@ -206,7 +206,7 @@ def signing_key(secrets: Mapping[str, bytes]) -> Any:
             return Ed25519PrivateKey.from_private_bytes(data)
         key = load_pem_private_key(data, password=None)
     except (ValueError, TypeError):
-        key = None  # type: ignore[assignment]
+        key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise Unsupported("this builder has no key to sign plans with; `python -m penstock.plans FOLDER` makes one")
     return key

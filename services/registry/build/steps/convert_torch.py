@@ -56,7 +56,7 @@ def run(work: StepContext[Parameters]) -> StepResult:
     made = onnx_file.read(path)
     work.progress(0.8)
     largest = _compare(work, program, path)
-    work.say(f"{path.stat().st_size:,} bytes; differs from the program by {largest:.1e} at most")
+    work.say(f"{path.stat().st_size:,} bytes; differs from the program by {largest or 0:.1e} at most")
     return StepResult(
         {"model": path},
         {
@@ -128,9 +128,9 @@ def _export(program: Any, opset: int) -> Any:
         raise _cannot(error) from None
     model = made.model_proto
     if model.functions:
-        import onnx
+        from onnx import inliner
 
-        model = onnx.inliner.inline_local_functions(model)
+        model = inliner.inline_local_functions(model)
     return model
 
 
@@ -211,8 +211,11 @@ def _replace(model: Any, names: dict[str, str]) -> None:
             value.name = changed.get(value.name, value.name)
 
 
-def _compare(work: StepContext[Parameters], program: Any, path: Path) -> float:
-    """The largest difference between program and graph on random inputs; raises InvalidManifest where it is large."""
+def _compare(work: StepContext[Parameters], program: Any, path: Path) -> float | None:
+    """The largest difference between program and graph on random inputs; None where they cannot be compared.
+
+    Raises InvalidManifest where it is large.
+    """
     import numpy as np
     import torch
 
@@ -232,7 +235,7 @@ def _compare(work: StepContext[Parameters], program: Any, path: Path) -> float:
             )
     except Exception as error:  # the program does not take what was made up: nothing can be said
         work.say(f"not compared: the program refuses random inputs ({public(error, 100)})")
-        return float("nan")
+        return None
     values = list(answer.values()) if isinstance(answer, dict) else answer
     values = [values] if isinstance(values, torch.Tensor) else list(values)
     largest = 0.0

@@ -78,10 +78,9 @@ class Gate:
 
     def check(self, name: str, passed: bool, measured: Any, limit: Any, text: str = "") -> None:
         """Notes one check and says it."""
+        text = text or f"{measured} measured, the limit is {limit}"
         self.checks.append({"name": name, "passed": passed, "measured": measured, "limit": limit, "text": text})
-        self.work.say(
-            f"{'passed' if passed else 'FAILED'} {name}: {measured} (limit {limit}){' ' + text if text else ''}"
-        )
+        self.work.say(f"{'passed' if passed else 'FAILED'} {name}: {text}")
 
     def signature(self) -> bool:
         """The candidate can stand in for the source: inputs that the source knows, all of the source's outputs."""
@@ -184,7 +183,7 @@ class Gate:
 def run(work: StepContext[Parameters]) -> StepResult:
     """Compares and judges."""
     gate = Gate(work)
-    precision = work.parameters.precision
+    precision: str = work.parameters.precision
     if precision == "auto":
         precision = compiling.precision_of(gate.candidate, compilable=False)
     report: Json = {"precision": precision, "tolerance": asdict(_tolerance(work.parameters, precision))}

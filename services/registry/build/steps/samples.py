@@ -80,17 +80,17 @@ def _mixed(real: Array, pairs: Array, kind: str, chance: np.random.Generator) ->
     first, second = real[pairs[0]], real[pairs[1]]
     if np.dtype(kind).kind == "f":
         part = chance.uniform(0, 1, (len(first), *[1] * (real.ndim - 1)))
-        return (part * first + (1 - part) * second).astype(kind)
+        return np.asarray(part * first + (1 - part) * second, kind)
     if len(np.unique(real)) <= 2:
-        return first.astype(kind)
-    return np.where(chance.random(first.shape) < 0.5, first, second).astype(kind)
+        return np.asarray(first, kind)
+    return np.asarray(np.where(chance.random(first.shape) < 0.5, first, second), kind)
 
 
 def _tables(model: Any) -> dict[str, int]:
     """Input → rows of the smallest initialiser that it indexes."""
     constants = onnx_file.constants(model)
     found: dict[str, int] = {}
-    source = {}
+    source: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type in ("Cast", "Identity") and node.input:
             source[node.output[0]] = source.get(node.input[0], node.input[0])

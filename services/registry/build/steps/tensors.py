@@ -83,7 +83,7 @@ def _read_safetensors(path: Path, role: str) -> dict[str, Array]:
     from safetensors import SafetensorError, deserialize
 
     try:
-        found = deserialize(path.read_bytes())
+        found = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise InvalidArgument(f"{role}: the safetensors file is damaged", field=role, detail=str(error)) from None
     return {name: _array(name, value, role) for name, value in found}

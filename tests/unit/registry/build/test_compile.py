@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_a_file_that_kills_nothing_but_its_own_process(
     (tmp_path / "m.onnx").write_bytes(b"\x08\x0a")
     with pytest.raises(InvalidManifest):
         compiled(step, tmp_path / "m.onnx")
-    monkeypatch.setattr(compile.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(InvalidArgument, match="ended with status 1"):
         path = tmp_path / "n.onnx"
         value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])

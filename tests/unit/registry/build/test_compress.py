@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -94,10 +95,11 @@ def chain_model(second: str = "MatMul", turned: bool = False, reader: bool = Fal
     chance = np.random.default_rng(0)
     w2 = chance.normal(size=(3, 16) if turned else (16, 3)).astype("f4")
     constants = {"w1": chance.normal(size=(16, 4)).astype("f4"), "b1": chance.normal(size=16).astype("f4"), "w2": w2}
+    more: dict[str, Any] = {"transB": 1} if turned else {}
     nodes = [
         helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], name="first", transB=1),
         helper.make_node("Tanh", ["h"], ["t"]),
-        helper.make_node(second, ["t", "w2"], ["y"], name="second", **({"transB": 1} if turned else {})),
+        helper.make_node(second, ["t", "w2"], ["y"], name="second", **more),
     ]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])]
     if reader:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from penstock.errors import InvalidArgument, Unsupported
+from services.registry.build.numerics import TOLERANCES
 from services.registry.build.step import StepContext, installed
 from services.registry.build.steps import catalogue
 
@@ -25,7 +27,7 @@ def test_a_step_describes_itself(name: str) -> None:
     assert step.canonical(parameters) == step.canonical(step.read(NEEDED.get(name, {})))
     assert dataclasses.is_dataclass(parameters)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        parameters.anything = 1
+        setattr(parameters, "anything", 1)  # noqa: B010 (no type knows it)
     with pytest.raises(InvalidArgument, match=f"{name}.never_heard_of"):
         step.read({"never_heard_of": 1})
     with pytest.raises(InvalidArgument, match="never-heard-of"):
@@ -42,14 +44,23 @@ def test_a_step_describes_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", catalogue.NAMES)
 def test_the_page_lists_every_step_and_parameter(name: str) -> None:
-    page = (ROOT / "docs" / "build.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "build-steps.md").read_text(encoding="utf-8")
     step = catalogue.find(name)
     section = page.partition(f"\n### `{name}`")[2].partition("\n### ")[0]
-    assert section, f"docs/build.md has no section for {name}"
+    assert section, f"docs/build-steps.md has no section for {name}"
     for field in dataclasses.fields(step.parameters):
         assert f"`{field.name}`" in section, field.name
     for role in (*step.inputs, *step.outputs):
         assert f"`{role.name}`" in section, role.name
+
+
+def test_the_page_has_the_tolerances_of_the_code() -> None:
+    page = (ROOT / "docs" / "build-steps.md").read_text(encoding="utf-8")
+    for name, limit in TOLERANCES.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        if name != "lossy":
+            numbers = [float(number) for number in re.findall(r"\d[\d.e-]*", row.partition("` |")[2])]
+            assert numbers == [limit.close, limit.absolute, limit.relative, limit.cosine], name
 
 
 def test_there_is_no_other_step() -> None:

@@ -173,7 +173,10 @@ def test_the_emulation_rounds_as_bfloat16_does() -> None:
     model = graph([helper.make_node("Mul", ["x", "k"], ["y"])], {"k": np.array(1.1, np.float32)})
     made, _ = converted(model, "bf16")
     x = np.array([[1.3, 2.7, -0.1, 100.7]], np.float32)
-    near = lambda values: (halve.rounded(np.asarray(values, np.float32)).astype("<u4") << 16).view("<f4")  # noqa: E731
+
+    def near(values: Any) -> Any:
+        return (halve.rounded(np.asarray(values, np.float32)).astype("<u4") << 16).view("<f4")
+
     given = Session(made.SerializeToString(), 1)
     assert given.emulated
     np.testing.assert_array_equal(given.run({"x": x})["y"], near(near(x) * near([1.1])))
