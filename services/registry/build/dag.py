@@ -217,8 +217,8 @@ def _fill(index: int, role: Input, inputs: dict[str, str], written: Mapping[str,
         elif role.required:
             raise _wrong(index, "inputs", f"{role.name} is missing; the version has {', '.join(sorted(files))}")
     number = 2
-    while role.several and (name := f"{role.name}-{number}") not in inputs and name in files:
-        inputs[name] = f"{SOURCE}.{name}"
+    while role.several and ((name := f"{role.name}-{number}") in inputs or name in files):
+        inputs.setdefault(name, f"{SOURCE}.{name}")
         number += 1
 
 
