@@ -238,6 +238,12 @@ SCHEDULER_WORKERS: Final = Metric("penstock_scheduler_workers", "gauge", "schedu
 SCHEDULER_HELD_WORKERS: Final = Metric(
     "penstock_scheduler_held_workers", "gauge", "scheduler", "Workers gone whose assignments stay for now"
 )
+SCHEDULER_REPORTERS: Final = Metric(
+    "penstock_scheduler_reporters", "gauge", "scheduler", "Processes that have told it of their demand not long ago"
+)
+SCHEDULER_EVICTIONS: Final = Metric(
+    "penstock_scheduler_evictions", "counter", "scheduler", "Versions that nobody used and that made room for others"
+)
 SCHEDULER_ETCD_ALARM: Final = Metric(
     "penstock_scheduler_etcd_alarm",
     "gauge",

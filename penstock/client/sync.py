@@ -306,19 +306,25 @@ class Client:
         name: str,
         version: Version = None,
         *,
-        replicas: int = 1,
+        replicas: int | None = None,
+        scaling: pb.Scaling | None = None,
+        placement: manifest.Placement | None = None,
+        tenant: str | None = None,
         keep_others: bool = False,
         override_gate: str = "",
         wait: bool | float = False,
         on_status: OnStatus | None = None,
         timeout: float | None = None,
     ) -> pb.Deployment:
-        """Wants a version in so many replicas; see AsyncClient.deploy."""
+        """Wants a version to run; see AsyncClient.deploy."""
         return self._loop.run(
             self._aio.deploy(
                 name,
                 version,
                 replicas=replicas,
+                scaling=scaling,
+                placement=placement,
+                tenant=tenant,
                 keep_others=keep_others,
                 override_gate=override_gate,
                 wait=wait,
@@ -356,6 +362,21 @@ class Client:
     ) -> list[cluster.PlacementExplanation]:
         """Why each deployed version of a model runs where it does, and what would make it fit."""
         return self._loop.run(self._aio.explain(name, version, timeout=timeout))
+
+    def drain(
+        self,
+        worker: str,
+        *,
+        wait: bool | float = False,
+        on_status: OnStatus | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Wants a worker empty; see AsyncClient.drain."""
+        self._loop.run(self._aio.drain(worker, wait=wait, on_status=on_status, timeout=timeout))
+
+    def undrain(self, worker: str, *, timeout: float | None = None) -> None:
+        """Takes `drain` back."""
+        self._loop.run(self._aio.undrain(worker, timeout=timeout))
 
     def wait_ready(self, name: str = "", *, timeout: float = DEFAULT_WAIT, on_status: OnStatus | None = None) -> None:
         """Waits until everything wanted is ready; see AsyncClient.wait_ready."""

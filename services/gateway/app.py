@@ -38,7 +38,7 @@ WAITING_SHARE: Final = 0.9
 
 async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     """Starts everything that a gateway runs on this chassis."""
-    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel)
+    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel, chassis.etcd_login)
     chassis.on_close(etcd.close)
 
     routes = RoutingTable()

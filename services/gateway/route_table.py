@@ -61,7 +61,6 @@ class ModelView:
 
     name: str
     default_version: int
-    wanted_replicas: int
     versions: Mapping[int, VersionView]
     aliases: Mapping[str, int]
     routes: Mapping[str, Route]
@@ -162,11 +161,9 @@ def view_of(deployment: DeploymentRecord, replicas: Iterable[ReplicaRecord]) -> 
     versions = {wanted.version: _version_view(wanted, by_version[wanted.version]) for wanted in deployment.versions}
     aliases = {alias: number for alias, number in deployment.aliases.items() if number in versions}
     default = deployment.default_version if deployment.default_version in versions else max(versions)
-    wanted = {version.version: version.replicas for version in deployment.versions}
     return ModelView(
         name=deployment.name,
         default_version=default,
-        wanted_replicas=wanted[default],
         versions=MappingProxyType(versions),
         aliases=MappingProxyType(aliases),
         routes=MappingProxyType(_routes(deployment.name, default, versions, aliases)),

@@ -281,6 +281,10 @@ class Upstreams:
                 _log.warning("replica_ejected", address=address, model=served[0], version=served[1], reason=reason)
             if all(pace.idle for pace in group.values()):
                 self.stirred.discard(served)
+        for upstream in self._known.values():
+            # A replica that refused because it left may never be asked again, and must not slow the others down.
+            for served in [served for served, ejection in upstream.replicas.items() if ejection.is_old(now)]:
+                del upstream.replicas[served]
         if now >= self._forget_at:
             self._forget_at = now + FORGOTTEN
             self._forget_unused(now - FORGOTTEN)

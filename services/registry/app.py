@@ -58,7 +58,7 @@ async def assemble(chassis: Chassis, config: RegistryConfig) -> None:
     chassis.start(check.run(), "database")
     chassis.ready_check("database", check.reason)
 
-    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel)
+    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel, chassis.etcd_login)
     chassis.on_close(etcd.close)
     deployments = DeploymentStore(database)
     projector = Projector(deployments, sql, etcd, interval=config.project_seconds)

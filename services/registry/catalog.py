@@ -20,6 +20,7 @@ from . import formats, manifest
 from .blobs import BlobStore
 from .build.overrides import NONE, Override
 from .deployment_store import DeploymentStore, message
+from .deployments import Wanted
 from .store import NewVersion, Store
 from .threads import Threads
 
@@ -87,7 +88,7 @@ class Catalog:
         self,
         name: str,
         version: int | str | None,
-        replicas: int,
+        wanted: Wanted | None,
         *,
         keep_others: bool,
         override: Override = NONE,
@@ -95,7 +96,7 @@ class Catalog:
         # `finally`: a caller that leaves may leave after the transaction.
         try:
             return await self._threads.run(
-                self._deployments.deploy, name, version, replicas, keep_others=keep_others, override=override
+                self._deployments.deploy, name, version, wanted, keep_others=keep_others, override=override
             )
         finally:
             self._changed()
@@ -108,7 +109,7 @@ class Catalog:
 
     async def deployments(self) -> list[models_pb2.Deployment]:
         deployed = await self._threads.run(self._deployments.read_all)
-        return [message(one.record) for one in deployed.values()]
+        return [message(one) for one in deployed.values()]
 
     # --- a publish, step by step; blocking ----------------------------------------------------------------------------
 

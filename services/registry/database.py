@@ -41,15 +41,16 @@ class Database:
         else:
             raise ValueError(f"database: {parsed.get_backend_name()} is neither sqlite nor postgresql")
 
-    def migrate(self) -> None:
-        """Brings the tables to this release's shape, in one transaction; two registries may start at once."""
+    def migrate(self, revision: str = "head") -> None:
+        """Brings the tables to this release's shape, or an older one's, in one transaction; two registries may start at
+        once."""
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_OF_MIGRATIONS)))
             config = Config()
             config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -15,13 +15,13 @@ from penstock.kit.identity import caller
 from penstock.v1 import models_pb2 as pb
 from penstock.v1 import models_pb2_grpc as rpc
 
+from . import deploy_options
 from .blobs import BlobStore
 from .build.overrides import Override
 from .catalog import Catalog
 from .metrics import TransferMetrics
 
 MAX_CHUNK: Final = 2 << 20
-MAX_REPLICAS: Final = 1000
 DRAIN_BYTES: Final = 32 << 20
 DRAIN_SECONDS: Final = 1.0
 
@@ -175,15 +175,10 @@ class Deployments(rpc.DeploymentServiceServicer):
 
     async def Deploy(self, request: pb.DeployRequest, context: Context) -> pb.DeployResponse:
         name, version = names.model(request.name), _version(request.version)
-        if not 0 <= request.replicas <= MAX_REPLICAS:
-            text = f"replicas: {request.replicas} is not 1 to {MAX_REPLICAS}, or 0 for 1"
-            raise InvalidArgument(text, field="replicas")
+        wanted = deploy_options.wanted(request)
+        override = Override(_text(request.override_gate, "override_gate", 512), caller())
         deployment = await self._catalog.deploy(
-            name,
-            version,
-            request.replicas or 1,
-            keep_others=request.keep_others,
-            override=Override(_text(request.override_gate, "override_gate", 512), caller()),
+            name, version, wanted, keep_others=request.keep_others, override=override
         )
         return pb.DeployResponse(deployment=deployment)
 

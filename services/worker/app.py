@@ -29,7 +29,7 @@ from .replicas import Replicas
 
 async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
     """Starts everything that a worker runs on this chassis."""
-    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel)
+    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel, chassis.etcd_login)
     chassis.on_close(etcd.close)
     membership = Membership(etcd, config.lease_seconds)
     registry_records = Mirror(etcd, keys.services_of("registry"), ServiceRecord)

@@ -138,6 +138,18 @@ class Scheduler(cluster_pb2_grpc.ClusterServiceServicer):
         """Nobody asks."""
         raise NotImplementedError
 
+    async def DrainWorker(
+        self, request: cluster_pb2.DrainWorkerRequest, context: Any
+    ) -> cluster_pb2.DrainWorkerResponse:
+        """Nobody asks."""
+        raise NotImplementedError
+
+    async def UndrainWorker(
+        self, request: cluster_pb2.UndrainWorkerRequest, context: Any
+    ) -> cluster_pb2.UndrainWorkerResponse:
+        """Nobody asks."""
+        raise NotImplementedError
+
 
 class Instance:
     """One process's worth of a control service, on the kit's server."""

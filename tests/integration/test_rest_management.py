@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from penstock.errors import Conflict
@@ -141,6 +142,28 @@ CASES: list[tuple[str, str, Any, int, str, str, Message]] = [
         "Deploy",
         models_pb2.DeployRequest(name="digits", version="3", replicas=2, keep_others=True, override_gate="why"),
     ),
+    (
+        "PUT",
+        "/deployments/digits",
+        {
+            "scaling": {"max_replicas": 4, "queue_time": "50ms", "schedule": [{"begin": "08:00", "end": "18:00"}]},
+            "placement": {"selector": {"zone": "a"}},
+            "tenant": "acme",
+        },
+        200,
+        "DeploymentService",
+        "Deploy",
+        models_pb2.DeployRequest(
+            name="digits",
+            scaling=models_pb2.Scaling(
+                max_replicas=4,
+                queue_time=Duration(nanos=50_000_000),
+                schedule=[models_pb2.ScaleWindow(begin="08:00", end="18:00")],
+            ),
+            placement=manifest_pb2.Placement(selector={"zone": "a"}),
+            tenant="acme",
+        ),
+    ),
     ("PUT", "/deployments/digits", None, 200, "DeploymentService", "Deploy", models_pb2.DeployRequest(name="digits")),
     (
         "DELETE",
@@ -210,6 +233,24 @@ CASES: list[tuple[str, str, Any, int, str, str, Message]] = [
     ("GET", "/overrides?name=d", None, 200, "BuildService", "ListOverrides", builds_pb2.ListOverridesRequest(name="d")),
     ("GET", "/status?name=d", None, 200, "ClusterService", "GetStatus", cluster_pb2.GetStatusRequest(name="d")),
     (
+        "PUT",
+        "/workers/worker-1/drain",
+        None,
+        200,
+        "ClusterService",
+        "DrainWorker",
+        cluster_pb2.DrainWorkerRequest(worker="worker-1"),
+    ),
+    (
+        "DELETE",
+        "/workers/worker-1/drain",
+        None,
+        204,
+        "ClusterService",
+        "UndrainWorker",
+        cluster_pb2.UndrainWorkerRequest(worker="worker-1"),
+    ),
+    (
         "GET",
         "/explain/digits?version=2",
         None,
@@ -258,6 +299,11 @@ async def test_what_is_asked(
         ("PUT", "/models/digits/aliases/a", {"version": "4"}, "version"),
         ("PUT", "/deployments/digits", {"replicas": -1}, "replicas"),
         ("PUT", "/deployments/digits", {"replicas": 2**31}, "replicas"),
+        ("PUT", "/deployments/digits", {"scaling": []}, "scaling"),
+        ("PUT", "/deployments/digits", {"scaling": {"min": 1}}, "scaling.min"),
+        ("PUT", "/deployments/digits", {"scaling": {"queue_time": 50}}, "scaling.queue_time"),
+        ("PUT", "/deployments/digits", {"scaling": {"schedule": [{"days": "mon"}]}}, "scaling.schedule[0].days"),
+        ("PUT", "/deployments/digits", {"placement": {"pinned": 1}}, "placement.pinned"),
         ("DELETE", "/deployments/digits/versions/x", None, "version"),
         ("POST", "/models/digits/builds", {"steps": [{}]}, "steps[0]"),
         ("POST", "/models/digits/builds", {"steps": ["quantise"]}, "steps"),

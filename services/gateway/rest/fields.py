@@ -9,7 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from google.protobuf.message import Message
+
 from penstock.errors import InvalidArgument
+from penstock.reading import read
+
+from .message_shapes import message_schema
 
 TEXT: Final = "text"
 INTEGER: Final = "integer"
@@ -17,6 +22,7 @@ FLAG: Final = "flag"
 TEXTS: Final = "texts"
 VERSION: Final = "version"
 OBJECTS: Final = "objects"
+MESSAGE: Final = "message"
 
 _INT64: Final = (1 << 63) - 1
 _SCHEMAS: Final[dict[str, dict[str, Any]]] = {
@@ -39,13 +45,14 @@ _WORDING: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One value of a request. kind: one of the constants above; maximum: of an integer."""
+    """One value of a request. kind: one of the constants above; maximum: of an integer; message: of a MESSAGE."""
 
     name: str
     kind: str
     description: str
     required: bool = False
     maximum: int = _INT64
+    message: type[Message] | None = None
 
 
 def read_body(document: object, fields: Sequence[Field]) -> dict[str, Any]:
@@ -95,6 +102,8 @@ def body_schema(fields: Sequence[Field]) -> dict[str, Any]:
 
 def value_schema(field: Field) -> dict[str, Any]:
     """JSON schema of one value."""
+    if field.message is not None:
+        return message_schema(field.message.DESCRIPTOR)
     schema = dict(_SCHEMAS[field.kind])
     return {**schema, "maximum": field.maximum} if field.kind == INTEGER and field.maximum != _INT64 else schema
 
@@ -107,6 +116,8 @@ def integer(text: str, name: str) -> int:
 
 
 def _checked(value: object, field: Field) -> Any:
+    if field.message is not None:
+        return read(value, field.message, field.name)
     if field.kind == VERSION and isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _INT64:
         return str(value)
     if field.kind in (TEXT, VERSION) and isinstance(value, str):

@@ -231,3 +231,6 @@ def _deployments(routes: ManagementRoutes) -> Iterator[Operation]:
     yield cluster("GET", "/api/v1/status", shown, answer=routes.status, query=manage.STATUS, result=status)
     why, result = "Why a model runs where it does, and what would make it fit.", cluster_pb2.ExplainPlacementResponse
     yield cluster("GET", "/api/v1/explain/{model}", why, answer=routes.explain, query=manage.EXPLAIN, result=result)
+    drain, empty = "/api/v1/workers/{worker}/drain", "Wants a worker empty; /status shows how far it is."
+    yield cluster("PUT", drain, empty, answer=routes.drain, result=cluster_pb2.DrainWorkerResponse)
+    yield cluster("DELETE", drain, "Lets it have replicas again.", answer=routes.undrain, status=204)

@@ -9,8 +9,9 @@ import pytest
 from penstock.errors import DeadlineExceeded, Unavailable
 from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import Answer
+from services.gateway.demand import Served
 from services.gateway.ejection import Gray
-from services.gateway.upstream import Served, Upstreams
+from services.gateway.upstream import Upstreams
 from tests.unit.gateway.doubles import FakeWorkers, Sent, echo, failing
 
 DIGITS: Served = ("digits", 1)
