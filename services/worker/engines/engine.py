@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from penstock.errors import Internal
 from penstock.tensors import DATATYPES
+from penstock.untrusted.words import public as public
 from penstock.v1 import manifest_pb2 as pb
 
 Array = npt.NDArray[Any]

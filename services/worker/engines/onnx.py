@@ -1,8 +1,7 @@
 """ONNX Runtime on the CPU.
 
-The file is opened once, without following a link at its end, scanned for tensors that lie outside it
-(penstock/untrusted) and given to the runtime as bytes: what was checked is what is loaded, and the runtime never
-learns a path.
+The file is opened once, without following a link at its end, scanned for tensors that lie outside it (onnx_scan.py) and
+given to the runtime as bytes: what was checked is what is loaded, and the runtime never learns a path.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ import numpy as np
 
 from penstock.errors import Internal, InvalidArgument, InvalidManifest
 from penstock.untrusted.onnx_scan import refuse_external
-from penstock.untrusted.words import public
 from penstock.v1 import manifest_pb2 as pb
 
 from .contract import promised
-from .engine import Array, TensorInfo, dtype, open_model
+from .engine import Array, TensorInfo, dtype, open_model, public
 
 MAX_FILE = 2**31 - 1  # a protobuf message cannot be larger
 

@@ -16,11 +16,10 @@ import numpy as np
 
 from penstock.errors import Internal, InvalidArgument, InvalidManifest, PenstockError
 from penstock.untrusted.torch_archive import rewrite
-from penstock.untrusted.words import public
 from penstock.v1 import manifest_pb2 as pb
 
 from .contract import promised
-from .engine import Array, TensorInfo, dtype, open_model
+from .engine import Array, TensorInfo, dtype, open_model, public
 
 _DATATYPES = {
     "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",

@@ -15,12 +15,11 @@ import numpy as np
 from penstock.errors import Internal, InvalidManifest, PenstockError, ResourceExhausted, Unsupported
 from penstock.internal.v1 import engine_pb2
 from penstock.tensors import DATATYPES, element_count, pack_bytes, unpack_bytes
-from penstock.untrusted.words import public
 from penstock.v1 import manifest_pb2 as pb
 
 from ..engines import catalogue, requirements
 from ..engines.contract import validate
-from ..engines.engine import Array, Engine, dtype
+from ..engines.engine import Array, Engine, dtype, public
 from ..processors.pipeline import Pipeline
 from .arena import Arena
 from .frames import failure_of

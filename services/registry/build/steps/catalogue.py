@@ -12,6 +12,7 @@ from ..step import Step
 NAMES: Final = (
     "convert-torch",
     "convert-trees",
+    "convert-tflite",
     "convert-huggingface",
     "quantise",
     "halve",

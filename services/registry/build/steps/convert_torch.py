@@ -185,17 +185,14 @@ def _rename(model: Any, program: Any, outputs: tuple[str, ...]) -> None:
     for old, new in zip(given, names, strict=True):
         if new in taken and new != old:
             raise InvalidArgument(f"convert-torch.outputs: {new!r} is an input already", field="convert-torch.outputs")
-    _replace(model, dict(zip(given, names, strict=True)))
-    first = {dims[0].dim_param for value in model.graph.input if (dims := value.type.tensor_type.shape.dim)}
-    if len(first) == 1 and (symbol := first.pop()):
-        for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param == symbol:
-                    dim.dim_param = BATCH
+    rename_tensors(model, dict(zip(given, names, strict=True)))
 
 
-def _replace(model: Any, names: dict[str, str]) -> None:
-    """Renames tensors of the main graph; a tensor that has the new name already makes way."""
+def rename_tensors(model: Any, names: dict[str, str]) -> None:
+    """Renames tensors of the main graph, and the first dimension of every input, where they share it, to batch.
+
+    A tensor that has a new name already makes way.
+    """
     changed = {old: new for old, new in names.items() if old != new}
     used = {name for node in model.graph.node for name in [*node.input, *node.output]}
     changed |= {new: f"{new}/inner" for new in list(changed.values()) if new in used and new not in changed}
@@ -206,9 +203,19 @@ def _replace(model: Any, names: dict[str, str]) -> None:
         for graph in onnx_file.subgraphs(node):
             if set(onnx_file.reads(graph)) & set(changed):
                 raise _wrong("an output is read inside a branch of the program; return a copy of it (torch.clone)")
-    for values in (model.graph.output, model.graph.value_info, model.graph.initializer):
+    for values in (model.graph.input, model.graph.output, model.graph.value_info, model.graph.initializer):
         for value in values:
             value.name = changed.get(value.name, value.name)
+    _name_batch(model)
+
+
+def _name_batch(model: Any) -> None:
+    first = {dims[0].dim_param for value in model.graph.input if (dims := value.type.tensor_type.shape.dim)}
+    if len(first) == 1 and (symbol := first.pop()):
+        for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param == symbol:
+                    dim.dim_param = BATCH
 
 
 def _compare(work: StepContext[Parameters], program: Any, path: Path) -> float | None:

@@ -188,6 +188,8 @@ class Conversion:
         variables = set()
         for index, name in enumerate(node.input):
             variable = schema.inputs[min(index, len(schema.inputs) - 1)].type_str
+            if name and name not in self._types:  # of an operator of somebody's own: nobody knows what it gives
+                return None
             if name and self._types.get(name) == FLOAT and variable in allowed:
                 if kind not in allowed[variable] or not self._survives(name):
                     return None

@@ -111,19 +111,19 @@ def step(tmp_path: Path) -> Run:
     count = 0
 
     def run(
-        name: str, inputs: dict[str, Path], secrets: dict[str, bytes] | None = None, **parameters: Any
+        name: str, files: dict[str, Path], /, *, secrets: dict[str, bytes] | None = None, **parameters: Any
     ) -> StepResult:
         nonlocal count
         count += 1
         folder = tmp_path / f"{name}-{count}"
         folder.mkdir()
         found = catalogue.find(name)
-        found.check_inputs(inputs)
+        found.check_inputs(files)
         parts: list[float] = []
         result = found.run(
             StepContext(
                 found.read(parameters),
-                inputs,
+                files,
                 folder,
                 lambda text: None,
                 parts.append,

@@ -26,7 +26,7 @@ def graph(nodes: list[Any], constants: dict[str, np.ndarray], opset: int = 20, o
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in names],
             [numpy_helper.from_array(array, name) for name, array in constants.items()],
         ),
-        opset_imports=[helper.make_opsetid("", opset)], ir_version=10,
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("their.own", 1)], ir_version=10,
     )  # fmt: skip
     onnx.checker.check_model(made)
     return made
@@ -142,6 +142,20 @@ def test_branches_read_float_and_give_float() -> None:
     x = np.array([[1, -2, 3, -4]], np.float32)
     np.testing.assert_allclose(Session(made.SerializeToString(), 1).run({"x": x})["y"], [[0, 0, 0, 0]])
     np.testing.assert_allclose(Session(made.SerializeToString(), 1).run({"x": -np.abs(x)})["y"], -np.abs(x) + np.abs(x))
+
+
+def test_what_an_unknown_operator_gives_is_left_alone() -> None:
+    model = graph(
+        [
+            helper.make_node("Relu", ["x"], ["h"]),
+            helper.make_node("Odd", ["h"], ["o"], domain="their.own"),
+            helper.make_node("Add", ["o", "h"], ["y"]),
+        ],
+        {},
+    )
+    made, conversion = converted(model)
+    assert conversion.converted == 1
+    assert [list(node.input) for node in made.graph.node if node.op_type in ("Odd", "Add")] == [["h"], ["o", "h"]]
 
 
 def test_an_input_that_is_an_output_stays_one() -> None:
