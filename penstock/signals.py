@@ -188,6 +188,16 @@ WORKER_DEVICE_BYTES: Final = Metric(
 WORKER_DEVICE_RESERVED_BYTES: Final = Metric(
     "penstock_worker_device_reserved_bytes", "gauge", "worker", "Memory of a device that is reserved", ("device",)
 )
+WORKER_DEVICE_LOSSES: Final = Metric(
+    "penstock_worker_device_losses", "counter", "worker", "Engines that have lost their device", ("device",)
+)
+WORKER_DEVICE_CORDONED: Final = Metric(
+    "penstock_worker_device_cordoned",
+    "gauge",
+    "worker",
+    "1 when a device is no longer used because engines lose it again and again",
+    ("device",),
+)
 WORKER_DOWNLOADED_BYTES: Final = Metric(
     "penstock_worker_downloaded_bytes", "counter", "worker", "Bytes of artifacts pulled from a registry"
 )

@@ -46,6 +46,7 @@ async def deploy(args: argparse.Namespace, screen: Screen) -> int:
                 placement=request.placement if request.HasField("placement") else None,
                 tenant=args.tenant,
                 keep_others=args.keep_others,
+                override_gate=args.override_gate,
                 wait=wait_seconds(args),
                 on_status=on_status,
             )

@@ -27,6 +27,8 @@ async def publish(args: argparse.Namespace, screen: Screen) -> int:
             version = await client.publish(args.path, version=args.number, progress=told)
         answer = {}
         screen.note(f"published {version.name}@{version.version}")
+        if version.manifest.HasField("build"):
+            screen.note(f"its build: penstock builds {version.name}")
         if args.alias:
             before = await client.set_alias(version.name, args.alias, version.version)
             answer["alias"] = {"alias": args.alias, "version": version.version, "previous_version": before}

@@ -44,6 +44,7 @@ class ClusterCalls:
         placement: manifest.Placement | None = None,
         tenant: str | None = None,
         keep_others: bool = False,
+        override_gate: str = "",
         wait: bool | float = False,
         on_status: OnStatus | None = None,
         timeout: float | None = None,
@@ -61,12 +62,14 @@ class ClusterCalls:
             tenant: whose reserved capacity they may use.
             keep_others: leave other versions and the default where they are; without it they retire once this one is
                 ready.
+            override_gate: why a version whose gate failed is deployed all the same; recorded with the caller's name.
             wait: until all replicas (with scaling: the least of them) are ready: seconds, or True for 300.
             on_status: told of every picture of the cluster while waiting.
             timeout: seconds of the call itself.
 
         Raises:
-            NotFound; and while waiting DeadlineExceeded, or Unavailable when replicas keep failing, with the reason.
+            NotFound, GateFailed; and while waiting DeadlineExceeded, or Unavailable when replicas keep failing, with
+            the reason.
         """
         if keep_others and wait is not False and not isinstance(version, int):
             # The answer names the default version only; to wait for this one its number must be known.
@@ -80,6 +83,7 @@ class ClusterCalls:
             tenant=tenant or "",
             keep_others=keep_others,
             keep_options=replicas is None and scaling is None and placement is None and tenant is None,
+            override_gate=override_gate,
         )
         answer = await self._connection.call(
             self._connection.stubs.deployments.Deploy, request, timeout=timeout, retries=self._connection.retries

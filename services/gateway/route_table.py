@@ -114,6 +114,13 @@ class RouteTable:
             return route
         raise unavailable(view.name, view.versions[wanted])
 
+    def replica_at(self, address: str, model: str, version: int) -> Replica | None:
+        """The READY replica of a version at an address."""
+        view = self.models.get(model)
+        number = view.versions.get(version) if view is not None else None
+        there = number.replicas if number is not None else ()
+        return next((replica for replica in there if replica.address == address), None)
+
     def cold(self, model: str, version: str) -> VersionView:
         """The version for which `resolve` has just raised Unavailable."""
         view = self.models[model]

@@ -242,6 +242,11 @@ class Upstreams:
         """The last request at a worker that no route needs has ended."""
         self._to_close.set()
 
+    def pardon(self, address: str, served: Served) -> None:
+        """A gray replica has gone: nothing is held against it, nor for its sake against others at its worker."""
+        del self._known[address].gray[served]
+        self._paces[served][address].forget(self.clock())
+
     def keep(self, addresses: frozenset[str]) -> None:
         """The addresses that routes name now; connections to others close once their last request is done."""
         for address, upstream in self._known.items():

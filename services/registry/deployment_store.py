@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from penstock.internal.v1 import records_pb2
 from penstock.v1 import manifest_pb2, models_pb2
 
+from .build.overrides import NONE, Override, require
 from .database import Database, insert_if_absent
 from .deployments import NOTHING, Plan, Wanted, deploy, undeploy, without
 from .manifest import ENGINES
@@ -40,12 +41,22 @@ class DeploymentStore:
         self._clock = clock
 
     def deploy(
-        self, name: str, version: int | str | None, wanted: Wanted | None, *, keep_others: bool
+        self,
+        name: str,
+        version: int | str | None,
+        wanted: Wanted | None,
+        *,
+        keep_others: bool,
+        override: Override = NONE,
     ) -> models_pb2.Deployment:
-        """Wants a version, None for the newest; wanted: None to keep what was said of it. Raises NotFound."""
+        """Wants a version, None for the newest; wanted: None to keep what was said of it.
+
+        Raises NotFound, and GateFailed unless its gate is overridden.
+        """
         with self._database.write() as connection:
             lock_model(connection, name)
             number = find_number(connection, name, version)
+            require(connection, name, number, override, self._clock())
             plan = _plan(connection, name)
             self._save(connection, name, plan, deploy(plan, number, wanted, keep_others=keep_others))
             return message(_records(connection, name)[name])

@@ -261,7 +261,8 @@ def _needs(version: records.WantedVersion, learned: Learned, shunned: frozenset[
 
 def worker_of(record: records.WorkerRecord, *, drained: bool = False, reserved: tuple[Reserved, ...] = ()) -> Worker:
     """A worker as it says that it is. drained: somebody wants it empty; reserved: what it keeps for tenants."""
-    devices = (Device(item.index, item.kind, item.memory_bytes, item.name) for item in record.devices)
+    usable = (item for item in record.devices if not item.cordoned)
+    devices = (Device(item.index, item.kind, item.memory_bytes, item.name) for item in usable)
     return Worker(
         id=record.id,
         memory_bytes=record.memory_bytes,

@@ -22,6 +22,7 @@ from .departure import Departure
 from .engines.catalogue import probe_all
 from .inference import Inference
 from .loading import Loader
+from .losses import Losses
 from .registry import Registries
 from .replica import Surroundings
 from .replicas import Replicas
@@ -31,7 +32,7 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
     """Starts everything that a worker runs on this chassis."""
     etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel, chassis.etcd_login)
     chassis.on_close(etcd.close)
-    membership = Membership(etcd, config.lease_seconds)
+    membership = Membership(etcd, config.lease_seconds, lambda: replicas.note_change())
     registry_records = Mirror(etcd, keys.services_of("registry"), ServiceRecord)
     registries = Registries(
         registry_records.synced,
@@ -53,7 +54,8 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         chassis.id,
         chassis.address,
         membership,
-        lambda: (assignments.records.get(own), assignments.rewinds),
+        # A mirror of one key may miss that the store was restored, when its revisions have grown past ours since.
+        lambda: (assignments.records.get(own), assignments.rewinds + membership.anew),
         unix_socket=chassis.listen_unix(),
     )
     assignments = Mirror(etcd, own, AssignmentRecord, replicas.note_change)
@@ -74,6 +76,7 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         grace_seconds=config.grace_seconds,
         drain_seconds=config.drain_seconds,
         device_bytes=devices.used_by,
+        lost=Losses(record, membership).note,
     )
     schedulers = Mirror(etcd, keys.services_of("scheduler"), ServiceRecord)
     reports = Reports(

@@ -176,12 +176,15 @@ class DeviceRecord(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Unique on the worker."""
     kind: _builtins.str
     """Such as gpu."""
     memory_bytes: _builtins.int
     name: _builtins.str
+    cordoned: _builtins.bool
+    """It broke under its engines too often: nothing is placed on it until the worker is started anew."""
     def __init__(
         self,
         *,
@@ -189,10 +192,11 @@ class DeviceRecord(_message.Message):
         kind: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         name: _builtins.str = ...,
+        cordoned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "kind", b"kind", "memory_bytes", b"memory_bytes", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "index", b"index", "kind", b"kind", "memory_bytes", b"memory_bytes", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

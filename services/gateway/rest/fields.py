@@ -21,6 +21,7 @@ INTEGER: Final = "integer"
 FLAG: Final = "flag"
 TEXTS: Final = "texts"
 VERSION: Final = "version"
+OBJECTS: Final = "objects"
 MESSAGE: Final = "message"
 
 _INT64: Final = (1 << 63) - 1
@@ -29,6 +30,7 @@ _SCHEMAS: Final[dict[str, dict[str, Any]]] = {
     INTEGER: {"type": "integer", "format": "int64", "minimum": 0},
     FLAG: {"type": "boolean"},
     TEXTS: {"type": "object", "additionalProperties": {"type": "string"}},
+    OBJECTS: {"type": "array", "items": {"type": "object"}},
     VERSION: {"oneOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]},
 }
 _WORDING: Final = {
@@ -36,6 +38,7 @@ _WORDING: Final = {
     INTEGER: "an integer from 0",
     FLAG: "true or false",
     TEXTS: "an object of strings",
+    OBJECTS: "a list of objects",
     VERSION: "a version number or an alias",
 }
 
@@ -124,6 +127,8 @@ def _checked(value: object, field: Field) -> Any:
     if field.kind == INTEGER and isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= field.maximum:
         return value
     if field.kind == TEXTS and isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
+        return value
+    if field.kind == OBJECTS and isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return value
     bound = f" to {field.maximum}" if field.kind == INTEGER and field.maximum != _INT64 else ""
     raise InvalidArgument(f"{field.name}: must be {_WORDING[field.kind]}{bound}", field=field.name)

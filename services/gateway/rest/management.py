@@ -59,6 +59,7 @@ DEPLOY: Final = (
     Field("tenant", TEXT, "Whose reserved capacity it may use."),
     Field("keep_options", FLAG, "True to keep the four above as they are."),
     Field("keep_others", FLAG, "True to leave other versions as they are and the default where it is."),
+    Field("override_gate", TEXT, "Why to deploy a version whose gate failed; recorded with the caller's name."),
 )
 STATUS: Final = (Field("name", TEXT, "Only this model."),)
 EXPLAIN: Final = (Field("version", INTEGER, "Only this version; all that are deployed without."),)

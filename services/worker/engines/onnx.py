@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import Internal, InvalidArgument, InvalidManifest
+from penstock.untrusted.onnx_scan import refuse_external
 from penstock.v1 import manifest_pb2 as pb
 
 from .contract import promised
 from .engine import Array, TensorInfo, dtype, open_model, public
-from .onnx_scan import refuse_external
 
 MAX_FILE = 2**31 - 1  # a protobuf message cannot be larger
 

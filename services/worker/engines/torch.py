@@ -1,4 +1,4 @@
-"""Exported programs of PyTorch (`.pt2`), on the CPU. Nothing is ever unpickled: see torch_archive.py.
+"""Exported programs of PyTorch (`.pt2`), on the CPU. Nothing is ever unpickled: see penstock/untrusted.
 
 Inputs have the names of the program's arguments. Outputs have names where the program returns a dict; a program that
 returns one tensor, or a list of them, gives them in the order in which the manifest asks the engine for them.
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import Internal, InvalidArgument, InvalidManifest, PenstockError
+from penstock.untrusted.torch_archive import rewrite
 from penstock.v1 import manifest_pb2 as pb
 
 from .contract import promised
 from .engine import Array, TensorInfo, dtype, open_model, public
-from .torch_archive import rewrite
 
 _DATATYPES = {
     "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",

@@ -154,6 +154,7 @@ def test_every_error_has_an_exit_code(kind: type[errors.PenstockError]) -> None:
         errors.AlreadyExists: 5,
         errors.Conflict: 5,
         errors.InUse: 5,
+        errors.GateFailed: 5,
     }
     assert main.exit_code(kind("x")) == wanted.get(kind, 1)
 
