@@ -17,13 +17,23 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from penstock.errors import Internal
+from penstock.errors import Internal, ResourceExhausted, Unavailable
 from penstock.tensors import DATATYPES
 from penstock.v1 import manifest_pb2 as pb
 
 Array = npt.NDArray[Any]
 
 _PATH = re.compile(r"(?:/[\w.@+~-]+){2,}/?")
+
+
+class OutOfMemory(ResourceExhausted):
+    """The batch needs more memory than is free, of the machine or of the device. The engine is as well as before: the
+    worker tries the batch again in two halves."""
+
+
+class DeviceLost(Unavailable):
+    """The engine's device, or what this process has of it, is broken for good: CUDA's sticky errors, an Xid. Nothing
+    that the process would answer from now on is to be believed; the worker ends it and starts another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,8 @@ class Engine(Protocol):
         """The outputs that the manifest asks of the engine (contract.promised), by name; blocks.
 
         Tensors that the model does not take may be among `inputs`; they are left aside.
-        Raises InvalidArgument when the model refuses the inputs, Internal when it breaks.
+        Raises InvalidArgument when the model refuses the inputs, OutOfMemory (or MemoryError) when they are too many,
+        DeviceLost when nothing can run in this process any more, Internal when it breaks in another way.
         """
         ...
 
@@ -66,7 +77,8 @@ class Engine(Protocol):
         ...
 
 
-# files by role, the manifest, number of threads -> the loaded model. Raises PenstockError with a public reason.
+# files by role, the manifest, number of threads -> the loaded model. Raises PenstockError with a public reason;
+# DeviceLost as it is, so that the device is blamed and not the model.
 Factory = Callable[[Mapping[str, Path], pb.Manifest, int], Engine]
 
 
