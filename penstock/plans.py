@@ -185,7 +185,7 @@ def private_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(text, password=None)
     except (ValueError, TypeError):
-        key = None  # type: ignore[assignment]
+        key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise InvalidArgument("the builder's key is not an Ed25519 private key in PEM without a password")
     return key
@@ -205,7 +205,7 @@ def public_keys(path: Path) -> tuple[bytes, ...]:
         try:
             key = serialization.load_pem_public_key(block)
         except ValueError:
-            key = None  # type: ignore[assignment]
+            key = None
         if not isinstance(key, Ed25519PublicKey):
             raise InvalidArgument("plan_keys: a key in the file is not an Ed25519 public key", field="plan_keys")
         found.append(key.public_bytes_raw())

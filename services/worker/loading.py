@@ -9,6 +9,7 @@ from pathlib import Path
 
 from penstock.v1 import manifest_pb2 as pb
 
+from .engines.engine import Means
 from .host.host import EngineHost
 
 
@@ -22,17 +23,24 @@ class Loader:
     Args:
         threads: of an engine whose manifest names none; 0 takes half of the processors.
         load_timeout: seconds from the start of the process to the end of the warm-up.
+        means: what the operator lends to engines.
     """
 
-    def __init__(self, *, threads: int, load_timeout: float) -> None:
+    def __init__(self, *, threads: int, load_timeout: float, means: Means) -> None:
         half = max(1, len(os.sched_getaffinity(0)) // 2)
         self._threads = threads or half
         self._load_timeout = load_timeout
+        self._means = means
         self._turns = asyncio.Semaphore(half)
 
     async def start(self, manifest: pb.Manifest, files: Mapping[str, Path], devices: Sequence[int] = ()) -> EngineHost:
         """A loaded and warm engine on these devices; raises the PenstockError that says why there is none."""
         async with self._turns:
             return await EngineHost.start(
-                manifest, files, threads=self._threads, load_timeout=self._load_timeout, devices=devices
+                manifest,
+                files,
+                threads=self._threads,
+                load_timeout=self._load_timeout,
+                devices=devices,
+                means=self._means,
             )

@@ -90,6 +90,7 @@ class LoadCall(_message.Message):
     MANIFEST_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    PLAN_KEYS_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     manifest: _builtins.bytes
     """A serialised penstock.v1.Manifest."""
@@ -98,6 +99,10 @@ class LoadCall(_message.Message):
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Path of each file by role."""
 
+    @_builtins.property
+    def plan_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Public keys of builders whose plans may run."""
+
     def __init__(
         self,
         *,
@@ -105,10 +110,11 @@ class LoadCall(_message.Message):
         manifest: _builtins.bytes = ...,
         files: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         threads: _builtins.int = ...,
+        plan_keys: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "files", b"files", "manifest", b"manifest", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "files", b"files", "manifest", b"manifest", "plan_keys", b"plan_keys", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,7 +17,7 @@ from penstock.errors import Internal, InvalidArgument, InvalidManifest
 from penstock.v1 import manifest_pb2 as pb
 
 from .contract import promised
-from .engine import Array, TensorInfo, dtype, open_model, public
+from .engine import NOTHING, Array, Means, TensorInfo, dtype, open_model, public
 from .onnx_scan import refuse_external
 
 MAX_FILE = 2**31 - 1  # a protobuf message cannot be larger
@@ -41,14 +41,14 @@ _DATATYPES = {
 _FLOAT, _BFLOAT16 = 1, 16  # TensorProto.DataType
 
 
-def probe() -> str | None:
+def probe(means: Means = NOTHING) -> str | None:
     """None where ONNX Runtime is installed, else what to install. Does not import it."""
     if importlib.util.find_spec("onnxruntime") is None:
         return "ONNX Runtime is not installed on this worker (install penstock[worker-onnx])"
     return None
 
 
-def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int) -> OnnxEngine:
+def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int, means: Means = NOTHING) -> OnnxEngine:
     """The model of role `model`. Raises InvalidManifest with a public reason where it cannot be loaded."""
     data = _read(files["model"])
     try:

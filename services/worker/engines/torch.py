@@ -18,7 +18,7 @@ from penstock.errors import Internal, InvalidArgument, InvalidManifest, Penstock
 from penstock.v1 import manifest_pb2 as pb
 
 from .contract import promised
-from .engine import Array, TensorInfo, dtype, open_model, public
+from .engine import NOTHING, Array, Means, TensorInfo, dtype, open_model, public
 from .torch_archive import rewrite
 
 _DATATYPES = {
@@ -28,14 +28,14 @@ _DATATYPES = {
 }  # fmt: skip
 
 
-def probe() -> str | None:
+def probe(means: Means = NOTHING) -> str | None:
     """None where PyTorch is installed, else what to install. Does not import it."""
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed on this worker (install penstock[worker-torch])"
     return None
 
 
-def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int) -> TorchEngine:
+def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int, means: Means = NOTHING) -> TorchEngine:
     """The program of role `model`. Raises InvalidManifest with a public reason where it cannot be loaded."""
     try:
         program = _load_program(files["model"], threads)

@@ -19,7 +19,7 @@ from penstock.v1 import manifest_pb2 as pb
 
 from ..engines import catalogue, requirements
 from ..engines.contract import validate
-from ..engines.engine import Array, Engine, dtype, public
+from ..engines.engine import Array, Engine, Means, dtype, public
 from ..processors.pipeline import Pipeline
 from .arena import Arena
 from .frames import failure_of
@@ -44,11 +44,12 @@ class Runner:
         manifest = pb.Manifest.FromString(call.manifest)
         requirements.check(manifest)
         kind = catalogue.by_format(call.engine)
-        if reason := kind.probe():
+        means = Means(plan_keys=tuple(call.plan_keys))
+        if reason := kind.probe(means):
             raise Unsupported(reason)
         files = {role: Path(path) for role, path in call.files.items()}
         pipeline = Pipeline(manifest, files)
-        engine = kind.load(files, manifest, call.threads)
+        engine = kind.load(files, manifest, call.threads, means)
         try:
             validate(manifest, engine)
             runner = cls(manifest, engine, pipeline)

@@ -47,7 +47,7 @@ def test_what_was_wrapped_comes_back() -> None:
 
 
 def test_an_empty_plan_is_a_plan() -> None:
-    assert unwrap(wrap(HEADER, b"", KEY), [PUBLIC])[1] == b""
+    assert bytes(unwrap(wrap(HEADER, b"", KEY), [PUBLIC])[1]) == b""
 
 
 def test_of_a_thousand_changes_none_is_accepted() -> None:
@@ -178,7 +178,7 @@ def test_keys_in_files(tmp_path: Path) -> None:
     pair.write_bytes((tmp_path / "other.key.pub").read_bytes() + (tmp_path / "builder.key.pub").read_bytes())
     keys = plans.public_keys(pair)
     assert keys[1] == public
-    assert unwrap(wrap(HEADER, b"plan", plans.private_key(path)), keys)[1] == b"plan"
+    assert bytes(unwrap(wrap(HEADER, b"plan", plans.private_key(path)), keys)[1]) == b"plan"
     with pytest.raises(FileExistsError):
         plans.new_key(path)
 
@@ -210,4 +210,5 @@ def test_the_command_makes_a_pair(tmp_path: Path) -> None:
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     (public,) = plans.public_keys(folder / "builder.key.pub")
     assert plans.key_id(public).hex() in answer.stdout
-    assert unwrap(wrap(HEADER, b"plan", plans.private_key(folder / "builder.key")), [public])[1] == b"plan"
+    key = plans.private_key(folder / "builder.key")
+    assert bytes(unwrap(wrap(HEADER, b"plan", key), [public])[1]) == b"plan"
