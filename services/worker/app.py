@@ -24,7 +24,7 @@ from .departure import Departure
 from .engines.catalogue import probe_all
 from .engines.engine import Means
 from .inference import Inference
-from .loading import Loader
+from .loading import Loader, Machine
 from .registry import Registries
 from .replica import Surroundings
 from .replicas import Replicas
@@ -68,10 +68,12 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
 
     rpc.register(chassis, Inference(chassis.id, replicas, chassis.not_ready))
     await membership.put(keys.worker(chassis.id), record)
+    machine = await asyncio.to_thread(Machine.found, record.devices)
+    loader = Loader(threads=config.threads, load_timeout=config.load_timeout, means=means, machine=machine)
     surroundings = Surroundings(
         artifacts=artifacts,
         ledger=ledger,
-        start=Loader(threads=config.threads, load_timeout=config.load_timeout, means=means).start,
+        start=loader.start,
         announce=replicas.announce,
         told=membership.settled,
         run_timeout=config.run_timeout,

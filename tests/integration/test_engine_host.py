@@ -213,6 +213,17 @@ async def test_a_polite_close_lets_the_run_finish(tmp_path: Path) -> None:
         assert outcome.outputs[0].shape == (1,)
 
 
+async def test_a_child_keeps_to_its_processors(tmp_path: Path) -> None:
+    manifest, files = manifest_of(models.add_one(tmp_path))
+    own = min(os.sched_getaffinity(0))
+    made = await EngineHost.start(manifest, files, threads=1, load_timeout=60, processors=frozenset((own,)))
+    try:
+        threads = [int(name) for name in os.listdir(f"/proc/{made.pid}/task")]
+        assert {frozenset(os.sched_getaffinity(thread)) for thread in threads} == {frozenset((own,))}
+    finally:
+        await made.close()
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 async def test_bad_rows_are_reported_and_the_others_answered(threads: int, tmp_path: Path) -> None:
     document = {

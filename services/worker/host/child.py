@@ -1,4 +1,4 @@
-"""The child process of a replica: `python -m services.worker.host.child <descriptor> <parent's pid>`.
+"""The child process of a replica: `python -m services.worker.host.child <descriptor> <parent's pid> [processor...]`.
 
 Reads frames from its end of the socket pair, one at a time, answers each, and ends when the other end closes. It dies
 with its worker, is the kernel's first choice when memory runs out, leaves no core file, and refuses to unpickle
@@ -133,6 +133,9 @@ def _refuse_pickle(event: str, arguments: tuple[object, ...]) -> None:
 def main() -> None:
     """Runs until the worker closes the link."""
     confine(int(sys.argv[2]))
+    if processors := set(map(int, sys.argv[3:])):
+        with suppress(OSError):  # one that has gone since: slower, and no reason not to run
+            os.sched_setaffinity(0, processors)
     with socket.socket(fileno=int(sys.argv[1])) as link:
         Child(link).serve()
     # Not sys.exit: an engine's threads and atexit hooks have nothing left to say, and may wait for each other.

@@ -78,19 +78,21 @@ class EngineHost:
         *,
         threads: int,
         load_timeout: float,
-        devices: Sequence[int] = (),
+        devices: Sequence[int | str] = (),
+        processors: frozenset[int] = frozenset(),
         means: Means = NOTHING,
     ) -> EngineHost:
         """Starts a child that loads, checks and warms up the model.
 
         files: by role, inside the worker's cache. threads: of the engine; 0 means one. load_timeout: seconds.
-        devices: indices of the GPUs that the child may see; empty leaves it those that the worker sees.
+        devices: indices of the GPUs that the child may see, or names of MIG slices; empty leaves it those that the
+        worker sees. processors: those that the child may use; empty for all.
         means: what the operator lends to engines.
         Raises the PenstockError that says why the model cannot be served: InvalidManifest where model and manifest
         disagree, Unsupported where this worker lacks an engine, DeadlineExceeded, Unavailable when the child died.
         """
         count = manifest.resources.threads or threads or 1
-        process, end_of_pair = spawn(count, devices)
+        process, end_of_pair = spawn(count, devices, processors)
         host = cls(manifest, process, Link(end_of_pair))
         try:
             async with asyncio.timeout(load_timeout):

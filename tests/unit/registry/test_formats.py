@@ -12,7 +12,7 @@ import pytest
 
 from penstock.errors import InvalidArgument
 from services.registry import formats
-from tests.harness import models
+from tests.harness import fake_tensorrt, models
 
 
 def check(format: str, data: bytes) -> None:
@@ -35,6 +35,16 @@ def onnx(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.parametrize("format", ["onnx", "tensorrt"])
 def test_onnx_is_taken(format: str, onnx: bytes) -> None:
     check(format, onnx)
+
+
+def test_a_signed_plan_is_taken_as_a_plan_and_as_nothing_else() -> None:
+    plan = fake_tensorrt.affine()
+    check("tensorrt", plan)
+    with pytest.raises(InvalidArgument, match="needs an ONNX model"):
+        check("onnx", plan)
+    for bare in (b"ftrt" + bytes(99), b"ptrt" + bytes(99)):
+        with pytest.raises(InvalidArgument, match="this is a TensorRT plan"):
+            check("tensorrt", bare)
 
 
 def test_a_large_graph_is_skipped_and_not_read(onnx: bytes) -> None:
