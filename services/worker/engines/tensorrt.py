@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from penstock.errors import Internal, InvalidArgument, InvalidManifest, PenstockError, Unsupported
-from penstock.plans import BUILDERS, PlanHeader, is_plan, unwrap
+from penstock.plans import BUILDERS
 from penstock.v1 import manifest_pb2 as pb
 
-from .engine import NOTHING, Means, open_model, public
+from . import signed
+from .engine import NOTHING, Means, public
 from .trt import driver, matching
 from .trt.device import Device, forget_frames
 from .trt.model import TensorRTEngine, built
@@ -55,7 +56,7 @@ def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int, means: 
         raise Unsupported(reason or "no TensorRT package is installed on this worker")
     trt = importlib.import_module(package)
     target = matching.Target(BUILDERS[package], trt.__version__, driver.architecture())
-    plans = _trusted(files, means)
+    plans = signed.plans(files, means)
     plan = plans[matching.choose([header for header, _ in plans], target)][1]
     stack = ExitStack()
     try:
@@ -73,25 +74,6 @@ def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int, means: 
 
 def _package() -> str | None:
     return next((name for name in PACKAGES if importlib.util.find_spec(name) is not None), None)
-
-
-def _trusted(files: Mapping[str, Path], means: Means) -> list[tuple[PlanHeader, memoryview]]:
-    """The version's plans. A file that is no plan at all is the model that they were compiled from."""
-    found = []
-    for role in sorted(files, key=lambda role: (role != "model", role)):
-        if role != "model" and not role.startswith("plan"):
-            continue
-        with open_model(files[role]) as file:
-            head = file.read(8)
-            alone = role == "model" and not any(other.startswith("plan") for other in files)
-            if not is_plan(head) and not alone:
-                continue
-            data = head + file.read()
-        try:
-            found.append(unwrap(data, means.plan_keys))
-        except InvalidArgument as error:
-            raise InvalidManifest(f"files.{role}: {error.message}", field=f"files.{role}") from None
-    return found
 
 
 def _loaded(trt: Any, plan: memoryview, manifest: pb.Manifest, stack: ExitStack) -> TensorRTEngine:
