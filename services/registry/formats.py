@@ -20,6 +20,7 @@ Peek = Callable[[int, int], bytes]
 
 FIELD: Final = "files.model"
 _MAX_FIELDS: Final = 100_000
+_MAX_SOURCE: Final = 4 << 20
 _MAX_DIRECTORY: Final = 16 << 20
 
 _MAGIC: Final = (
@@ -51,6 +52,9 @@ def check(format: str, size: int, peek: Peek) -> None:
     head = peek(0, 16)
     if not head:
         raise _wrong("the file is empty")
+    if format == "python":
+        _check_python(head, size, peek)
+        return
     if _is_pickle(head):
         raise _wrong("this is a pickle, which can run code when it is loaded and is never read; export the model")
     if format == "tensorrt" and is_plan(head):
@@ -132,6 +136,21 @@ def _check_torch_export(head: bytes, size: int, peek: Peek) -> None:
         raise _wrong(
             "this is an archive of torch.save or TorchScript with a pickle, which is never read; use torch.export.save"
         )
+
+
+# --- Python -----------------------------------------------------------------------------------------------------------
+
+
+def _check_python(head: bytes, size: int, peek: Peek) -> None:
+    """Source, or an archive with a model.py at its top. What the code does is for the operators of workers to allow."""
+    if head.startswith(b"PK\x03\x04"):
+        if "model.py" not in _archive_names(size, peek):
+            raise _wrong("format python needs a zip archive with a model.py at its top")
+    elif size > _MAX_SOURCE or b"\0" in head or _looks_like(head) != "something else":
+        raise _wrong(f"format python needs a model.py, or a zip archive that holds one; this is {_looks_like(head)}")
+
+
+# --- archives ---------------------------------------------------------------------------------------------------------
 
 
 def _archive_names(size: int, peek: Peek) -> list[str]:

@@ -60,7 +60,11 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         unix_socket=chassis.listen_unix(),
     )
     assignments = Mirror(etcd, own, AssignmentRecord, replicas.note_change)
-    means = Means(plan_keys=public_keys(Path(config.plan_keys)) if config.plan_keys else ())
+    means = Means(
+        plan_keys=public_keys(Path(config.plan_keys)) if config.plan_keys else (),
+        python=config.python_engine,
+        python_seconds=config.python_seconds,
+    )
     record = await _record(chassis, config, means)
     ledger = memory.Ledger(record.memory_bytes, {device.index: device.memory_bytes for device in record.devices})
     workers = Mirror(etcd, keys.WORKERS, WorkerRecord, lambda: departure.note_change())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from tests.harness.engines import spec
 from tests.harness.models import ONNX_TYPES, OPSET
 
 WEIGHT, BIAS = fake_tensorrt.WEIGHT, fake_tensorrt.BIAS
-MEANS = Means(plan_keys=(fake_tensorrt.PUBLIC,))
+MEANS = Means(plan_keys=(fake_tensorrt.PUBLIC,), python=sys.executable)
+OPENED: list[Engine] = []
 NUMBERS = [name for name in ONNX_TYPES if name != "BYTES"]
 
 NO_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
@@ -32,13 +34,15 @@ FORMATS = [
     # Over a device that is none, by the rules of the real one: see fake_tensorrt.
     pytest.param("tensorrt"),
 ]
+# Whose files do not say what they take: the manifest is believed.
+EVERY = [*FORMATS, pytest.param("python")]
 TENSORRT = {
     "BOOL": "BOOL", "UINT8": "UINT8", "INT8": "INT8", "INT32": "INT32", "INT64": "INT64",
     "FP16": "HALF", "BF16": "BF16", "FP32": "FLOAT",
 }  # fmt: skip
 KINDS = [
     pytest.param(*each.values, datatype, marks=each.marks)
-    for each in FORMATS
+    for each in EVERY
     for datatype in NUMBERS
     if each.values[0] != "tensorrt" or datatype in TENSORRT
 ]
@@ -56,6 +60,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if hasattr(request.node, "callspec") and request.node.callspec.params.get("artifact_format") == "tensorrt":
         fake_cuda.install(gpu, monkeypatch, tensorrt=fake_tensorrt.module(gpu))
     yield
+    while OPENED:
+        OPENED.pop().close()
     assert not gpu.violations
 
 
@@ -87,6 +93,10 @@ def affine(artifact_format: str, folder: Path) -> Path:
         )
     if artifact_format == "tensorrt":
         return save_plan(folder, fake_tensorrt.affine())
+    if artifact_format == "python":
+        return save_source(
+            folder, f"{{'y': x @ np.array({WEIGHT.tolist()}, 'f4') + {BIAS.tolist()}, 'total': x.sum(1)}}"
+        )
     import torch
 
     class Affine(torch.nn.Module):  # type: ignore[misc]
@@ -113,6 +123,8 @@ def identity(artifact_format: str, folder: Path, datatype: str) -> Path:
         )
     if artifact_format == "tensorrt":
         return save_plan(folder, fake_tensorrt.identity(TENSORRT[datatype]))
+    if artifact_format == "python":
+        return save_source(folder, "{'y': x}")
     import torch
 
     class Identity(torch.nn.Module):  # type: ignore[misc]
@@ -127,6 +139,15 @@ def identity(artifact_format: str, folder: Path, datatype: str) -> Path:
 def save_plan(folder: Path, plan: bytes) -> Path:
     path = folder / "model.plan"
     path.write_bytes(plan)
+    return path
+
+
+def save_source(folder: Path, answer: str) -> Path:
+    path = folder / "model.py"
+    path.write_text(
+        "import numpy as np\n\nclass Model:\n    def run(self, inputs):\n        x = inputs['x']\n"
+        f"        return {answer}\n"
+    )
     return path
 
 
@@ -151,11 +172,12 @@ def affine_manifest(artifact_format: str) -> pb.Manifest:
 
 def load(path: Path, made: pb.Manifest, threads: int = 1) -> Engine:
     engine = catalogue.by_format(made.format).load({"model": path}, made, threads, MEANS)
+    OPENED.append(engine)
     validate(made, engine)
     return engine
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", EVERY)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_model_says_what_it_takes_and_computes_it(artifact_format: str, threads: int, tmp_path: Path) -> None:
     engine = load(affine(artifact_format, tmp_path), affine_manifest(artifact_format), threads)
@@ -244,7 +266,7 @@ def test_a_damaged_file_is_refused_without_showing_paths(artifact_format: str, d
     assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", EVERY)
 def test_a_link_in_place_of_the_file_is_not_followed(artifact_format: str, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(affine(artifact_format, tmp_path))
@@ -252,7 +274,7 @@ def test_a_link_in_place_of_the_file_is_not_followed(artifact_format: str, tmp_p
         load(link, affine_manifest(artifact_format))
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", EVERY)
 def test_a_model_that_breaks_says_so_and_lives_on(artifact_format: str, tmp_path: Path) -> None:
     engine = load(affine(artifact_format, tmp_path), affine_manifest(artifact_format))
     with pytest.raises(PenstockError, match=r"refuses the inputs|failed on these inputs") as caught:
@@ -326,13 +348,12 @@ def test_tensorrt_says_why_it_cannot_run() -> None:
 
 
 def test_an_unknown_format_is_told_the_known_ones() -> None:
-    with pytest.raises(Unsupported, match="'pickle'; there are engines for onnx, torch-export, tensorrt"):
+    with pytest.raises(Unsupported, match="'pickle'; there are engines for onnx, torch-export, tensorrt, python"):
         catalogue.by_format("pickle")
 
 
 def test_the_catalogue_imports_no_library() -> None:
     import subprocess
-    import sys
 
     script = (
         "import sys; from services.worker.engines import catalogue; "

@@ -61,7 +61,7 @@ torch._inductor.aoti_compile_and_package(exported(-1.0), package_path=sys.argv[2
         ({"source": "sha256:" + "1" * 64}, False),
     ],
 )  # fmt: skip
-def test_a_package_must_be_of_this_program_this_torch_and_this_machine(change: dict[str, str], runs: bool) -> None:
+def test_a_package_must_be_of_this_program_this_torch_and_this_machine(change: dict[str, Any], runs: bool) -> None:
     assert fits(dataclasses.replace(HEADER, **change), *HAVE) is runs
 
 

@@ -9,13 +9,14 @@ from typing import Final
 
 from penstock.errors import Unsupported
 
-from . import onnx, tensorrt, torch
+from . import onnx, python, tensorrt, torch
 from .engine import EngineKind, Means
 
 ENGINES: Final = (
     EngineKind("onnx", ("onnx",), onnx.probe, onnx.load),
     EngineKind("torch", ("torch-export",), torch.probe, torch.load),
     EngineKind("tensorrt", ("tensorrt",), tensorrt.probe, tensorrt.load),
+    EngineKind("python", ("python",), python.probe, python.load),
 )
 
 

@@ -83,9 +83,13 @@ class Means:
     """What the operator of this worker lends to engines; nothing, unless it was configured.
 
     plan_keys: public keys of builders whose compiled plans may run here, 32 bytes each (penstock/plans.py).
+    python: the interpreter that may run models which are Python code; empty for none. python_seconds: how long it may
+    take for a batch.
     """
 
     plan_keys: tuple[bytes, ...] = ()
+    python: str = ""
+    python_seconds: float = 30.0
 
 
 NOTHING: Final = Means()

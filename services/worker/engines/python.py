@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from google.protobuf import json_format
 
-from penstock.errors import DeadlineExceeded, Internal, PenstockError
+from penstock.errors import DeadlineExceeded, Internal
 from penstock.v1 import manifest_pb2 as pb
 
 from .contract import Promise, promised
@@ -111,4 +111,4 @@ class PythonEngine:
             size in (-1, have) for size, have in zip(shape, array.shape, strict=True)
         )
         if not fits:
-            raise PenstockError(f"the model gave {name!r} the shape {list(array.shape)}, promised is {list(shape)}")
+            raise Internal(f"the model gave {name!r} the shape {list(array.shape)}, promised is {list(shape)}")

@@ -188,6 +188,8 @@ class EngineHost:
             files={role: os.fspath(path) for role, path in files.items()},
             threads=threads,
             plan_keys=means.plan_keys,
+            python=means.python,
+            python_seconds=means.python_seconds,
         )
         try:
             response = await self._ask(engine_pb2.HostRequest(id=self._new_id(), load=call))

@@ -47,6 +47,20 @@ def test_a_signed_plan_is_taken_as_a_plan_and_as_nothing_else() -> None:
             check("tensorrt", bare)
 
 
+def test_python_code_is_source_or_an_archive_with_a_model() -> None:
+    check("python", b"class Model: ...")  # begins like an old pickle, and is none
+    check("python", archive("model.py", "parts/other.py"))
+    for wrong, says in (
+        (archive("other.py"), "with a model.py at its top"),
+        (b"\x7fELF" + bytes(60), "this is a program"),
+        (b"\x80\x04\x00", "format python needs"),
+        (b"x" * ((4 << 20) + 1), "format python needs"),
+        (b"", "empty"),
+    ):
+        with pytest.raises(InvalidArgument, match=says):
+            check("python", wrong)
+
+
 def test_a_large_graph_is_skipped_and_not_read(onnx: bytes) -> None:
     read = []
 

@@ -44,7 +44,12 @@ class Torch:
 
     def _new(self) -> Any:
         made = SimpleNamespace(work=None)
-        made.replay = lambda: (self.said.append("replay"), made.work())
+
+        def replay() -> None:
+            self.said.append("replay")
+            made.work()
+
+        made.replay = replay
         return made
 
     @contextmanager

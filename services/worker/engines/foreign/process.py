@@ -12,13 +12,12 @@ import socket
 import struct
 import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from penstock.errors import DeadlineExceeded, Internal, InvalidArgument, InvalidManifest, PenstockError
+from penstock.errors import DeadlineExceeded, Internal, InvalidArgument, InvalidManifest
 from penstock.tensors import element_count, pack_bytes, unpack_bytes
 
 from ...host import arena as arenas
@@ -200,16 +199,3 @@ def _array(info: TensorInfo, view: memoryview, shape: tuple[int, ...]) -> Array:
         items[:] = unpack_bytes(bytes(view), count, info.name)
         return items.reshape(shape)
     return np.frombuffer(bytes(view), dtype=dtype(info.datatype)).reshape(shape)
-
-
-def restarted(error: PenstockError) -> bool:
-    """Whether that error leaves a process behind that must be started anew."""
-    return isinstance(error, DeadlineExceeded)
-
-
-def removed(folder: Path) -> None:
-    """Deletes a model's folder, and whatever its code has put there."""
-    import shutil
-
-    with suppress(OSError):
-        shutil.rmtree(folder)

@@ -1,6 +1,6 @@
 """The process of a `python` model: `<interpreter> -I served.py <descriptor> <parent's pid> <folder> <bytes>`.
 
-Runs in the operator's interpreter, which may have nothing of Penstock's: the standard library of Python 3.9 and numpy
+Runs in the operator's interpreter, which may have nothing of Penstock's: the standard library of Python 3.10 and numpy
 are all that it needs. The folder holds model.py, whose class `Model` may have `load(files, manifest)` and must have
 `run(inputs)`: dictionaries of numpy arrays by name in and out. It ends with its parent, leaves no core file, and may
 take so many bytes of data.
@@ -22,6 +22,8 @@ import socket
 import struct
 import sys
 import traceback
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
@@ -33,14 +35,14 @@ LENGTH = struct.Struct("<I")
 class Served:
     """The loop and what it holds."""
 
-    def __init__(self, link, folder):  # type: ignore[no-untyped-def]
+    def __init__(self, link: socket.socket, folder: str) -> None:
         self._link = link
         self._folder = folder
-        self._maps = {}  # type: ignore[var-annotated]
-        self._model = None
-        self._kept = None
+        self._maps: dict[str, mmap.mmap] = {}
+        self._model: Any = None
+        self._kept: Any = None
 
-    def serve(self):  # type: ignore[no-untyped-def]
+    def serve(self) -> None:
         """Answers until the other end closes."""
         while True:
             asked, descriptors = self._frame()
@@ -51,21 +53,20 @@ class Served:
             except MemoryError:
                 answer = {"memory": True}
             except Exception as error:
-                words = "%s: %s" % (type(error).__name__, error)
+                words = f"{type(error).__name__}: {error}"
                 answer = {"error": words[:2000], "detail": traceback.format_exc()[-6000:]}
             data = json.dumps(answer).encode()
             self._link.sendall(LENGTH.pack(len(data)) + data)
 
-    def _answer(self, asked, descriptors):  # type: ignore[no-untyped-def]
+    def _answer(self, asked: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         if asked["call"] == "arena":
             old = self._maps.get(asked["name"])
             self._maps[asked["name"]] = mmap.mmap(descriptors[0], asked["size"])
             os.close(descriptors[0])
             if old is not None:
-                try:
+                # Where the model kept a view of its inputs, the memory goes with that.
+                with suppress(BufferError):
                     old.close()
-                except BufferError:  # the model kept a view of its inputs: the memory goes with it
-                    pass
             return {}
         if asked["call"] == "load":
             sys.path.insert(0, self._folder)
@@ -81,12 +82,12 @@ class Served:
         arena = self._maps.get("outputs")
         if arena is None or len(arena) < size:
             return {"need": size}
-        for entry, part in zip(outputs, parts):
+        for entry, part in zip(outputs, parts, strict=True):
             arena[entry["offset"] : entry["offset"] + entry["size"]] = part
         self._kept = None
         return {"outputs": outputs}
 
-    def _array(self, entry):  # type: ignore[no-untyped-def]
+    def _array(self, entry: dict[str, Any]) -> Any:
         view = memoryview(self._maps["inputs"])[entry["offset"] : entry["offset"] + entry["size"]]
         if entry["dtype"] != "bytes":
             return np.frombuffer(view, np.dtype(entry["dtype"])).reshape(entry["shape"])
@@ -99,11 +100,13 @@ class Served:
         array[:] = items
         return array.reshape(entry["shape"])
 
-    def _laid_out(self, given, wanted):  # type: ignore[no-untyped-def]
-        outputs, parts, offset = [], [], 0
+    def _laid_out(self, given: dict[str, Any], wanted: dict[str, str]) -> tuple[list[Any], list[bytes], int]:
+        outputs: list[Any] = []
+        parts: list[bytes] = []
+        offset = 0
         for name, dtype in wanted.items():
             if name not in given:
-                raise KeyError("run gave no %r; it gave %s" % (name, sorted(map(str, given))))
+                raise KeyError(f"run gave no {name!r}; it gave {sorted(map(str, given))}")
             array = np.asarray(given[name], dtype=object if dtype == "bytes" else np.dtype(dtype))
             if dtype == "bytes":
                 items = [item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel().tolist()]
@@ -115,17 +118,20 @@ class Served:
             offset += -(-len(part) // ALIGNMENT) * ALIGNMENT
         return outputs, parts, offset
 
-    def _frame(self):  # type: ignore[no-untyped-def]
+    def _frame(self) -> tuple[dict[str, Any] | None, list[int]]:
         """The next message and the descriptors that came with it; (None, []) at the end."""
         header, descriptors = self._exactly(LENGTH.size)
         if header is None:
             return None, []
         (size,) = LENGTH.unpack(header)
-        body, more = self._exactly(size) if size <= MAX_FRAME else (None, [])
+        if size > MAX_FRAME:
+            return None, descriptors
+        body, more = self._exactly(size)
         return (None if body is None else json.loads(body)), descriptors + more
 
-    def _exactly(self, size):  # type: ignore[no-untyped-def]
-        data, found = b"", []
+    def _exactly(self, size: int) -> tuple[bytes | None, list[int]]:
+        data = b""
+        found: list[int] = []
         while len(data) < size:
             piece, descriptors, _, _ = socket.recv_fds(self._link, size - len(data), 4)
             if not piece:
@@ -135,7 +141,7 @@ class Served:
         return data, found
 
 
-def confine(parent, most):  # type: ignore[no-untyped-def]
+def confine(parent: int, most: int) -> None:
     """Ties this process to its parent and limits what it takes."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
@@ -147,7 +153,7 @@ def confine(parent, most):  # type: ignore[no-untyped-def]
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def main():  # type: ignore[no-untyped-def]
+def main() -> None:
     """Runs until the other end closes."""
     confine(int(sys.argv[2]), int(sys.argv[4]))
     with socket.socket(fileno=int(sys.argv[1])) as link:
