@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -185,6 +186,19 @@ def test_the_code_sees_no_secrets_and_no_packages_but_its_interpreters(
         load(tmp_path, model("return {}", said))
     assert "TOKEN" not in caught.value.message and "PYTHONPATH" not in caught.value.message
     assert "True, True, True" in caught.value.message
+
+
+def test_folders_of_processes_that_were_killed_are_swept(tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, living = temporary / f"penstock-python-{dead.pid}-abc", temporary / f"penstock-python-{os.getpid()}-abc"
+    for folder in (left, living):
+        folder.mkdir()
+    engine = load(tmp_path, model("return {'y': x}"))
+    assert not left.exists() and living.exists()
+    engine.close()
+    living.rmdir()
 
 
 def test_no_worker_runs_code_unless_its_operator_says_so() -> None:

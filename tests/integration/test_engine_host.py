@@ -214,7 +214,7 @@ async def test_a_polite_close_lets_the_run_finish(tmp_path: Path) -> None:
         assert outcome.outputs[0].shape == (1,)
 
 
-async def test_code_of_somebody_elses_runs_two_processes_away(tmp_path: Path) -> None:
+async def test_code_of_somebody_elses_runs_two_processes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.py").write_text(
         "import os\nclass Model:\n    def run(self, inputs):\n"
         "        if inputs['x'][0, 0] < 0: os._exit(1)\n        return {'y': inputs['x'] + 1}\n"
@@ -232,6 +232,7 @@ async def test_code_of_somebody_elses_runs_two_processes_away(tmp_path: Path) ->
     with pytest.raises(Unsupported, match="python_engine"):
         await EngineHost.start(manifest, files, threads=1, load_timeout=60)
     means = Means(python=sys.executable)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     made = await EngineHost.start(manifest, files, threads=1, load_timeout=60, means=means)
     try:
         child = made.pid
@@ -240,8 +241,10 @@ async def test_code_of_somebody_elses_runs_two_processes_away(tmp_path: Path) ->
         outcome = await made.run(2, staged(made, [floats(np.zeros((2, 16), np.float32))]))
         assert np.frombuffer(outcome.outputs[0].data, np.float32).tolist() == [1.0] * 32
         assert made.alive and made.pid == child
+        assert sum(name.startswith("penstock-python-") for name in os.listdir(tmp_path)) == 1
     finally:
         await made.close()
+    assert not any(name.startswith("penstock-python-") for name in os.listdir(tmp_path))
 
 
 async def test_a_child_keeps_to_its_processors(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ from .foreign.process import ForeignProcess, Gone
 LEAST_BYTES: Final = 1 << 30
 """Of data that a model's process may take, however little its manifest reserves: an interpreter with numpy is large."""
 
+_PREFIX: Final = "penstock-python-"
+
 
 def probe(means: Means = NOTHING) -> str | None:
     """None where the operator allows models of code, else how to allow them."""
@@ -43,7 +46,8 @@ def probe(means: Means = NOTHING) -> str | None:
 
 def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int, means: Means = NOTHING) -> PythonEngine:
     """The loaded model. Raises InvalidManifest with what is wrong with its code."""
-    folder = Path(tempfile.mkdtemp(prefix="penstock-python-"))
+    swept()
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     try:
         bundle.unpack(files["model"], folder)
         engine = PythonEngine(folder, files, manifest, means)
@@ -52,6 +56,15 @@ def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int, means: 
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return engine
+
+
+def swept() -> None:
+    """Removes the folders of processes that were killed before they could."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        with suppress(OSError):
+            if pid.isdecimal() and folder.stat().st_uid == os.geteuid() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(folder)
 
 
 class PythonEngine:

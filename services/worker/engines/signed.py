@@ -27,7 +27,8 @@ def plans(files: Mapping[str, Path], means: Means) -> list[tuple[PlanHeader, mem
             head = file.read(8)
             if role == "model" and roles and not is_plan(head):
                 continue  # their source
-            data = head + file.read()
+            file.seek(0)
+            data = file.read()
         try:
             found.append(unwrap(data, means.plan_keys))
         except InvalidArgument as error:

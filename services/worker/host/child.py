@@ -43,13 +43,16 @@ class Child:
         self._runner: Any = None
 
     def serve(self) -> None:
-        """Answers until the worker closes its end."""
+        """Answers until the worker closes its end; then the engine puts its things away."""
         while (frame := self._frame()) is not None:
             request = engine_pb2.HostRequest.FromString(frame)
             if request.WhichOneof("call") == "arena":
                 self._map(request.arena)
             else:
                 self._link.sendall(pack(self._response(request)))
+        if self._runner is not None:
+            with suppress(Exception):
+                self._runner.close()
 
     def _response(self, request: engine_pb2.HostRequest) -> engine_pb2.HostResponse:
         from .runner import Runner, as_penstock_error

@@ -75,6 +75,10 @@ class Runner:
         self._kept = None
         return result
 
+    def close(self) -> None:
+        """Frees what the engine holds beyond this process: device memory, folders, processes of its own."""
+        self._engine.close()
+
     def check(self) -> None:
         """Runs the smallest sample; raises what the engine says of it."""
         self._try(min(1, self._manifest.batching.max_batch_size))

@@ -79,7 +79,7 @@ def test_a_configuration_becomes_a_manifest() -> None:
 
 
 def test_the_text_form_is_read_as_protobuf_reads_it() -> None:
-    value = pbtxt.parse(RESNET)["parameters"][0]["value"][0]["string_value"][0]  # type: ignore[index, call-overload]
+    value = pbtxt.parse(RESNET)["parameters"][0]["value"][0]["string_value"][0]  # type: ignore[index]
     assert value == "a\tbAAc"
     text = "fields { key: 'a' value { number_value: -1.5e2 } } fields { key: \"b\" value { list_value { } } }"
     message = text_format.Parse(text, struct_pb2.Struct())
@@ -100,7 +100,7 @@ def test_what_protobuf_prints_is_read_back(value: Any) -> None:
     message = struct_pb2.Struct()
     message.update({"a": value})
     read = pbtxt.parse(text_format.MessageToString(message, as_utf8=True))
-    assert plain(read["fields"][0]["value"][0]) == plain_of(message.fields["a"])  # type: ignore[index, call-overload]
+    assert plain(read["fields"][0]["value"][0]) == plain_of(message.fields["a"])  # type: ignore[index]
 
 
 def plain(value: Any) -> Any:
