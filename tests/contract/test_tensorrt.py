@@ -305,3 +305,18 @@ def test_inputs_that_do_not_fit_are_told_why(gpu: Gpu, x: Any, tmp_path: Path) -
     engine = load(tmp_path, affine())
     with pytest.raises(InvalidArgument, match="the model refuses the inputs"):
         engine.run({"x": x.astype(np.float32)})
+
+
+def test_a_context_that_cannot_be_captured_is_run_as_it_is(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # A name that TensorRT-RTX has and TensorRT has not.
+    monkeypatch.setattr(
+        fake_tensorrt.IExecutionContext, "is_stream_capturable", lambda context, stream: False, raising=False
+    )
+    engine = load(tmp_path, affine())
+    assert "cuStreamBeginCapture" not in gpu.calls
+    x = rows(9)
+    np.testing.assert_allclose(engine.run({"x": x})["total"], x.sum(1), rtol=1e-5, atol=1e-5)
+    engine.close()
+    assert not gpu.violations

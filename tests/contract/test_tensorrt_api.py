@@ -33,6 +33,8 @@ def test_every_name_of_the_fake_is_one_of_the_real_bindings(package: str) -> Non
     assert hasattr(real.Runtime, "engine_host_code_allowed")
     for name in ("num_io_tensors", "num_optimization_profiles", "device_memory_size_v2"):
         assert hasattr(real.ICudaEngine, name)
+    if package == "tensorrt_rtx_bindings":
+        assert hasattr(real.IExecutionContext, "is_stream_capturable")
 
 
 @pytest.mark.skipif(not INSTALLED, reason="no TensorRT bindings are installed")

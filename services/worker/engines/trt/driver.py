@@ -12,6 +12,7 @@ from typing import Any, Final
 
 _COMPUTE_CAPABILITY: Final = (75, 76)  # CUdevice_attribute: major, minor
 _CAPTURE_THREAD_LOCAL: Final = 1  # CUstreamCaptureMode
+_NO_FLAGS: Final = ctypes.c_ulonglong(0)  # 64 bits, which ctypes would not make of a number by itself
 
 STICKY: Final = frozenset((214, 700, 702, 710, 713, 714, 715, 716, 717, 718, 719, 720))
 """CUresults after which this process's context never works again: ECC, illegal address, launch timeout, assert, ..."""
@@ -86,7 +87,7 @@ def capture(stream: int, enqueue: Callable[[], bool]) -> Graph | None:
         return None
     try:
         handle = ctypes.c_void_p()
-        if not enqueued or int(driver.cuGraphInstantiateWithFlags(ctypes.byref(handle), captured, 0)) != 0:
+        if not enqueued or int(driver.cuGraphInstantiateWithFlags(ctypes.byref(handle), captured, _NO_FLAGS)) != 0:
             return None
         return Graph(driver, handle)
     finally:

@@ -58,7 +58,10 @@ class Slot:
             # The first run sets up what cannot be set up while a graph is captured.
             self.enqueue(unit)
             self.stream.synchronize()
-            unit.graph = driver.capture(self.stream.handle, partial(context.execute_async_v3, self.stream.handle))
+            # TensorRT-RTX says so itself where it would compile, or allocate, on the way.
+            capturable = getattr(context, "is_stream_capturable", None)
+            if capturable is None or capturable(self.stream.handle):
+                unit.graph = driver.capture(self.stream.handle, partial(context.execute_async_v3, self.stream.handle))
             if unit.graph is not None:
                 self._device.stack.callback(quietly, unit.graph.destroy)
         return unit
