@@ -6,13 +6,17 @@ CONTRACT_BASE ?= $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null
 ENVIRONMENT = $(PYTHON) deploy/local/environment.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status logs test bench faults check format protos check-protos env dev torch constraints clean distclean
+.PHONY: help demo compile-demo up down status logs test bench faults check format protos check-protos env dev torch constraints clean distclean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 demo: env ## Environment, etcd, all services, real models, real requests, a table; then shuts down
 	@$(BIN)/python -m examples.demo
+
+compile-demo: ## Real models compressed and compiled by the build service, gated, deployed and called
+	@$(ENVIRONMENT) compile
+	@$(BIN)/python -m examples.compile_demo
 
 up: env ## Start the suite and leave it running
 	@$(BIN)/python -m deploy.local up
@@ -32,7 +36,7 @@ test: dev ## Environment if missing, then every test
 bench: dev ## Measure the data plane against its targets (needs h2load and wrk; about 4 minutes)
 	@$(BIN)/python -m tests.bench.data_plane
 
-faults: dev ## Every fault of the table under load, and what became of each request (about 5 minutes)
+faults: dev ## Every fault of the table under load, and what became of each request (about 15 minutes; ARGS=--thorough: an hour)
 	@$(BIN)/python -m tests.fault.table $(ARGS)
 
 check: dev check-protos ## Lint, types, import floors, contracts (under a minute)

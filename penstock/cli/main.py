@@ -24,6 +24,7 @@ _EXIT: Final[tuple[tuple[type[errors.PenstockError], int], ...]] = (
     (errors.AlreadyExists, 5),
     (errors.Conflict, 5),
     (errors.InUse, 5),
+    (errors.GateFailed, 5),
 )
 
 
@@ -71,6 +72,8 @@ def hint(error: errors.PenstockError) -> str:
         return "`penstock models` lists models, `penstock status` what is deployed"
     if isinstance(error, errors.InUse):
         return "undeploy it and move its aliases first: `penstock undeploy NAME@N`, `penstock alias NAME ALIAS VERSION`"
+    if isinstance(error, errors.GateFailed):
+        return "`penstock builds NAME` shows the build; `--override-gate REASON` deploys it all the same, on record"
     if isinstance(error, errors.Conflict):
         return "it has changed meanwhile: `penstock versions NAME` shows how it is now"
     if isinstance(error, errors.Unavailable | errors.DeadlineExceeded):

@@ -1,13 +1,15 @@
 """Protobuf messages as plain values for --json and tables (pure).
 
 Field names as in protos/, numbers as numbers (protobuf's own JSON makes text of 64-bit ones), enums by name, times in
-RFC 3339; every field is there, so that a script needs no defaults. Of a oneof only the member that is set.
+RFC 3339, spans of time as `1.5s`; every field is there, so that a script needs no defaults. Of a oneof only the member
+that is set.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -40,7 +42,7 @@ def _value(field: Any, value: Any) -> Any:
 
 
 def _single(field: Any, value: Any) -> Any:
-    if isinstance(value, Timestamp):
+    if isinstance(value, Timestamp | Duration):
         return value.ToJsonString()
     if isinstance(value, Message):
         return plain(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from penstock.cli import messages
+from penstock.cli import messages, options
 from penstock.cli.connect import connected, wait_seconds, watching
 from penstock.cli.parser import UsageError
 from penstock.cli.show import Screen, size
@@ -27,6 +27,8 @@ async def publish(args: argparse.Namespace, screen: Screen) -> int:
             version = await client.publish(args.path, version=args.number, progress=told)
         answer = {}
         screen.note(f"published {version.name}@{version.version}")
+        if version.manifest.HasField("build"):
+            screen.note(f"its build: penstock builds {version.name}")
         if args.alias:
             before = await client.set_alias(version.name, args.alias, version.version)
             answer["alias"] = {"alias": args.alias, "version": version.version, "previous_version": before}
@@ -49,7 +51,8 @@ async def publish(args: argparse.Namespace, screen: Screen) -> int:
     _version_table(screen, [version])
     if args.deploy:
         done = "ready" if args.wait else "`penstock status` shows how far it is"
-        screen.line(f"deployed {version.name}@{version.version}, {args.replicas} wanted: {done}")
+        deployed = next(entry for entry in deployment.versions if entry.version == version.version)
+        screen.line(f"deployed {version.name}@{version.version}, {options.wanted_words(deployed)} wanted: {done}")
     else:
         screen.line(f"next: penstock deploy {version.name}@{version.version}")
     return 0

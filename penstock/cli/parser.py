@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
-from penstock import __version__, names
-from penstock.errors import InvalidArgument, NotFound
-
-T = TypeVar("T")
+from penstock import __version__
+from penstock.cli.arguments import (
+    alias,
+    count,
+    model,
+    numbered,
+    pair,
+    positive,
+    priority,
+    reference,
+    reference_or_numbered,
+    seconds,
+    span,
+    target,
+    tenant,
+    window,
+)
+from penstock.errors import NotFound
 
 EXIT_CODES: Final = """\
 exit codes:
@@ -18,7 +32,7 @@ exit codes:
   2    wrong usage
   3    not found: no such model, version, alias
   4    unavailable, or not ready in time: try again later
-  5    conflict: exists already, is in use, or has changed meanwhile
+  5    conflict: exists already, is in use, is held back by its gate, or has changed meanwhile
   130  interrupted
 """
 
@@ -30,6 +44,7 @@ Publish models, deploy them, call them, see what runs.
   penstock infer my-model --input x=[1,2,3]    call it
   penstock status                              what runs where, and why something does not
   penstock explain digits                      why it runs there, and what would make it fit
+  penstock drain worker-2 --wait               empty a worker before its machine is stopped
 """
 
 ENVIRONMENT: Final = """\
@@ -92,7 +107,10 @@ def build() -> Parser:
         return made
 
     _catalogue(command)
+    _building(command)
+    _deploying(command)
     _running(command)
+    _workers(command)
     _local(command)
     return parser
 
@@ -164,17 +182,90 @@ def _catalogue(command: Command) -> None:
     delete.add_argument("reference", type=numbered, metavar="NAME@N")
 
 
-def _running(command: Command) -> None:
+def _building(command: Command) -> None:
+    build = command(
+        "build",
+        "make a smaller, faster or compiled version of a version",
+        "penstock.cli.builds:build",
+        [
+            "penstock build digits                       # what its model.yaml says under `build`",
+            "penstock build digits@3 --step 'quantise method=static' --step gate --file samples=s.safetensors --wait",
+            "penstock build minilm -f build.yaml --wait",
+        ],
+        "Each --step is its name and its parameters. With --wait, exit code 1 means that it or its gate failed.",
+    )
+    build.add_argument("reference", type=reference, metavar="NAME[@VERSION]")
+    given = build.add_mutually_exclusive_group()
+    given.add_argument("--step", action="append", default=[], metavar="'STEP KEY=VALUE ...'", help="one step; repeat")
+    given.add_argument("-f", "--spec", metavar="FILE", help="a file with steps, targets and files")
+    build.add_argument(
+        "--file", action="append", type=pair, default=[], metavar="ROLE=PATH", help="upload a file that steps read"
+    )
+    build.add_argument(
+        "--target", action="append", default=[], metavar="'KEY=VALUE ...'", help="what to compile for; repeat"
+    )
+    build.add_argument("--wait", action="store_true", help="show its log and wait until it has ended")
+
+    builds = command(
+        "builds",
+        "list builds, newest first; show one, its log, or cancel it",
+        "penstock.cli.builds:builds",
+        [
+            "penstock builds",
+            "penstock builds digits",
+            "penstock builds show 3f2a",
+            "penstock builds logs 3f2a --follow",
+        ],
+        "ID is the build's id, or its beginning.",
+    )
+    builds.add_argument("what", nargs="*", metavar="NAME | show ID | logs ID | cancel ID")
+    builds.add_argument("--follow", action="store_true", help="with logs: until the build has ended")
+
+    audit = command(
+        "audit",
+        "list who deployed what in spite of its gate, and why",
+        "penstock.cli.builds:audit",
+        ["penstock audit", "penstock audit digits --json"],
+    )
+    audit.add_argument("name", type=model, nargs="?", metavar="NAME")
+
+
+def _deploying(command: Command) -> None:
     deploy = command(
         "deploy",
         "run a version: the newest, a number or an alias",
         "penstock.cli.deployments:deploy",
-        ["penstock deploy digits", "penstock deploy digits@prod --replicas 2 --wait --timeout 120"],
-        "Other versions retire once this one is ready.",
+        [
+            "penstock deploy digits",
+            "penstock deploy digits@prod --replicas 2 --wait --timeout 120",
+            "penstock deploy minilm --min 1 --max 8 --outstanding 4 --queue-time 50ms",
+            "penstock deploy minilm --min 0 --max 2 --rate 20 --idle-time 10m --schedule 'mon-fri 08:00-18:00=1'",
+            "penstock deploy resnet --selector zone=a --toleration spot --spread required --tenant acme",
+            "penstock deploy -f deployment.yaml --dry-run",
+        ],
+        "Other versions retire once this one is ready. Without options a version runs as it did before, a new one as "
+        "the default version does; with any of them, they replace all that was said.",
     )
-    deploy.add_argument("reference", type=reference, metavar="NAME[@VERSION]")
+    deploy.add_argument("reference", type=reference, nargs="?", metavar="NAME[@VERSION]")
+    deploy.add_argument("-f", "--file", metavar="FILE", help="apply a file of deployments (docs/cli.md) instead")
+    deploy.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
     deploy.add_argument("--keep-others", action="store_true", help="leave other versions and the default as they are")
+    deploy.add_argument(
+        "--override-gate", default="", metavar="REASON", help="deploy it although its gate failed; who and why is kept"
+    )
     _replicas_and_wait(deploy)
+    _scaling(deploy)
+    _placement(deploy)
+    deploy.set_defaults(usage=deploy.format_usage().strip())
+
+    deployments = command(
+        "deployments",
+        "show what should run, as it was asked for",
+        "penstock.cli.deployments:deployments",
+        ["penstock deployments", "penstock deployments minilm --json"],
+        "What does run is shown by `penstock status`.",
+    )
+    deployments.add_argument("name", type=model, nargs="?", metavar="NAME")
 
     undeploy = command(
         "undeploy",
@@ -185,6 +276,8 @@ def _running(command: Command) -> None:
     undeploy.add_argument("reference", type=reference_or_numbered, metavar="NAME[@N]")
     undeploy.add_argument("--wait", action="store_true", help="wait until no replica is left")
 
+
+def _running(command: Command) -> None:
     infer = command(
         "infer",
         "call a model",
@@ -226,6 +319,29 @@ def _running(command: Command) -> None:
         ["penstock explain digits", "penstock explain digits@2 --json"],
     )
     explain.add_argument("reference", type=reference_or_numbered, metavar="NAME[@N]")
+
+
+def _workers(command: Command) -> None:
+    drain = command(
+        "drain",
+        "empty a worker, before its machine is stopped",
+        "penstock.cli.cluster:drain",
+        ["penstock drain worker-2", "penstock drain worker-2 --wait --timeout 600"],
+        "It takes nothing new. Each of its replicas is loaded elsewhere first, then gets the traffic there, then goes; "
+        "what fits nowhere else goes on serving where it is. It stays drained, over restarts too, until `penstock "
+        "undrain`.",
+    )
+    drain.add_argument("worker", metavar="WORKER", help="its id, as in `penstock status`")
+    drain.add_argument("--wait", action="store_true", help="until it is empty; says what is left, and why")
+
+    undrain = command(
+        "undrain",
+        "let a drained worker have replicas again",
+        "penstock.cli.cluster:undrain",
+        ["penstock undrain worker-2"],
+        "What has moved away stays where it is.",
+    )
+    undrain.add_argument("worker", metavar="WORKER", help="its id, as in `penstock status`")
 
 
 def _local(command: Command) -> None:
@@ -282,75 +398,52 @@ def _common(parser: argparse.ArgumentParser, default: Any) -> None:
 
 
 def _replicas_and_wait(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--replicas", type=positive, default=1, metavar="N", help="copies that should run (default 1)")
-    parser.add_argument("--wait", action="store_true", help="wait until all of them are ready")
+    parser.add_argument("--replicas", type=positive, metavar="N", help="copies that should run; else as before, or 1")
+    parser.add_argument("--wait", action="store_true", help="wait until all of them (with --min: so many) are ready")
 
 
-# Types of arguments: what is wrong with a name is told before anything is sent.
+def _scaling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "replicas that follow demand", "The most demanding of those given wins, within --min and --max."
+    )
+    group.add_argument(
+        "--min", type=count, metavar="N", help="replicas at least (default 1); 0: none while nobody calls"
+    )
+    group.add_argument("--max", type=positive, metavar="N", help="replicas at most")
+    group.add_argument(
+        "--outstanding", type=target, metavar="X", help="requests under way that one replica should have"
+    )
+    group.add_argument("--rate", type=target, metavar="X", help="requests a second that one replica should have")
+    group.add_argument(
+        "--queue-time", type=span, metavar="SPAN", help="wait in the queue that is allowed, such as 50ms"
+    )
+    group.add_argument("--utilisation", type=target, metavar="X", help="busy part of its engines, such as 0.7")
+    group.add_argument(
+        "--schedule",
+        action="append",
+        type=window,
+        default=[],
+        metavar="WINDOW",
+        help="replicas at least in a part of the week, in UTC, such as 'mon-fri 08:00-18:00=3'; repeat",
+    )
+    group.add_argument("--idle-time", type=span, metavar="SPAN", help="without a request, before the last goes (10m)")
+    group.add_argument("--rise-time", type=span, metavar="SPAN", help="how long demand asks for more first (5s)")
+    group.add_argument("--fall-time", type=span, metavar="SPAN", help="how long demand asks for less first (5m)")
 
 
-def model(text: str) -> str:
-    """A model name."""
-    return _checked(lambda: names.model(text))
-
-
-def alias(text: str) -> str:
-    """An alias."""
-    return _checked(lambda: names.alias(text))
-
-
-def reference(text: str) -> tuple[str, int | str | None]:
-    """NAME, NAME@VERSION or NAME@alias."""
-    name, at, version = text.partition("@")
-    return model(name), _checked(lambda: names.version_or_alias(version)) if at else None
-
-
-def numbered(text: str) -> tuple[str, int]:
-    """NAME@VERSION, by number."""
-    name, version = reference(text)
-    if not isinstance(version, int):
-        raise argparse.ArgumentTypeError(f"{text!r} names no version number; write NAME@N, such as {name}@2")
-    return name, version
-
-
-def reference_or_numbered(text: str) -> tuple[str, int]:
-    """NAME (version 0) or NAME@N."""
-    return numbered(text) if "@" in text else (model(text), 0)
-
-
-def pair(text: str) -> tuple[str, str]:
-    """KEY=VALUE."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return key, value
-
-
-def positive(text: str) -> int:
-    """An integer of at least 1."""
-    if text.isdecimal() and len(text) <= 18 and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-
-
-def count(text: str) -> int:
-    """An integer of at least 0."""
-    return 0 if text == "0" else positive(text)
-
-
-def seconds(text: str) -> float:
-    """A positive number of seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if 0 < value < float("inf"):
-        return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-
-
-def _checked(check: Callable[[], T]) -> T:
-    try:
-        return check()
-    except InvalidArgument as error:
-        raise argparse.ArgumentTypeError(error.message) from None
+def _placement(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where it runs", "Given at all, they replace what the manifest says.")
+    group.add_argument(
+        "--selector", action="append", type=pair, default=[], metavar="KEY=VALUE", help="label of the worker; repeat"
+    )
+    group.add_argument("--toleration", action="append", default=[], metavar="TAINT", help="taint it bears; repeat")
+    group.add_argument(
+        "--affinity", action="append", type=model, default=[], metavar="NAME", help="model to be near; repeat"
+    )
+    group.add_argument(
+        "--anti-affinity", action="append", type=model, default=[], metavar="NAME", help="model to be kept from; repeat"
+    )
+    group.add_argument("--spread", choices=("preferred", "required"), help="over failure domains")
+    group.add_argument("--pinned", action="store_true", help="never moved or evicted for another model")
+    group.add_argument("--priority", type=priority, metavar="N", help="-100 to 100; the higher goes first")
+    group.add_argument("--tenant", type=tenant, help="whose reserved capacity it may use")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
+from penstock.client.builds import BuildCalls
 from penstock.client.catalogue import CatalogueCalls
 from penstock.client.cluster import ClusterCalls
 from penstock.client.connection import DEFAULT_TIMEOUT, Connection
@@ -19,7 +20,7 @@ from penstock.client.tls import Tls
 from penstock.client.trace import current_traceparent
 
 
-class AsyncClient(InferenceCalls, CatalogueCalls, ClusterCalls):
+class AsyncClient(InferenceCalls, CatalogueCalls, BuildCalls, ClusterCalls):
     """One gateway, over one connection that is shared by any number of concurrent calls.
 
     Used on one event loop. Connects with the first call, and again by itself after a break.

@@ -6,14 +6,14 @@ that a manifest from elsewhere cannot make `publish` upload a private key.
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from penstock.errors import InvalidManifest
+from penstock.client import document
+from penstock.errors import InvalidArgument, InvalidManifest
 
 MANIFESTS: Final = ("model.yaml", "model.yml", "model.json")
 MAX_MANIFEST_BYTES: Final = 1 << 20
@@ -68,32 +68,13 @@ def _find(path: Path) -> Path:
 
 
 def _parse(text: str, manifest: Path) -> dict[str, Any]:
-    content: Any
-    if manifest.suffix == ".json":
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InvalidManifest(f"{manifest}: line {error.lineno}: {error.msg}") from None
-    else:
-        content = _parse_yaml(text, manifest)
+    try:
+        content = document.parse(text, manifest)
+    except InvalidArgument as error:
+        raise InvalidManifest(error.message) from None
     if not isinstance(content, dict):
         raise InvalidManifest(f"{manifest}: a manifest is a mapping of fields")
     return content
-
-
-def _parse_yaml(text: str, manifest: Path) -> Any:
-    try:
-        import yaml
-    except ImportError:
-        raise InvalidManifest(
-            f"{manifest}: reading YAML needs PyYAML: pip install 'penstock[cli]', or write the manifest as model.json"
-        ) from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark is not None else ""
-        raise InvalidManifest(f"{manifest}: {where}{getattr(error, 'problem', None) or 'not YAML'}") from None
 
 
 def _inside(folder: Path, role: str, name: Any) -> Path:

@@ -14,6 +14,7 @@ from penstock.client.payload import Version, version_text
 from penstock.errors import DeadlineExceeded, NotFound, Unavailable
 from penstock.oip import inference_pb2 as oip
 from penstock.v1 import cluster_pb2 as cluster
+from penstock.v1 import manifest_pb2 as manifest
 from penstock.v1 import models_pb2 as pb
 
 DEFAULT_WAIT: Final = 300.0
@@ -38,31 +39,51 @@ class ClusterCalls:
         name: str,
         version: Version = None,
         *,
-        replicas: int = 1,
+        replicas: int | None = None,
+        scaling: pb.Scaling | None = None,
+        placement: manifest.Placement | None = None,
+        tenant: str | None = None,
         keep_others: bool = False,
+        override_gate: str = "",
         wait: bool | float = False,
         on_status: OnStatus | None = None,
         timeout: float | None = None,
     ) -> pb.Deployment:
-        """Wants a version in so many replicas, and returns the deployment as recorded. Safe to repeat.
+        """Wants a version to run, and returns the deployment as recorded. Safe to repeat.
+
+        Of replicas, scaling, placement and tenant, what is said replaces all that was said before. When nothing is, the
+        version runs as it did, a new one as the default version does, the first with one replica.
 
         Args:
             name, version: what to deploy: a number, an alias, or None for the newest.
-            replicas: how many copies, on different workers where possible.
+            replicas: how many copies, on different workers where possible; 1 without.
+            scaling: how their number follows demand, instead of `replicas`.
+            placement: where they run, instead of what the manifest says.
+            tenant: whose reserved capacity they may use.
             keep_others: leave other versions and the default where they are; without it they retire once this one is
                 ready.
-            wait: until all replicas are ready: seconds, or True for 300.
+            override_gate: why a version whose gate failed is deployed all the same; recorded with the caller's name.
+            wait: until all replicas (with scaling: the least of them) are ready: seconds, or True for 300.
             on_status: told of every picture of the cluster while waiting.
             timeout: seconds of the call itself.
 
         Raises:
-            NotFound; and while waiting DeadlineExceeded, or Unavailable when replicas keep failing, with the reason.
+            NotFound, GateFailed; and while waiting DeadlineExceeded, or Unavailable when replicas keep failing, with
+            the reason.
         """
         if keep_others and wait is not False and not isinstance(version, int):
             # The answer names the default version only; to wait for this one its number must be known.
             version = await self._number(name, version, timeout)
         request = pb.DeployRequest(
-            name=names.model(name), version=version_text(version), replicas=replicas, keep_others=keep_others
+            name=names.model(name),
+            version=version_text(version),
+            replicas=replicas or 0,
+            scaling=scaling,
+            placement=placement,
+            tenant=tenant or "",
+            keep_others=keep_others,
+            keep_options=replicas is None and scaling is None and placement is None and tenant is None,
+            override_gate=override_gate,
         )
         answer = await self._connection.call(
             self._connection.stubs.deployments.Deploy, request, timeout=timeout, retries=self._connection.retries
@@ -70,14 +91,16 @@ class ClusterCalls:
         deployment = answer.deployment
         if wait is not False:
             number = version if keep_others and isinstance(version, int) else deployment.default_version
+            wanted = next(entry for entry in deployment.versions if entry.version == number)
             await self._wait(
                 name,
-                lambda status: readiness.unmet_deploy(status, name, number, replicas, not keep_others),
+                lambda status: readiness.unmet_deploy(status, name, wanted, not keep_others),
                 wait,
                 on_status,
                 version=number,
             )
-            await self._until_routed(name, number)
+            if wanted.replicas:
+                await self._until_routed(name, number)
         return deployment
 
     async def undeploy(
@@ -129,6 +152,40 @@ class ClusterCalls:
         answer = await self._connection.read_only(self._connection.stubs.cluster.ExplainPlacement, request, timeout)
         return list(answer.versions)
 
+    async def drain(
+        self,
+        worker: str,
+        *,
+        wait: bool | float = False,
+        on_status: OnStatus | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Wants a worker empty: it takes nothing new, and its replicas go as others are ready in their place. Safe to
+        repeat; holds until `undrain`.
+
+        Args:
+            worker: its id, as the status has it.
+            wait: until it is empty: seconds, or True for 300. What has no other place goes on serving where it is.
+            on_status: told of every picture of the cluster while waiting.
+            timeout: seconds of the call itself.
+
+        Raises:
+            NotFound; and while waiting DeadlineExceeded, with what is left and why.
+        """
+        request = cluster.DrainWorkerRequest(worker=worker)
+        stub = self._connection.stubs.cluster.DrainWorker
+        await self._connection.call(stub, request, timeout=timeout, retries=self._connection.retries)
+        if wait is not False:
+            await self._wait(
+                "", lambda status: readiness.unmet_drain(status, worker), wait, on_status, version=None, patient=True
+            )
+
+    async def undrain(self, worker: str, *, timeout: float | None = None) -> None:
+        """Takes `drain` back: the worker may have replicas again. Safe to repeat. Raises NotFound."""
+        request = cluster.UndrainWorkerRequest(worker=worker)
+        stub = self._connection.stubs.cluster.UndrainWorker
+        await self._connection.call(stub, request, timeout=timeout, retries=self._connection.retries)
+
     async def wait_ready(
         self, name: str = "", *, timeout: float = DEFAULT_WAIT, on_status: OnStatus | None = None
     ) -> None:
@@ -161,10 +218,11 @@ class ClusterCalls:
         on_status: OnStatus | None,
         *,
         version: int | None,
+        patient: bool = False,
     ) -> None:
         """Follows the status until `unmet` has nothing left to say; survives a scheduler that is replaced meanwhile.
 
-        version: the one whose failures end the waiting early, None for any of `name`.
+        version: the one whose failures end the waiting early, None for any of `name`. patient: none does.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (DEFAULT_WAIT if wait is True else float(wait))
@@ -180,7 +238,8 @@ class ClusterCalls:
                                 reason = unmet(status)
                                 if not reason:
                                     return
-                                failed_since = (failed_since or loop.time()) if _failed(status, name, version) else None
+                                failed = not patient and _failed(status, name, version)
+                                failed_since = (failed_since or loop.time()) if failed else None
                                 grace_end = deadline if failed_since is None else failed_since + FAILED_GRACE
                                 limit.reschedule(min(deadline, grace_end))
                     except (Unavailable, NotFound) as error:

@@ -18,12 +18,14 @@ from penstock.client.retry import Budget, pause_before_retry
 from penstock.client.tls import Tls
 from penstock.errors import InvalidArgument, PenstockError, Unavailable
 from penstock.oip import inference_pb2_grpc as oip_rpc
+from penstock.v1 import builds_pb2_grpc as builds_rpc
 from penstock.v1 import cluster_pb2_grpc as cluster_rpc
 from penstock.v1 import models_pb2_grpc as models_rpc
 from penstock.wire.call import TRACEPARENT
 
 if TYPE_CHECKING:
     from penstock.oip.inference_pb2_grpc import GRPCInferenceServiceAsyncStub
+    from penstock.v1.builds_pb2_grpc import BuildServiceAsyncStub
     from penstock.v1.cluster_pb2_grpc import ClusterServiceAsyncStub
     from penstock.v1.models_pb2_grpc import (
         ArtifactServiceAsyncStub,
@@ -46,6 +48,7 @@ class Stubs:
     models: ModelServiceAsyncStub
     artifacts: ArtifactServiceAsyncStub
     deployments: DeploymentServiceAsyncStub
+    builds: BuildServiceAsyncStub
     cluster: ClusterServiceAsyncStub
 
     @classmethod
@@ -56,6 +59,7 @@ class Stubs:
             models=models_rpc.ModelServiceStub(channel),
             artifacts=models_rpc.ArtifactServiceStub(channel),
             deployments=models_rpc.DeploymentServiceStub(channel),
+            builds=builds_rpc.BuildServiceStub(channel),
             cluster=cluster_rpc.ClusterServiceStub(channel),
         )
 

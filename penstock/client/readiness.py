@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from penstock.v1 import cluster_pb2 as pb
+from penstock.v1 import models_pb2 as models
 
 _LABELS = {
     pb.REPLICA_STATE_UNSPECIFIED: "unknown",
@@ -51,21 +52,43 @@ def find(status: pb.ClusterStatus, name: str, version: int) -> pb.VersionStatus 
     return None
 
 
-def unmet_deploy(status: pb.ClusterStatus, name: str, version: int, replicas: int, default: bool) -> str:
+def unmet_deploy(status: pb.ClusterStatus, name: str, wanted: models.DeployedVersion, default: bool) -> str:
     """Why a deployment is not fulfilled yet; empty when it is.
 
-    default: whether the version should be the default one.
+    wanted: as recorded; where demand moves the number of replicas, the least of them are enough. default: whether the
+    version should be the default one.
     """
-    entry = find(status, name, version)
-    if entry is None or entry.wanted != replicas or (default and not entry.default_version):
-        return f"{name}@{version}: the scheduler has not taken the change up yet"
-    return "" if is_ready(entry) else explain(entry)
+    entry = find(status, name, wanted.version)
+    scaled = wanted.HasField("scaling")
+    taken_up = entry is not None and (entry.wanted >= wanted.replicas if scaled else entry.wanted == wanted.replicas)
+    if entry is None or not taken_up or (default and not entry.default_version):
+        return f"{name}@{wanted.version}: the scheduler has not taken the change up yet"
+    return "" if entry.ready >= wanted.replicas else explain(entry)
 
 
 def unmet_undeploy(status: pb.ClusterStatus, name: str, version: int) -> str:
     """What is left of an undeployed version (0: of the whole model); empty when nothing is."""
     left = [v for v in status.versions if v.name == name and version in (0, v.version) and (v.wanted or v.replicas)]
     return "; ".join(f"{v.name}@{v.version}: {len(v.replicas)} replicas left" for v in left)
+
+
+def unmet_drain(status: pb.ClusterStatus, worker: str) -> str:
+    """What is left on a worker that should be empty, and why it has no other place; empty when nothing is left."""
+    entry = next((entry for entry in status.workers if entry.id == worker), None)
+    if entry is None:
+        return ""  # It has left, and what it ran with it.
+    if not entry.draining:
+        return f"{worker}: the scheduler has not taken the drain up yet"
+    left = [version for version in status.versions if any(replica.worker == worker for replica in version.replicas)]
+    if not left:
+        return ""
+    lines = [f"{worker}: {len(left)} replica{'' if len(left) == 1 else 's'} left"]
+    for version in left:
+        name = f"{version.name}@{version.version}"
+        others = [f"{r.worker} {state_label(r.state)}" for r in version.replicas if r.worker != worker]
+        stays = version.unplaced_reason and f"stays: {version.unplaced_reason}"
+        lines.append(f"{name}: {stays or 'moves' + (': ' + ', '.join(others) if others else '')}")
+    return "; ".join(lines)
 
 
 def unmet_all(status: pb.ClusterStatus, name: str = "") -> str:

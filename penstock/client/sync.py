@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from penstock.client.aio import AsyncClient
+from penstock.client.builds import OnLine
 from penstock.client.cluster import DEFAULT_WAIT, OnStatus
 from penstock.client.connection import DEFAULT_TIMEOUT
 from penstock.client.payload import InferRequest, Inputs, Parameter, Version
@@ -22,7 +23,9 @@ from penstock.client.result import InferResult, StreamReply
 from penstock.client.trace import current_traceparent
 from penstock.client.upload import OnProgress
 from penstock.oip import inference_pb2 as oip
+from penstock.v1 import builds_pb2
 from penstock.v1 import cluster_pb2 as cluster
+from penstock.v1 import manifest_pb2 as manifest
 from penstock.v1 import models_pb2 as pb
 
 T = TypeVar("T")
@@ -208,6 +211,82 @@ class Client:
         """Uploads one file."""
         return self._loop.run(self._aio.upload(path, progress=progress))
 
+    def build(
+        self,
+        name: str,
+        version: Version = None,
+        *,
+        spec: manifest.BuildSpec | None = None,
+        wait: bool | float = False,
+        on_line: OnLine | None = None,
+        request_key: str = "",
+        timeout: float | None = None,
+    ) -> builds_pb2.Build:
+        """Has a version built; see AsyncClient.build."""
+        return self._loop.run(
+            self._aio.build(
+                name,
+                version,
+                spec=spec,
+                wait=wait,
+                on_line=on_line,
+                request_key=request_key,
+                timeout=timeout,
+            )
+        )
+
+    def ended_build(
+        self, build: builds_pb2.Build, *, wait: bool | float = True, on_line: OnLine | None = None
+    ) -> builds_pb2.Build:
+        """Follows a build to its end; see AsyncClient.ended_build."""
+        return self._loop.run(self._aio.ended_build(build, wait=wait, on_line=on_line))
+
+    def builds(self, name: str = "", *, page_size: int = 0, timeout: float | None = None) -> Iterator[builds_pb2.Build]:
+        """Builds, newest first."""
+        return self._iterate(self._aio.builds(name, page_size=page_size, timeout=timeout))
+
+    def get_build(self, build_id: str, *, timeout: float | None = None) -> builds_pb2.Build:
+        """One build."""
+        return self._loop.run(self._aio.get_build(build_id, timeout=timeout))
+
+    def watch_build(
+        self, build_id: str, *, offset: int = 0, timeout: float | None = None
+    ) -> Iterator[builds_pb2.WatchBuildResponse]:
+        """A build and its log, until it ends."""
+        return self._iterate(self._aio.watch_build(build_id, offset=offset, timeout=timeout))
+
+    def cancel_build(self, build_id: str, *, timeout: float | None = None) -> builds_pb2.Build:
+        """Ends a build."""
+        return self._loop.run(self._aio.cancel_build(build_id, timeout=timeout))
+
+    def find_engine(
+        self,
+        source_digest: str,
+        *,
+        builder: str,
+        builder_version: str,
+        architecture: str,
+        precision: str,
+        profile: str,
+        timeout: float | None = None,
+    ) -> builds_pb2.Engine | None:
+        """The engine for exactly this; None for a miss."""
+        return self._loop.run(
+            self._aio.find_engine(
+                source_digest,
+                builder=builder,
+                builder_version=builder_version,
+                architecture=architecture,
+                precision=precision,
+                profile=profile,
+                timeout=timeout,
+            )
+        )
+
+    def overrides(self, name: str = "", *, timeout: float | None = None) -> list[builds_pb2.GateOverride]:
+        """Who deployed what in spite of its gate, newest first."""
+        return self._loop.run(self._aio.overrides(name, timeout=timeout))
+
     def delete_version(self, name: str, version: int, *, timeout: float | None = None) -> None:
         """Deletes a version that nothing uses."""
         self._loop.run(self._aio.delete_version(name, version, timeout=timeout))
@@ -227,19 +306,27 @@ class Client:
         name: str,
         version: Version = None,
         *,
-        replicas: int = 1,
+        replicas: int | None = None,
+        scaling: pb.Scaling | None = None,
+        placement: manifest.Placement | None = None,
+        tenant: str | None = None,
         keep_others: bool = False,
+        override_gate: str = "",
         wait: bool | float = False,
         on_status: OnStatus | None = None,
         timeout: float | None = None,
     ) -> pb.Deployment:
-        """Wants a version in so many replicas; see AsyncClient.deploy."""
+        """Wants a version to run; see AsyncClient.deploy."""
         return self._loop.run(
             self._aio.deploy(
                 name,
                 version,
                 replicas=replicas,
+                scaling=scaling,
+                placement=placement,
+                tenant=tenant,
                 keep_others=keep_others,
+                override_gate=override_gate,
                 wait=wait,
                 on_status=on_status,
                 timeout=timeout,
@@ -275,6 +362,21 @@ class Client:
     ) -> list[cluster.PlacementExplanation]:
         """Why each deployed version of a model runs where it does, and what would make it fit."""
         return self._loop.run(self._aio.explain(name, version, timeout=timeout))
+
+    def drain(
+        self,
+        worker: str,
+        *,
+        wait: bool | float = False,
+        on_status: OnStatus | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Wants a worker empty; see AsyncClient.drain."""
+        self._loop.run(self._aio.drain(worker, wait=wait, on_status=on_status, timeout=timeout))
+
+    def undrain(self, worker: str, *, timeout: float | None = None) -> None:
+        """Takes `drain` back."""
+        self._loop.run(self._aio.undrain(worker, timeout=timeout))
 
     def wait_ready(self, name: str = "", *, timeout: float = DEFAULT_WAIT, on_status: OnStatus | None = None) -> None:
         """Waits until everything wanted is ready; see AsyncClient.wait_ready."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
@@ -36,6 +36,7 @@ from penstock.cluster.kv import (
     check_size,
 )
 from penstock.cluster.members import Credentials, Member, Members
+from penstock.cluster.session import Headers, Login, Session
 from penstock.errors import PenstockError, TooLarge, Unavailable
 from penstock.internal.etcd import rpc_pb2 as pb
 from penstock.internal.etcd import rpc_pb2_grpc as rpc
@@ -43,6 +44,7 @@ from penstock.kit.metrics import counter
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+Answer = TypeVar("Answer")
 
 HEARTBEAT = 2.0
 """Seconds after which a watch asks the member for a sign of life. gRPC's keepalive alone would take 13 s."""
@@ -62,6 +64,7 @@ class Etcd:
         endpoints: `host:port` of members, tried in turn.
         timeout: seconds for one call, unless the call says otherwise.
         credentials: gives those of TLS, others after a change; None speaks plain text.
+        login: the user that it is to the store; None for a store without users.
         heartbeat: seconds between signs of life of a watch.
     """
 
@@ -71,6 +74,7 @@ class Etcd:
         *,
         timeout: float = 3.0,
         credentials: Credentials = lambda: None,
+        login: Login | None = None,
         heartbeat: float = HEARTBEAT,
     ) -> None:
         if not endpoints:
@@ -78,13 +82,14 @@ class Etcd:
         self.endpoints = tuple(endpoints)
         self.timeout = timeout
         self._members = Members(endpoints, credentials, _Stubs)
+        self._session = Session(_LEADER, login)
         self._heartbeat = heartbeat
         self._failures = counter(signals.ETCD_FAILURES)
 
     @classmethod
-    def of_service(cls, endpoints: Sequence[str], credentials: Credentials) -> Etcd:
+    def of_service(cls, endpoints: Sequence[str], credentials: Credentials, login: Login | None = None) -> Etcd:
         """As services use it: begins with any of the endpoints, so that many processes share out over the members."""
-        return cls(random.sample(endpoints, len(endpoints)), credentials=credentials)
+        return cls(random.sample(endpoints, len(endpoints)), credentials=credentials, login=login)
 
     async def close(self) -> None:
         """Closes the channels. End mirrors, memberships and elections first."""
@@ -158,16 +163,19 @@ class Etcd:
 
     async def keepalive(self, lease: int, *, within: float | None = None) -> Renewal:
         """Renews a lease once. within: seconds to wait, instead of `timeout`."""
-        member = await self._members.first()
-        with self._asking(member):
-            call = member.stubs.lease.LeaseKeepAlive(
-                _once(pb.LeaseKeepAliveRequest(ID=lease)), timeout=within or self.timeout, metadata=_LEADER
-            )
+
+        async def renew(stubs: _Stubs, headers: Headers, timeout: float) -> pb.LeaseKeepAliveResponse | None:
+            requests = _once(pb.LeaseKeepAliveRequest(ID=lease))
+            call = stubs.lease.LeaseKeepAlive(requests, timeout=timeout, metadata=headers)
             try:
                 answer = await call.read()
             finally:
                 call.cancel()
-        if not isinstance(answer, pb.LeaseKeepAliveResponse):
+            return answer if isinstance(answer, pb.LeaseKeepAliveResponse) else None
+
+        member = await self._members.first()
+        answer = await self._asked(member, renew, within)
+        if answer is None:
             raise self._failure(member, None)
         return Renewal(float(max(answer.TTL, 0)), messages.point(answer.header))
 
@@ -183,7 +191,9 @@ class Etcd:
         breaks; a member that is silent for longer than heartbeat + timeout counts as broken.
         """
         member = await self._members.first()
-        call = member.stubs.watch.Watch(self._watch_requests(prefix, start_revision), metadata=_LEADER)
+        with self._asking(member):
+            headers = await self._session.headers(self._enter(member, self.timeout))
+        call = member.stubs.watch.Watch(self._watch_requests(prefix, start_revision), metadata=headers)
         revision = start_revision - 1
         with member.called():
             try:
@@ -193,6 +203,8 @@ class Etcd:
                             answer = await call.read()
                     if not isinstance(answer, pb.WatchResponse):
                         raise self._failure(member, None)
+                    # The watch fails; whoever opens it again will have another token.
+                    self._session.end(headers, answer.cancel_reason)
                     changes = messages.changes(answer, revision)
                     revision = changes.revision
                     yield changes
@@ -239,9 +251,50 @@ class Etcd:
         within: float | None = None,
     ) -> Response:
         """Tries one endpoint once."""
-        member = await self._members.first()
+
+        async def send(stubs: _Stubs, headers: Headers, timeout: float) -> Response:
+            return await method(stubs)(request, timeout=timeout, metadata=headers)
+
+        return await self._asked(await self._members.first(), send, within)
+
+    async def _asked(
+        self,
+        member: Member[_Stubs],
+        send: Callable[[_Stubs, Headers, float], Awaitable[Answer]],
+        within: float | None,
+    ) -> Answer:
+        """What a member answers; asked again where it has refused our token, since it has done nothing then."""
+        timeout = within or self.timeout
+        # Together they take no longer than one may.
         with self._asking(member):
-            return await method(member.stubs)(request, timeout=within or self.timeout, metadata=_LEADER)
+            async with asyncio.timeout(timeout):
+                return await self._sent(member, send, timeout)
+
+    async def _sent(
+        self, member: Member[_Stubs], send: Callable[[_Stubs, Headers, float], Awaitable[Answer]], timeout: float
+    ) -> Answer:
+        enter = self._enter(member, timeout)
+        headers = await self._session.headers(enter)
+        try:
+            return await send(member.stubs, headers, timeout)
+        except grpc.aio.AioRpcError as error:
+            if not self._session.end(headers, error.details() or ""):
+                raise
+        return await send(member.stubs, await self._session.headers(enter), timeout)
+
+    def _enter(self, member: Member[_Stubs], timeout: float) -> Callable[[str, str], Awaitable[str]]:
+        """How to get a token from a member; empty where the store has no users (yet)."""
+
+        async def enter(user: str, password: str) -> str:
+            request = pb.AuthenticateRequest(name=user, password=password)
+            try:
+                return (await member.stubs.auth.Authenticate(request, timeout=timeout, metadata=_LEADER)).token
+            except grpc.aio.AioRpcError as error:
+                if "authentication is not enabled" in (error.details() or ""):
+                    return ""
+                raise
+
+        return enter
 
     @contextmanager
     def _asking(self, member: Member[_Stubs]) -> Iterator[None]:
@@ -279,6 +332,7 @@ class _Stubs:
         self.lease = rpc.LeaseStub(channel)
         self.watch = rpc.WatchStub(channel)
         self.maintenance = rpc.MaintenanceStub(channel)
+        self.auth = rpc.AuthStub(channel)
 
 
 def _reason(failure: PenstockError) -> str:

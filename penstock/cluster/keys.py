@@ -16,6 +16,7 @@ WORKERS = PREFIX + "workers/"
 REPLICAS = PREFIX + "replicas/"
 ASSIGNMENTS = PREFIX + "assignments/"
 LEARNED = PREFIX + "learned/"
+DRAINS = PREFIX + "drains/"
 SERVICES = PREFIX + "services/"
 LEADER = PREFIX + "leader/scheduler"
 
@@ -71,6 +72,13 @@ TABLE = (
         "until the version is no longer deployed",
     ),
     Key(
+        DRAINS + "{worker}",
+        DRAINS + "worker-1",
+        "DrainRecord",
+        "the scheduler that is asked",
+        "until it is taken back; deleted by the leading scheduler when the worker has been gone for 10 minutes",
+    ),
+    Key(
         SERVICES + "{service}/{id}",
         SERVICES + "gateway/gateway-5e0c91a2",
         "ServiceRecord",
@@ -120,6 +128,11 @@ def assignment(worker_id: str) -> str:
 def learned(name: str, version: int) -> str:
     """How big a version has turned out to be."""
     return f"{LEARNED}{_segment(name)}@{version:d}"
+
+
+def drain(worker_id: str) -> str:
+    """The wish that a worker be empty."""
+    return DRAINS + _segment(worker_id)
 
 
 def service(service_name: str, service_id: str) -> str:

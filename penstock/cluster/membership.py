@@ -9,7 +9,7 @@ service.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import islice
 
@@ -39,9 +39,18 @@ log = get_logger()
 
 
 class Membership:
-    """The records that this process announces. ttl: seconds after which the cluster counts it as lost."""
+    """The records that this process announces.
 
-    def __init__(self, etcd: Etcd, ttl: float) -> None:
+    Args:
+        ttl: seconds after which the cluster counts it as lost.
+        on_anew: called when everything must be announced anew: the store has gone back in time, or has taken this
+            process for lost. Either way what was known of the store's past is worth nothing; must not block.
+    """
+
+    def __init__(self, etcd: Etcd, ttl: float, on_anew: Callable[[], None] = lambda: None) -> None:
+        self.anew = 0
+        """How often that was."""
+        self._on_anew = on_anew
         self._etcd = etcd
         self._lease = Lease(etcd, ttl)
         self._wanted: dict[str, bytes | None] = {}
@@ -143,11 +152,13 @@ class Membership:
         point = await self._lease.renew(within=self._patience())
         if point is None:
             log.warning("lease_lost")
+            self._note_anew()
         else:
             self._schedule()
             if point.revision < self._head:
                 log.warning("store_rewound", from_revision=self._head, to_revision=point.revision)
                 self._write_all_again()
+                self._note_anew()
 
     def _patience(self) -> float:
         """Seconds that one call may take: while the lease lasts, a member that hangs must leave time for another."""
@@ -161,6 +172,11 @@ class Membership:
     def _forget_lease(self) -> None:
         log.warning("lease_lost")
         self._lease.id = 0
+        self._note_anew()
+
+    def _note_anew(self) -> None:
+        self.anew += 1
+        self._on_anew()
 
     def _write_all_again(self) -> None:
         self._dirty = dict.fromkeys(self._wanted)
@@ -181,7 +197,8 @@ class Membership:
                 found = await self._etcd.txn(held[start : start + MAX_OPERATIONS], (), within=self._patience())
                 if not found.succeeded:
                     log.warning("records_lost", revision=found.revision)
-                    return self._write_all_again()
+                    self._write_all_again()
+                    return self._note_anew()
 
     async def _write(self) -> None:
         operations: list[Op] = []

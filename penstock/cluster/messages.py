@@ -24,7 +24,7 @@ from penstock.cluster.kv import (
     Put,
     Rewound,
 )
-from penstock.errors import PenstockError, TooLarge, Unavailable
+from penstock.errors import PenstockError, PermissionDenied, TooLarge, Unavailable
 from penstock.internal.etcd import rpc_pb2 as pb
 
 _ALARM = re.compile(r"alarm:([A-Z]+)")
@@ -108,6 +108,13 @@ def refused(error: grpc.aio.AioRpcError | None) -> PenstockError:
         return TooLarge("the request is larger than the coordination store takes", detail=detail)
     if status in _AWAY:
         return Unavailable("the coordination store does not answer", detail=detail)
+    if status == grpc.StatusCode.PERMISSION_DENIED:
+        return PermissionDenied("the coordination store does not let its user do that: see etcd_user", detail=detail)
+    if "authentication failed" in text or "user name is empty" in text or "invalid auth token" in text:
+        # Not the caller's fault but ours, whose settings they are; it may be mended while we run.
+        return Unavailable(
+            "the coordination store does not know us: see etcd_user and etcd_password_file", detail=detail
+        )
     failure = errors.from_grpc(int(status.value[0]), "the coordination store refused")
     failure.detail = detail
     return failure

@@ -125,10 +125,11 @@ class Mirror(Generic[M]):
             if everything.revision >= self._told:
                 self._replace(everything)
 
-    def wrote(self, operations: Sequence[Op], revision: int) -> None:
+    def wrote(self, operations: Sequence[Op], revision: int, messages: Mapping[str, M]) -> None:
         """Takes in what this process has written to the prefix at that revision, so that it need not wait to be told.
 
         For the only writer of these keys: what others wrote before, and the watch tells late, is passed over.
+        messages: what the puts hold, by key.
         """
         changed = []
         for op in operations:
@@ -137,7 +138,11 @@ class Mirror(Generic[M]):
                 continue
             if revision > self._told:
                 self._ahead[op.key] = revision
-            changed.append(self._take(op.key, op.value, revision) if isinstance(op, Put) else self._drop(op.key))
+            if isinstance(op, Put):
+                new = _Known(revision, known.created if known is not None else revision, op.value)
+                changed.append(self._set(op.key, new, messages[op.key]))
+            else:
+                changed.append(self._drop(op.key))
         if any(changed):
             self._on_change()
 
@@ -219,12 +224,8 @@ class Mirror(Generic[M]):
             return self._drop(event.key)
         return self._set(event.key, _Known(event.revision, event.create_revision, event.value))
 
-    def _take(self, key: str, value: bytes, revision: int) -> bool:
-        """A write of our own."""
-        before = self._known.get(key)
-        return self._set(key, _Known(revision, before.created if before is not None else revision, value))
-
-    def _set(self, key: str, new: _Known) -> bool:
+    def _set(self, key: str, new: _Known, record: M | None = None) -> bool:
+        """record: what the value holds, where that is known already."""
         old = self._known.get(key)
         self._known[key] = new
         if old is not None and old.value == new.value and old.created == new.created:
@@ -233,7 +234,7 @@ class Mirror(Generic[M]):
             log.error("key_unknown", key=key[: keys.MAX_KEY], bytes=len(key))
             return False
         try:
-            record = records.from_json(self._class, new.value)
+            record = record if record is not None else records.from_json(self._class, new.value)
         except Internal as problem:
             log.error("record_unreadable", key=key, detail=problem.detail)
             return False

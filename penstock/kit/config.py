@@ -56,6 +56,8 @@ class ServiceConfig:
     etcd_ca: str = setting("", "PEM file of CAs; etcd is then called by TLS and its members verified by them")
     etcd_cert: str = setting("", "PEM file of the certificate, and its chain, that this process shows to etcd")
     etcd_key: str = setting("", "PEM file of the key of etcd_cert")
+    etcd_user: str = setting("", "user of etcd; empty where etcd has no users", pattern=r"[^\s:]{0,128}")
+    etcd_password_file: str = setting("", "file that holds the password of etcd_user, and nothing else")
     lease_seconds: float = setting(
         5.0, "how long the cluster waits for this process before it counts as lost", low=1, high=3600
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from penstock import signals
-from penstock.kit import heap, log, telemetry
+from penstock.kit import heap, log, login, telemetry
 from penstock.kit.admin import Admin, Verdict
 from penstock.kit.config import ServiceConfig
 from penstock.kit.front import Front
@@ -60,6 +60,7 @@ class Chassis(Life):
             Files(cert=config.tls_cert, key=config.tls_key, client_ca=config.tls_client_ca, ca=config.tls_ca)
         )
         self.etcd_certificates = for_etcd(config)
+        self.etcd_login = login.for_etcd(config)
         self._exposed = not is_loopback(config.host) and not self.certificates.serves
         self.server, self._health = build_server(self.authenticator)
         self._place = place

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19penstock/v1/cluster.proto\x12\x0bpenstock.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x01\n\rClusterStatus\x12,\n\x08versions\x18\x01 \x03(\x0b\x32\x1a.penstock.v1.VersionStatus\x12*\n\x07workers\x18\x02 \x03(\x0b\x32\x19.penstock.v1.WorkerStatus\x12\x0e\n\x06leader\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x03\x12,\n\x08services\x18\x05 \x03(\x0b\x32\x1a.penstock.v1.ServiceStatus\x12\x10\n\x08revision\x18\x06 \x01(\x03\"\xfd\x01\n\rVersionStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06wanted\x18\x03 \x01(\x05\x12\r\n\x05ready\x18\x04 \x01(\x05\x12,\n\x08replicas\x18\x05 \x03(\x0b\x32\x1a.penstock.v1.ReplicaStatus\x12\x17\n\x0funplaced_reason\x18\x06 \x01(\t\x12\x0f\n\x07\x61liases\x18\x07 \x03(\t\x12\x17\n\x0f\x64\x65\x66\x61ult_version\x18\x08 \x01(\x08\x12\x10\n\x08retiring\x18\t \x01(\x08\x12+\n\x07scaling\x18\n \x01(\x0b\x32\x1a.penstock.v1.ScalingStatus\"\x7f\n\rScalingStatus\x12\x14\n\x0cmin_replicas\x18\x01 \x01(\x05\x12\x14\n\x0cmax_replicas\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04rate\x18\x04 \x01(\x01\x12\x13\n\x0boutstanding\x18\x05 \x01(\x01\x12\x0f\n\x07waiting\x18\x06 \x01(\x05\"Y\n\rReplicaStatus\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.penstock.v1.ReplicaState\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xe6\x02\n\x0cWorkerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x65ngines\x18\x05 \x03(\t\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07\x64\x65vices\x18\x08 \x03(\x0b\x32\x19.penstock.v1.DeviceStatus\x12\x35\n\x06labels\x18\t \x03(\x0b\x32%.penstock.v1.WorkerStatus.LabelsEntry\x12\x0e\n\x06taints\x18\n \x03(\t\x12\x16\n\x0e\x66\x61ilure_domain\x18\x0b \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"g\n\x0c\x44\x65viceStatus\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x05 \x01(\x03\"m\n\rServiceStatus\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\" \n\x10GetStatusRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x11GetStatusResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.penstock.v1.ClusterStatus\"\"\n\x12WatchStatusRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x13WatchStatusResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.penstock.v1.ClusterStatus\"8\n\x17\x45xplainPlacementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"a\n\x18\x45xplainPlacementResponse\x12\x33\n\x08versions\x18\x01 \x03(\x0b\x32!.penstock.v1.PlacementExplanation\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xa3\x01\n\x14PlacementExplanation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06wanted\x18\x03 \x01(\x05\x12\x0e\n\x06placed\x18\x04 \x01(\x05\x12\r\n\x05needs\x18\x05 \x01(\t\x12+\n\x07workers\x18\x06 \x03(\x0b\x32\x1a.penstock.v1.WorkerVerdict\x12\x10\n\x08remedies\x18\x07 \x03(\t\"\x99\x01\n\rWorkerVerdict\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.penstock.v1.PlacementOutcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08obstacle\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x15\n\rlacking_bytes\x18\x06 \x01(\x03*\xce\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_ASSIGNED\x10\x01\x12\x19\n\x15REPLICA_STATE_PULLING\x10\x02\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x03\x12\x17\n\x13REPLICA_STATE_READY\x10\x04\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x05\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x06*\xc9\x01\n\x10PlacementOutcome\x12!\n\x1dPLACEMENT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16PLACEMENT_OUTCOME_HERE\x10\x01\x12\x1d\n\x19PLACEMENT_OUTCOME_LEAVING\x10\x02\x12\x1a\n\x16PLACEMENT_OUTCOME_HELD\x10\x03\x12\x1b\n\x17PLACEMENT_OUTCOME_SPARE\x10\x04\x12\x1e\n\x1aPLACEMENT_OUTCOME_NOT_HERE\x10\x05\x32\x91\x02\n\x0e\x43lusterService\x12J\n\tGetStatus\x12\x1d.penstock.v1.GetStatusRequest\x1a\x1e.penstock.v1.GetStatusResponse\x12R\n\x0bWatchStatus\x12\x1f.penstock.v1.WatchStatusRequest\x1a .penstock.v1.WatchStatusResponse0\x01\x12_\n\x10\x45xplainPlacement\x12$.penstock.v1.ExplainPlacementRequest\x1a%.penstock.v1.ExplainPlacementResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19penstock/v1/cluster.proto\x12\x0bpenstock.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x01\n\rClusterStatus\x12,\n\x08versions\x18\x01 \x03(\x0b\x32\x1a.penstock.v1.VersionStatus\x12*\n\x07workers\x18\x02 \x03(\x0b\x32\x19.penstock.v1.WorkerStatus\x12\x0e\n\x06leader\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x03\x12,\n\x08services\x18\x05 \x03(\x0b\x32\x1a.penstock.v1.ServiceStatus\x12\x10\n\x08revision\x18\x06 \x01(\x03\"\xfd\x01\n\rVersionStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06wanted\x18\x03 \x01(\x05\x12\r\n\x05ready\x18\x04 \x01(\x05\x12,\n\x08replicas\x18\x05 \x03(\x0b\x32\x1a.penstock.v1.ReplicaStatus\x12\x17\n\x0funplaced_reason\x18\x06 \x01(\t\x12\x0f\n\x07\x61liases\x18\x07 \x03(\t\x12\x17\n\x0f\x64\x65\x66\x61ult_version\x18\x08 \x01(\x08\x12\x10\n\x08retiring\x18\t \x01(\x08\x12+\n\x07scaling\x18\n \x01(\x0b\x32\x1a.penstock.v1.ScalingStatus\"\x7f\n\rScalingStatus\x12\x14\n\x0cmin_replicas\x18\x01 \x01(\x05\x12\x14\n\x0cmax_replicas\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04rate\x18\x04 \x01(\x01\x12\x13\n\x0boutstanding\x18\x05 \x01(\x01\x12\x0f\n\x07waiting\x18\x06 \x01(\x05\"Y\n\rReplicaStatus\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.penstock.v1.ReplicaState\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xfa\x02\n\x0cWorkerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x65ngines\x18\x05 \x03(\t\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07\x64\x65vices\x18\x08 \x03(\x0b\x32\x19.penstock.v1.DeviceStatus\x12\x35\n\x06labels\x18\t \x03(\x0b\x32%.penstock.v1.WorkerStatus.LabelsEntry\x12\x0e\n\x06taints\x18\n \x03(\t\x12\x16\n\x0e\x66\x61ilure_domain\x18\x0b \x01(\t\x12\x12\n\ndrained_by\x18\x0c \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"g\n\x0c\x44\x65viceStatus\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x05 \x01(\x03\"m\n\rServiceStatus\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\" \n\x10GetStatusRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x11GetStatusResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.penstock.v1.ClusterStatus\"\"\n\x12WatchStatusRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x13WatchStatusResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.penstock.v1.ClusterStatus\"8\n\x17\x45xplainPlacementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"a\n\x18\x45xplainPlacementResponse\x12\x33\n\x08versions\x18\x01 \x03(\x0b\x32!.penstock.v1.PlacementExplanation\x12\x10\n\x08revision\x18\x02 \x01(\x03\"$\n\x12\x44rainWorkerRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\"\'\n\x13\x44rainWorkerResponse\x12\x10\n\x08replicas\x18\x01 \x01(\x05\"&\n\x14UndrainWorkerRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\"\x17\n\x15UndrainWorkerResponse\"\xa3\x01\n\x14PlacementExplanation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06wanted\x18\x03 \x01(\x05\x12\x0e\n\x06placed\x18\x04 \x01(\x05\x12\r\n\x05needs\x18\x05 \x01(\t\x12+\n\x07workers\x18\x06 \x03(\x0b\x32\x1a.penstock.v1.WorkerVerdict\x12\x10\n\x08remedies\x18\x07 \x03(\t\"\x99\x01\n\rWorkerVerdict\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.penstock.v1.PlacementOutcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08obstacle\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x15\n\rlacking_bytes\x18\x06 \x01(\x03*\xce\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_ASSIGNED\x10\x01\x12\x19\n\x15REPLICA_STATE_PULLING\x10\x02\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x03\x12\x17\n\x13REPLICA_STATE_READY\x10\x04\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x05\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x06*\xc9\x01\n\x10PlacementOutcome\x12!\n\x1dPLACEMENT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16PLACEMENT_OUTCOME_HERE\x10\x01\x12\x1d\n\x19PLACEMENT_OUTCOME_LEAVING\x10\x02\x12\x1a\n\x16PLACEMENT_OUTCOME_HELD\x10\x03\x12\x1b\n\x17PLACEMENT_OUTCOME_SPARE\x10\x04\x12\x1e\n\x1aPLACEMENT_OUTCOME_NOT_HERE\x10\x05\x32\xbb\x03\n\x0e\x43lusterService\x12J\n\tGetStatus\x12\x1d.penstock.v1.GetStatusRequest\x1a\x1e.penstock.v1.GetStatusResponse\x12R\n\x0bWatchStatus\x12\x1f.penstock.v1.WatchStatusRequest\x1a .penstock.v1.WatchStatusResponse0\x01\x12_\n\x10\x45xplainPlacement\x12$.penstock.v1.ExplainPlacementRequest\x1a%.penstock.v1.ExplainPlacementResponse\x12P\n\x0b\x44rainWorker\x12\x1f.penstock.v1.DrainWorkerRequest\x1a .penstock.v1.DrainWorkerResponse\x12V\n\rUndrainWorker\x12!.penstock.v1.UndrainWorkerRequest\x1a\".penstock.v1.UndrainWorkerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKERSTATUS_LABELSENTRY']._loaded_options = None
   _globals['_WORKERSTATUS_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_REPLICASTATE']._serialized_start=2012
-  _globals['_REPLICASTATE']._serialized_end=2218
-  _globals['_PLACEMENTOUTCOME']._serialized_start=2221
-  _globals['_PLACEMENTOUTCOME']._serialized_end=2422
+  _globals['_REPLICASTATE']._serialized_start=2176
+  _globals['_REPLICASTATE']._serialized_end=2382
+  _globals['_PLACEMENTOUTCOME']._serialized_start=2385
+  _globals['_PLACEMENTOUTCOME']._serialized_end=2586
   _globals['_CLUSTERSTATUS']._serialized_start=76
   _globals['_CLUSTERSTATUS']._serialized_end=275
   _globals['_VERSIONSTATUS']._serialized_start=278
@@ -47,29 +47,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLICASTATUS']._serialized_start=662
   _globals['_REPLICASTATUS']._serialized_end=751
   _globals['_WORKERSTATUS']._serialized_start=754
-  _globals['_WORKERSTATUS']._serialized_end=1112
-  _globals['_WORKERSTATUS_LABELSENTRY']._serialized_start=1067
-  _globals['_WORKERSTATUS_LABELSENTRY']._serialized_end=1112
-  _globals['_DEVICESTATUS']._serialized_start=1114
-  _globals['_DEVICESTATUS']._serialized_end=1217
-  _globals['_SERVICESTATUS']._serialized_start=1219
-  _globals['_SERVICESTATUS']._serialized_end=1328
-  _globals['_GETSTATUSREQUEST']._serialized_start=1330
-  _globals['_GETSTATUSREQUEST']._serialized_end=1362
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1364
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1427
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=1429
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=1463
-  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1465
-  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1530
-  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_start=1532
-  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_end=1588
-  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_start=1590
-  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_end=1687
-  _globals['_PLACEMENTEXPLANATION']._serialized_start=1690
-  _globals['_PLACEMENTEXPLANATION']._serialized_end=1853
-  _globals['_WORKERVERDICT']._serialized_start=1856
-  _globals['_WORKERVERDICT']._serialized_end=2009
-  _globals['_CLUSTERSERVICE']._serialized_start=2425
-  _globals['_CLUSTERSERVICE']._serialized_end=2698
+  _globals['_WORKERSTATUS']._serialized_end=1132
+  _globals['_WORKERSTATUS_LABELSENTRY']._serialized_start=1087
+  _globals['_WORKERSTATUS_LABELSENTRY']._serialized_end=1132
+  _globals['_DEVICESTATUS']._serialized_start=1134
+  _globals['_DEVICESTATUS']._serialized_end=1237
+  _globals['_SERVICESTATUS']._serialized_start=1239
+  _globals['_SERVICESTATUS']._serialized_end=1348
+  _globals['_GETSTATUSREQUEST']._serialized_start=1350
+  _globals['_GETSTATUSREQUEST']._serialized_end=1382
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1384
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1447
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=1449
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=1483
+  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1485
+  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1550
+  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_start=1552
+  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_end=1608
+  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_start=1610
+  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_end=1707
+  _globals['_DRAINWORKERREQUEST']._serialized_start=1709
+  _globals['_DRAINWORKERREQUEST']._serialized_end=1745
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=1747
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=1786
+  _globals['_UNDRAINWORKERREQUEST']._serialized_start=1788
+  _globals['_UNDRAINWORKERREQUEST']._serialized_end=1826
+  _globals['_UNDRAINWORKERRESPONSE']._serialized_start=1828
+  _globals['_UNDRAINWORKERRESPONSE']._serialized_end=1851
+  _globals['_PLACEMENTEXPLANATION']._serialized_start=1854
+  _globals['_PLACEMENTEXPLANATION']._serialized_end=2017
+  _globals['_WORKERVERDICT']._serialized_start=2020
+  _globals['_WORKERVERDICT']._serialized_end=2173
+  _globals['_CLUSTERSERVICE']._serialized_start=2589
+  _globals['_CLUSTERSERVICE']._serialized_end=3032
 # @@protoc_insertion_point(module_scope)

@@ -317,6 +317,7 @@ class WorkerStatus(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     TAINTS_FIELD_NUMBER: _builtins.int
     FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
+    DRAINED_BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Worker id."""
     address: _builtins.str
@@ -326,9 +327,11 @@ class WorkerStatus(_message.Message):
     reserved_bytes: _builtins.int
     """Memory in bytes that assignments reserve."""
     draining: _builtins.bool
-    """True when it is leaving."""
+    """True when it is leaving, or when somebody wants it empty: it takes nothing new."""
     failure_domain: _builtins.str
     """What fails together with it, such as a zone; its host where nothing else is said."""
+    drained_by: _builtins.str
+    """Who wants it empty by DrainWorker; empty when nobody does, as while it leaves by itself."""
     @_builtins.property
     def engines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Engines that it has."""
@@ -363,10 +366,11 @@ class WorkerStatus(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         taints: _abc.Iterable[_builtins.str] | None = ...,
         failure_domain: _builtins.str = ...,
+        drained_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "devices", b"devices", "draining", b"draining", "engines", b"engines", "failure_domain", b"failure_domain", "id", b"id", "labels", b"labels", "memory_bytes", b"memory_bytes", "reserved_bytes", b"reserved_bytes", "start_time", b"start_time", "taints", b"taints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "devices", b"devices", "drained_by", b"drained_by", "draining", b"draining", "engines", b"engines", "failure_domain", b"failure_domain", "id", b"id", "labels", b"labels", "memory_bytes", b"memory_bytes", "reserved_bytes", b"reserved_bytes", "start_time", b"start_time", "taints", b"taints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -593,6 +597,89 @@ class ExplainPlacementResponse(_message.Message):
 Global___ExplainPlacementResponse: _TypeAlias = ExplainPlacementResponse  # noqa: Y015
 
 @_typing.final
+class DrainWorkerRequest(_message.Message):
+    """DrainWorkerRequest names a worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """Worker id."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainWorkerRequest: _TypeAlias = DrainWorkerRequest  # noqa: Y015
+
+@_typing.final
+class DrainWorkerResponse(_message.Message):
+    """DrainWorkerResponse answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    replicas: _builtins.int
+    """Replicas that the worker has now."""
+    def __init__(
+        self,
+        *,
+        replicas: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainWorkerResponse: _TypeAlias = DrainWorkerResponse  # noqa: Y015
+
+@_typing.final
+class UndrainWorkerRequest(_message.Message):
+    """UndrainWorkerRequest names a worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """Worker id."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainWorkerRequest: _TypeAlias = UndrainWorkerRequest  # noqa: Y015
+
+@_typing.final
+class UndrainWorkerResponse(_message.Message):
+    """UndrainWorkerResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainWorkerResponse: _TypeAlias = UndrainWorkerResponse  # noqa: Y015
+
+@_typing.final
 class PlacementExplanation(_message.Message):
     """PlacementExplanation is the decision on one version."""
 
@@ -662,10 +749,11 @@ class WorkerVerdict(_message.Message):
     """Why, in words."""
     obstacle: _builtins.str
     """What stands in the way of a replica, or of one that is leaving: `draining`, `engine`, `devices`, `selector`,
-    `taint`, `anti-affinity`, `spread`, `shunned`, `memory`, `exclusive` or `device-memory`; empty when nothing does.
+    `taint`, `anti-affinity`, `spread`, `shunned`, `memory`, `exclusive`, `device-memory` or `reserved`; empty when
+    nothing does.
     """
     subject: _builtins.str
-    """Label, taint, model, failure domain or device that the obstacle is about; empty for memory of the worker."""
+    """Label, taint, model, failure domain, device or tenant that the obstacle is about; empty for memory of the worker."""
     lacking_bytes: _builtins.int
     """By how many bytes it does not fit, when memory is the obstacle."""
     def __init__(

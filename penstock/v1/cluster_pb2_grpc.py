@@ -50,6 +50,16 @@ class ClusterServiceStub(object):
                 request_serializer=penstock_dot_v1_dot_cluster__pb2.ExplainPlacementRequest.SerializeToString,
                 response_deserializer=penstock_dot_v1_dot_cluster__pb2.ExplainPlacementResponse.FromString,
                 _registered_method=True)
+        self.DrainWorker = channel.unary_unary(
+                '/penstock.v1.ClusterService/DrainWorker',
+                request_serializer=penstock_dot_v1_dot_cluster__pb2.DrainWorkerRequest.SerializeToString,
+                response_deserializer=penstock_dot_v1_dot_cluster__pb2.DrainWorkerResponse.FromString,
+                _registered_method=True)
+        self.UndrainWorker = channel.unary_unary(
+                '/penstock.v1.ClusterService/UndrainWorker',
+                request_serializer=penstock_dot_v1_dot_cluster__pb2.UndrainWorkerRequest.SerializeToString,
+                response_deserializer=penstock_dot_v1_dot_cluster__pb2.UndrainWorkerResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer(object):
@@ -78,6 +88,25 @@ class ClusterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainWorker(self, request, context):
+        """Wants a worker empty: it takes nothing new, and each of its replicas goes as soon as another is READY in its place.
+        The answer comes when the wish is recorded; WatchStatus shows how far it is. The wish outlives schedulers and
+        restarts of the worker under the same id, until UndrainWorker takes it back or the worker has been gone for good.
+        Any scheduler does it, leading or not. A caller that leaves may have recorded it; a retry changes nothing.
+        NOT_FOUND for a worker that is not there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndrainWorker(self, request, context):
+        """Takes that back: the worker may have replicas again. One that is leaving by itself leaves all the same. Safe to
+        retry; NOT_FOUND for a worker that is not there and that nobody wants empty.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +124,16 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.ExplainPlacement,
                     request_deserializer=penstock_dot_v1_dot_cluster__pb2.ExplainPlacementRequest.FromString,
                     response_serializer=penstock_dot_v1_dot_cluster__pb2.ExplainPlacementResponse.SerializeToString,
+            ),
+            'DrainWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainWorker,
+                    request_deserializer=penstock_dot_v1_dot_cluster__pb2.DrainWorkerRequest.FromString,
+                    response_serializer=penstock_dot_v1_dot_cluster__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'UndrainWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndrainWorker,
+                    request_deserializer=penstock_dot_v1_dot_cluster__pb2.UndrainWorkerRequest.FromString,
+                    response_serializer=penstock_dot_v1_dot_cluster__pb2.UndrainWorkerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +218,60 @@ class ClusterService(object):
             '/penstock.v1.ClusterService/ExplainPlacement',
             penstock_dot_v1_dot_cluster__pb2.ExplainPlacementRequest.SerializeToString,
             penstock_dot_v1_dot_cluster__pb2.ExplainPlacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.ClusterService/DrainWorker',
+            penstock_dot_v1_dot_cluster__pb2.DrainWorkerRequest.SerializeToString,
+            penstock_dot_v1_dot_cluster__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndrainWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.ClusterService/UndrainWorker',
+            penstock_dot_v1_dot_cluster__pb2.UndrainWorkerRequest.SerializeToString,
+            penstock_dot_v1_dot_cluster__pb2.UndrainWorkerResponse.FromString,
             options,
             channel_credentials,
             insecure,

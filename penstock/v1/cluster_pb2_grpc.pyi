@@ -41,6 +41,17 @@ class ClusterServiceStub:
     """Why each version of a model runs where it does, why not elsewhere, and what would make it fit. Answers from the
     same decision that places it. Read only; NOT_FOUND when the model is not deployed.
     """
+    DrainWorker: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.DrainWorkerRequest, _cluster_pb2.DrainWorkerResponse]
+    """Wants a worker empty: it takes nothing new, and each of its replicas goes as soon as another is READY in its place.
+    The answer comes when the wish is recorded; WatchStatus shows how far it is. The wish outlives schedulers and
+    restarts of the worker under the same id, until UndrainWorker takes it back or the worker has been gone for good.
+    Any scheduler does it, leading or not. A caller that leaves may have recorded it; a retry changes nothing.
+    NOT_FOUND for a worker that is not there.
+    """
+    UndrainWorker: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.UndrainWorkerRequest, _cluster_pb2.UndrainWorkerResponse]
+    """Takes that back: the worker may have replicas again. One that is leaving by itself leaves all the same. Safe to
+    retry; NOT_FOUND for a worker that is not there and that nobody wants empty.
+    """
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -54,6 +65,17 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     ExplainPlacement: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ExplainPlacementRequest, _cluster_pb2.ExplainPlacementResponse]  # type: ignore[assignment]
     """Why each version of a model runs where it does, why not elsewhere, and what would make it fit. Answers from the
     same decision that places it. Read only; NOT_FOUND when the model is not deployed.
+    """
+    DrainWorker: _aio.UnaryUnaryMultiCallable[_cluster_pb2.DrainWorkerRequest, _cluster_pb2.DrainWorkerResponse]  # type: ignore[assignment]
+    """Wants a worker empty: it takes nothing new, and each of its replicas goes as soon as another is READY in its place.
+    The answer comes when the wish is recorded; WatchStatus shows how far it is. The wish outlives schedulers and
+    restarts of the worker under the same id, until UndrainWorker takes it back or the worker has been gone for good.
+    Any scheduler does it, leading or not. A caller that leaves may have recorded it; a retry changes nothing.
+    NOT_FOUND for a worker that is not there.
+    """
+    UndrainWorker: _aio.UnaryUnaryMultiCallable[_cluster_pb2.UndrainWorkerRequest, _cluster_pb2.UndrainWorkerResponse]  # type: ignore[assignment]
+    """Takes that back: the worker may have replicas again. One that is leaving by itself leaves all the same. Safe to
+    retry; NOT_FOUND for a worker that is not there and that nobody wants empty.
     """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -83,6 +105,29 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cluster_pb2.ExplainPlacementResponse, _abc.Awaitable[_cluster_pb2.ExplainPlacementResponse]]:
         """Why each version of a model runs where it does, why not elsewhere, and what would make it fit. Answers from the
         same decision that places it. Read only; NOT_FOUND when the model is not deployed.
+        """
+
+    @_abc_1.abstractmethod
+    def DrainWorker(
+        self,
+        request: _cluster_pb2.DrainWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.DrainWorkerResponse, _abc.Awaitable[_cluster_pb2.DrainWorkerResponse]]:
+        """Wants a worker empty: it takes nothing new, and each of its replicas goes as soon as another is READY in its place.
+        The answer comes when the wish is recorded; WatchStatus shows how far it is. The wish outlives schedulers and
+        restarts of the worker under the same id, until UndrainWorker takes it back or the worker has been gone for good.
+        Any scheduler does it, leading or not. A caller that leaves may have recorded it; a retry changes nothing.
+        NOT_FOUND for a worker that is not there.
+        """
+
+    @_abc_1.abstractmethod
+    def UndrainWorker(
+        self,
+        request: _cluster_pb2.UndrainWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.UndrainWorkerResponse, _abc.Awaitable[_cluster_pb2.UndrainWorkerResponse]]:
+        """Takes that back: the worker may have replicas again. One that is leaving by itself leaves all the same. Safe to
+        retry; NOT_FOUND for a worker that is not there and that nobody wants empty.
         """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -105,6 +105,7 @@ class Manifest(_message.Message):
     LINEAGE_FIELD_NUMBER: _builtins.int
     WARMUP_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
+    BUILD_FIELD_NUMBER: _builtins.int
     schema: _builtins.str
     """Version of the manifest format; always `penstock/v1`."""
     name: _builtins.str
@@ -169,6 +170,10 @@ class Manifest(_message.Message):
     def placement(self) -> Global___Placement:
         """Where replicas may and should run."""
 
+    @_builtins.property
+    def build(self) -> Global___BuildSpec:
+        """What is built from this version when it is published; absent for nothing."""
+
     def __init__(
         self,
         *,
@@ -191,10 +196,11 @@ class Manifest(_message.Message):
         lineage: Global___Lineage | None = ...,
         warmup: Global___Warmup | None = ...,
         placement: Global___Placement | None = ...,
+        build: Global___BuildSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "lineage", b"lineage", "placement", b"placement", "resources", b"resources", "warmup", b"warmup"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "build", b"build", "lineage", b"lineage", "placement", b"placement", "resources", b"resources", "warmup", b"warmup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "batching", b"batching", "dependencies", b"dependencies", "description", b"description", "environment", b"environment", "files", b"files", "format", b"format", "framework", b"framework", "inputs", b"inputs", "lineage", b"lineage", "name", b"name", "outputs", b"outputs", "placement", b"placement", "postprocess", b"postprocess", "preprocess", b"preprocess", "resources", b"resources", "schema", b"schema", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "batching", b"batching", "build", b"build", "dependencies", b"dependencies", "description", b"description", "environment", b"environment", "files", b"files", "format", b"format", "framework", b"framework", "inputs", b"inputs", "lineage", b"lineage", "name", b"name", "outputs", b"outputs", "placement", b"placement", "postprocess", b"postprocess", "preprocess", b"preprocess", "resources", b"resources", "schema", b"schema", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -763,3 +769,122 @@ class Warmup(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Warmup: _TypeAlias = Warmup  # noqa: Y015
+
+@_typing.final
+class BuildSpec(_message.Message):
+    """BuildSpec is what to make of a version: steps in order, each with what it reads."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FilesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___BuildStep]:
+        """Steps; each reads what earlier ones wrote."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to compile for: JSON objects, each of which is put over the parameters of every step `compile`, which then runs
+        once per target. Empty to compile for what the step's own parameters say.
+        """
+
+    @_builtins.property
+    def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Digests of uploaded artifacts by role, such as `samples` or `evaluation`, which steps read as if they were files of
+        the version. A model.yaml lists such files under `files`.
+        """
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___BuildStep] | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        files: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "steps", b"steps", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BuildSpec: _TypeAlias = BuildSpec  # noqa: Y015
+
+@_typing.final
+class BuildStep(_message.Message):
+    """BuildStep is one step of a BuildSpec."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class InputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id, unique within the spec; default: the step's name, with a number where that is taken."""
+    step: _builtins.str
+    """Which step, such as `quantise` or `gate`."""
+    parameters: _builtins.str
+    """Its parameters, a JSON object; a model.yaml has a mapping here."""
+    @_builtins.property
+    def inputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What it reads, by role: `source.<role>` for a file of the version, `<id>.<role>` for what an earlier step wrote, or
+        the digest of an uploaded artifact. A role that is not named is the newest file of that role, and of the source
+        where no step has written one.
+        """
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        step: _builtins.str = ...,
+        parameters: _builtins.str = ...,
+        inputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "inputs", b"inputs", "parameters", b"parameters", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BuildStep: _TypeAlias = BuildStep  # noqa: Y015

@@ -311,6 +311,9 @@ class PublishVersionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
+    BUILD_ID_FIELD_NUMBER: _builtins.int
+    build_id: _builtins.str
+    """The build that its manifest asks for, as BuildService knows it; empty where it asks for none."""
     @_builtins.property
     def version(self) -> Global___ModelVersion:
         """The new version."""
@@ -319,10 +322,11 @@ class PublishVersionResponse(_message.Message):
         self,
         *,
         version: Global___ModelVersion | None = ...,
+        build_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -977,7 +981,7 @@ class DeployedVersion(_message.Message):
     version: _builtins.int
     """Version number."""
     replicas: _builtins.int
-    """Wanted replicas."""
+    """Wanted replicas; at least so many where `scaling` is set."""
     retiring: _builtins.bool
     """True while it only serves until the default version is ready."""
     tenant: _builtins.str
@@ -1127,6 +1131,8 @@ class DeployRequest(_message.Message):
     SCALING_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    KEEP_OPTIONS_FIELD_NUMBER: _builtins.int
+    OVERRIDE_GATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Model name."""
     version: _builtins.str
@@ -1136,7 +1142,13 @@ class DeployRequest(_message.Message):
     keep_others: _builtins.bool
     """True to leave other versions as they are and the default where it is."""
     tenant: _builtins.str
-    """Whose reserved capacity it may use; empty for nobody's."""
+    """Whose reserved capacity it may use, a name like a model's; empty for nobody's."""
+    keep_options: _builtins.bool
+    """True to keep replicas, scaling, placement and tenant as this version has them, else as the default version has
+    them; those fields are empty then.
+    """
+    override_gate: _builtins.str
+    """Why to deploy a version whose gate failed, which is recorded with the caller's name; empty to have it refused."""
     @_builtins.property
     def scaling(self) -> Global___Scaling:
         """How its replicas follow its demand, in place of `replicas`; absent for a fixed number."""
@@ -1155,10 +1167,12 @@ class DeployRequest(_message.Message):
         scaling: Global___Scaling | None = ...,
         placement: _manifest_pb2.Placement | None = ...,
         tenant: _builtins.str = ...,
+        keep_options: _builtins.bool = ...,
+        override_gate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_others", b"keep_others", "name", b"name", "placement", b"placement", "replicas", b"replicas", "scaling", b"scaling", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_options", b"keep_options", "keep_others", b"keep_others", "name", b"name", "override_gate", b"override_gate", "placement", b"placement", "replicas", b"replicas", "scaling", b"scaling", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -611,7 +611,8 @@ class DeploymentServiceServicer(object):
     """
 
     def Deploy(self, request, context):
-        """Wants a version in so many replicas. Idempotent. Unless keep_others is set, other versions are retired: they
+        """Wants a version in so many replicas, or in as many as its demand asks for. Idempotent: what is said replaces what
+        was said of that version before, and what runs is changed in place. Unless keep_others is set, other versions are retired: they
         serve until the new one is ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -227,7 +227,8 @@ class DeploymentServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DeploymentServiceAsyncStub: ...
     Deploy: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeployRequest, _models_pb2.DeployResponse]
-    """Wants a version in so many replicas. Idempotent. Unless keep_others is set, other versions are retired: they
+    """Wants a version in so many replicas, or in as many as its demand asks for. Idempotent: what is said replaces what
+    was said of that version before, and what runs is changed in place. Unless keep_others is set, other versions are retired: they
     serve until the new one is ready.
     """
     Undeploy: _grpc.UnaryUnaryMultiCallable[_models_pb2.UndeployRequest, _models_pb2.UndeployResponse]
@@ -243,7 +244,8 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Deploy: _aio.UnaryUnaryMultiCallable[_models_pb2.DeployRequest, _models_pb2.DeployResponse]  # type: ignore[assignment]
-    """Wants a version in so many replicas. Idempotent. Unless keep_others is set, other versions are retired: they
+    """Wants a version in so many replicas, or in as many as its demand asks for. Idempotent: what is said replaces what
+    was said of that version before, and what runs is changed in place. Unless keep_others is set, other versions are retired: they
     serve until the new one is ready.
     """
     Undeploy: _aio.UnaryUnaryMultiCallable[_models_pb2.UndeployRequest, _models_pb2.UndeployResponse]  # type: ignore[assignment]
@@ -262,7 +264,8 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.DeployRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.DeployResponse, _abc.Awaitable[_models_pb2.DeployResponse]]:
-        """Wants a version in so many replicas. Idempotent. Unless keep_others is set, other versions are retired: they
+        """Wants a version in so many replicas, or in as many as its demand asks for. Idempotent: what is said replaces what
+        was said of that version before, and what runs is changed in place. Unless keep_others is set, other versions are retired: they
         serve until the new one is ready.
         """
 

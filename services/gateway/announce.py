@@ -37,7 +37,7 @@ def announced(config: GatewayConfig) -> Callable[[Supervisor], Awaitable[None]]:
     """What a supervisor of gateway processes assembles: the record alone."""
 
     async def assemble(supervisor: Supervisor) -> None:
-        etcd = Etcd.of_service(config.etcd, supervisor.etcd_certificates.channel)
+        etcd = Etcd.of_service(config.etcd, supervisor.etcd_certificates.channel, supervisor.etcd_login)
         supervisor.on_close(etcd.close)
         await announce(supervisor, etcd, config)
 

@@ -38,7 +38,7 @@ WAITING_SHARE: Final = 0.9
 
 async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     """Starts everything that a gateway runs on this chassis."""
-    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel)
+    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel, chassis.etcd_login)
     chassis.on_close(etcd.close)
 
     routes = RoutingTable()
@@ -156,8 +156,11 @@ def _shared_memory(chassis: Chassis, config: GatewayConfig) -> SharedMemory:
 
 
 async def follow_routes(routes: RoutingTable, upstreams: Upstreams) -> None:
-    """Lets go of connections that no route needs any more, until cancelled."""
+    """Lets go of what no route needs any more, connections and what was held against replicas, until cancelled."""
     while True:
-        news = routes.news
-        upstreams.keep(routes.table.addresses)
+        news, table = routes.news, routes.table
+        upstreams.keep(table.addresses)
+        for address, served, _ in list(upstreams.gray()):
+            if table.replica_at(address, *served) is None:
+                upstreams.pardon(address, served)
         await news.wait()

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from penstock.channel import ERROR_TRAILER, error_info, error_of
 from penstock.kit.log import REQUEST_ID_OF_CALL
-from penstock.v1 import cluster_pb2, models_pb2
+from penstock.v1 import builds_pb2, cluster_pb2, models_pb2
 from penstock.wire.call import REQUEST_ID, TRACEPARENT
 
 from .backend import Backend
@@ -29,14 +29,15 @@ AUTHORIZATION = "authorization"
 CHUNK_BYTES = 1 << 20
 """Largest piece of an upload that `Control.upload` sends in one message."""
 
-REGISTRY_SERVICES = ("ModelService", "ArtifactService", "DeploymentService")
+REGISTRY_SERVICES = ("ModelService", "ArtifactService", "DeploymentService", "BuildService")
 SCHEDULER_SERVICES = ("ClusterService",)
 
 
 def services() -> dict[str, ServiceDescriptor]:
     """Descriptor of every service that is passed on, by its short name."""
-    described = {name: models_pb2.DESCRIPTOR.services_by_name[name] for name in REGISTRY_SERVICES}
-    return described | {name: cluster_pb2.DESCRIPTOR.services_by_name[name] for name in SCHEDULER_SERVICES}
+    files = (models_pb2.DESCRIPTOR, builds_pb2.DESCRIPTOR, cluster_pb2.DESCRIPTOR)
+    known = {name: service for file in files for name, service in file.services_by_name.items()}
+    return {name: known[name] for name in (*REGISTRY_SERVICES, *SCHEDULER_SERVICES)}
 
 
 class Control:

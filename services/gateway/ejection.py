@@ -54,6 +54,10 @@ class Ejection:
         """The probe ended without evidence, because its caller left."""
         self._probing = False
 
+    def is_old(self, now: float) -> bool:
+        """Whether the pause has been over for long, and nothing was sent since: it says nothing any more."""
+        return self._failures > 0 and not self._probing and now - self._until > self._cap
+
 
 class Gray:
     """State of one replica that turned out gray (pace.py): after each pause it must first answer a greeting, which

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import lru_cache, partial
 
 from penstock import __version__, signals
@@ -180,7 +180,7 @@ class Inference:
         outputs go to shared memory, where the first run might write late. Not retried: what is wrong with the request,
         and a deadline that passed.
         """
-        return await self._attempt(call, target, _onward(call, traceparent, shared), set(), None, shared)
+        return await self._attempt(call, target, _onward(call, traceparent, shared), {}, None, shared)
 
     async def _go_on(
         self,
@@ -192,11 +192,12 @@ class Inference:
         failure: PenstockError,
     ) -> Answer:
         """As `forward`, after the replica at that address has failed."""
+        left = isinstance(failure, Unavailable)
         if isinstance(failure, ConnectionLost):
-            failure = _stopped(target.model, failure)
+            left, failure = False, _stopped(target.model, failure)
             if shared is not None and shared.writes:
                 raise failure
-        return await self._attempt(call, target, _onward(call, parent, shared), {address}, failure, shared)
+        return await self._attempt(call, target, _onward(call, parent, shared), {address: left}, failure, shared)
 
     def _count(self, model: str, started: float, span: Span | None, code: str, problem: BaseException | None) -> None:
         self._metrics.ended(model, code, self._clock() - started)
@@ -208,14 +209,16 @@ class Inference:
         call: Call,
         target: RoutingHeader,
         headers: dict[str, str],
-        tried: set[str],
+        tried: dict[str, bool],
         failure: PenstockError | None,
         shared: Shared | None,
     ) -> Answer:
-        """tried: addresses that have failed; failure: how the last one did; shared: what the request refers to."""
+        """tried: addresses that have failed, and whether they said themselves that they cannot serve; failure: how the
+        last one did; shared: what the request refers to."""
         waited: Served | None = None
+        attempts = self._attempts - len(tried)
         try:
-            while len(tried) < self._attempts:
+            while attempts > 0:
                 try:
                     route = self._routes.resolve(target.model, target.version)
                 except Unavailable as refusal:
@@ -225,12 +228,16 @@ class Inference:
                     route, waited = await self._room.route(call, target, refusal)
                 replica = self._pick(route, tried, shared)
                 if replica is None:
+                    if tried and all(tried.values()) and await self._room.moved(call, route):
+                        tried.clear()
+                        continue
                     break
                 call.remaining()
                 if failure is not None:
                     self._metrics.retried(failure.code.name)
                     self._upstreams.demand.flow((route.model, route.version)).repeated()
-                tried.add(replica.address)
+                attempts -= 1
+                tried[replica.address] = False
                 try:
                     return await self._send(call, route, replica, headers)
                 except ConnectionLost as lost:
@@ -239,6 +246,7 @@ class Inference:
                         break
                 except (Unavailable, ResourceExhausted) as refusal:
                     failure = refusal
+                    tried[replica.address] = isinstance(refusal, Unavailable)
         finally:
             if waited is not None:
                 self._room.ended(waited)
@@ -297,7 +305,7 @@ class Inference:
         """A worker's configuration of the model."""
         return await self.forward(call, header.of_model_request(call.payload))
 
-    def _pick(self, route: Route, tried: set[str], shared: Shared | None) -> Replica | None:
+    def _pick(self, route: Route, tried: Container[str], shared: Shared | None) -> Replica | None:
         upstreams, served = self._upstreams, (route.model, route.version)
         candidates = balance.usable(
             shared_memory.reaching(shared, route.replicas),

@@ -13,9 +13,7 @@ def report(routes: RoutingTable, upstreams: Upstreams, now: float) -> pb.ReportD
     table = routes.table
     made = upstreams.demand.taken(now, table)
     for address, (name, version), reason in upstreams.gray():
-        model = table.models.get(name)
-        view = model.versions.get(version) if model is not None else None
-        for replica in view.replicas if view is not None else ():
-            if replica.address == address:
-                made.gray.add(worker=replica.worker, name=name, version=version, reason=reason)
+        replica = table.replica_at(address, name, version)
+        if replica is not None:
+            made.gray.add(worker=replica.worker, name=name, version=version, reason=reason)
     return made

@@ -18,7 +18,7 @@ from penstock.v1 import models_pb2 as pb
 from penstock.wire.call import Answer, Call
 
 from .messages import parsed
-from .route_table import ModelView, RouteTable, unavailable
+from .route_table import RouteTable, unavailable
 from .routes import RoutingTable
 
 M = TypeVar("M", bound=Message)
@@ -77,14 +77,16 @@ class Repository:
         request = parsed(oip.RepositoryModelLoadRequest, call.payload)
         name = model_of(request)
         version = version_of(request.parameters)
-        deploy = pb.DeployRequest(name=name, version=version, replicas=self._replicas(name))
+        # Loading again must not shrink it.
+        deploy = pb.DeployRequest(name=name, version=version, keep_options=True)
         response = await self._ask(call, "Deploy", deploy, pb.DeployResponse)
         wanted = response.deployment.default_version
         while True:
             news = self._routes.news
             view = self._routes.table.models.get(name)
             state = view.versions.get(wanted) if view is not None else None
-            if state is not None and state.replicas:
+            # One that is loaded on demand takes requests already, and nobody loads it before there is one.
+            if state is not None and (state.replicas or state.on_demand):
                 return Answer(oip.RepositoryModelLoadResponse().SerializeToString())
             if state is not None and state.failed:
                 raise unavailable(name, state)
@@ -105,11 +107,6 @@ class Repository:
             if not self._routes.lingers(name):
                 return Answer(oip.RepositoryModelUnloadResponse().SerializeToString())
             await _until(news, call, f"model '{name}' is still being unloaded")
-
-    def _replicas(self, name: str) -> int:
-        """As many as the model has now: loading again must not shrink it."""
-        view: ModelView | None = self._routes.table.models.get(name)
-        return max(1, view.wanted_replicas) if view is not None else 1
 
     async def _published(self, call: Call) -> list[pb.Model]:
         models: list[pb.Model] = []

@@ -87,6 +87,24 @@ class Room:
                     raise
                 refusal = again
 
+    async def moved(self, call: Call, route: Route) -> bool:
+        """Waits a moment for the news that a version which is loaded on demand is not where `route` says, though its
+        replicas have said so themselves; whether they came. Such versions come and go all the time."""
+        model = self._routes.table.models.get(route.model)
+        version = model.versions.get(route.version) if model is not None else None
+        if version is not None and not version.on_demand:
+            return False
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(min(call.deadline, self._clock() + waiting.NEWS_SECONDS)):
+                while True:
+                    news = self._routes.news
+                    model = self._routes.table.models.get(route.model)
+                    version = model.versions.get(route.version) if model is not None else None
+                    if version is None or version.replicas != route.replicas:
+                        return True
+                    await news.wait()
+        return False
+
     def ended(self, served: Served) -> None:
         """A request that was let go has ended: the next one may go."""
         left = self._gone[served] - 1
@@ -97,13 +115,14 @@ class Room:
         self._let_go(served)
 
     def told(self, answer: pb.ReportDemandResponse) -> None:
-        """What a scheduler expects of the versions that are waited for. One that does not know takes nothing back."""
+        """What a scheduler expects of the versions that are waited for."""
         now = self._clock()
         for each in answer.estimates:
             served = each.name, each.version
             if self._lines.waiting(served) and (each.obstacle or each.seconds > 0):
                 ready_at = now + each.seconds if each.seconds > 0 and not each.obstacle else None
-                self._estimates[served] = Estimate(ready_at, each.obstacle)
+                said = Estimate(ready_at, each.obstacle, now)
+                self._estimates[served] = waiting.believed(self._estimates.get(served), said)
 
     def close_at(self, end: float) -> None:
         """Nobody waits longer than that, on the loop's clock: the process leaves."""

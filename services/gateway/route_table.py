@@ -61,7 +61,6 @@ class ModelView:
 
     name: str
     default_version: int
-    wanted_replicas: int
     versions: Mapping[int, VersionView]
     aliases: Mapping[str, int]
     routes: Mapping[str, Route]
@@ -115,6 +114,13 @@ class RouteTable:
             return route
         raise unavailable(view.name, view.versions[wanted])
 
+    def replica_at(self, address: str, model: str, version: int) -> Replica | None:
+        """The READY replica of a version at an address."""
+        view = self.models.get(model)
+        number = view.versions.get(version) if view is not None else None
+        there = number.replicas if number is not None else ()
+        return next((replica for replica in there if replica.address == address), None)
+
     def cold(self, model: str, version: str) -> VersionView:
         """The version for which `resolve` has just raised Unavailable."""
         view = self.models[model]
@@ -162,11 +168,9 @@ def view_of(deployment: DeploymentRecord, replicas: Iterable[ReplicaRecord]) -> 
     versions = {wanted.version: _version_view(wanted, by_version[wanted.version]) for wanted in deployment.versions}
     aliases = {alias: number for alias, number in deployment.aliases.items() if number in versions}
     default = deployment.default_version if deployment.default_version in versions else max(versions)
-    wanted = {version.version: version.replicas for version in deployment.versions}
     return ModelView(
         name=deployment.name,
         default_version=default,
-        wanted_replicas=wanted[default],
         versions=MappingProxyType(versions),
         aliases=MappingProxyType(aliases),
         routes=MappingProxyType(_routes(deployment.name, default, versions, aliases)),

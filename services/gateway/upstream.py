@@ -242,6 +242,11 @@ class Upstreams:
         """The last request at a worker that no route needs has ended."""
         self._to_close.set()
 
+    def pardon(self, address: str, served: Served) -> None:
+        """A gray replica has gone: nothing is held against it, nor for its sake against others at its worker."""
+        del self._known[address].gray[served]
+        self._paces[served][address].forget(self.clock())
+
     def keep(self, addresses: frozenset[str]) -> None:
         """The addresses that routes name now; connections to others close once their last request is done."""
         for address, upstream in self._known.items():
@@ -281,6 +286,10 @@ class Upstreams:
                 _log.warning("replica_ejected", address=address, model=served[0], version=served[1], reason=reason)
             if all(pace.idle for pace in group.values()):
                 self.stirred.discard(served)
+        for upstream in self._known.values():
+            # A replica that refused because it left may never be asked again, and must not slow the others down.
+            for served in [served for served, ejection in upstream.replicas.items() if ejection.is_old(now)]:
+                del upstream.replicas[served]
         if now >= self._forget_at:
             self._forget_at = now + FORGOTTEN
             self._forget_unused(now - FORGOTTEN)

@@ -12,6 +12,7 @@ A version with a fixed number of replicas that has none is out of order, and nob
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Generic, TypeVar
@@ -33,6 +34,12 @@ AT_ONCE: Final = 64
 
 FULL_RETRY_SECONDS: Final = 1.0
 
+SAID_AGAIN: Final = 2.5
+"""Seconds after which what a scheduler says of a version that is waited for is said again at the latest."""
+
+NEWS_SECONDS: Final = 1.0
+"""How long news of a replica that says that it is gone may take, when the routes still have it."""
+
 
 class Prospect(Enum):
     """What a request for a version has before it."""
@@ -45,10 +52,18 @@ class Prospect(Enum):
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """What a scheduler said of a version that is waited for. ready_at: when it takes requests, None where nobody knows;
-    obstacle: why it never will, in public words."""
+    obstacle: why it never will, in public words; said_at: when that was said."""
 
     ready_at: float | None = None
     obstacle: str = ""
+    said_at: float = 0.0
+
+    @property
+    def bad(self) -> float:
+        """The greater, the worse."""
+        if self.obstacle:
+            return math.inf
+        return self.ready_at if self.ready_at is not None else 0.0
 
 
 def prospect(version: VersionView | None) -> Prospect:
@@ -71,10 +86,18 @@ def until(deadline: float, now: float) -> float:
     return deadline - min(MOST_MARGIN, max(LEAST_MARGIN, MARGIN_SHARE * (deadline - now)))
 
 
+def believed(before: Estimate | None, now: Estimate) -> Estimate:
+    """Which of two to go by. All schedulers are asked and only the leading one knows of a lack of room: so the worse,
+    unless it was not said again lately."""
+    if before is None or before.bad <= now.bad or now.said_at - before.said_at > SAID_AGAIN:
+        return now
+    return before
+
+
 def in_vain(model: str, version: VersionView, estimate: Estimate, now: float) -> Unavailable:
     """What a request is told whose time to wait is over."""
     what = f"version {version.version} of model '{model}' {version.reason or 'is not ready'}"
-    if estimate.obstacle:
+    if estimate.obstacle and version.state != "LOADING" and now - estimate.said_at <= 2 * SAID_AGAIN:
         return Unavailable(f"{what}; {estimate.obstacle}")
     if estimate.ready_at is None or estimate.ready_at <= now:
         return Unavailable(f"{what}; it was not ready before the deadline")

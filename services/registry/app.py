@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -15,6 +16,14 @@ from penstock.kit.service import Chassis
 
 from . import metrics, rpc
 from .blobs import LocalBlobStore
+from .build import rpc as build_rpc
+from .build.builds import Builds
+from .build.confinement import Limits
+from .build.job import Bench
+from .build.journal import Journal
+from .build.runner import Bell, Runner
+from .build.sandbox import Builder
+from .build.store import BuildStore
 from .catalog import Catalog
 from .config import RegistryConfig
 from .database import Database
@@ -49,7 +58,7 @@ async def assemble(chassis: Chassis, config: RegistryConfig) -> None:
     chassis.start(check.run(), "database")
     chassis.ready_check("database", check.reason)
 
-    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel)
+    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel, chassis.etcd_login)
     chassis.on_close(etcd.close)
     deployments = DeploymentStore(database)
     projector = Projector(deployments, sql, etcd, interval=config.project_seconds)
@@ -58,7 +67,11 @@ async def assemble(chassis: Chassis, config: RegistryConfig) -> None:
     chassis.start(projector.run(replicas), "projector")
 
     catalog = Catalog(Store(database), deployments, blobs, sql, projector.note_change)
-    chassis.reflect(rpc.register(chassis.server, catalog, blobs, upload_idle=config.upload_idle_seconds))
+    builds = _builds(chassis, config, catalog, blobs, database, sql)
+    names = rpc.register(
+        chassis.server, catalog, blobs, upload_idle=config.upload_idle_seconds, published=builds.of_published
+    )
+    chassis.reflect((*names, *build_rpc.register(chassis.server, builds)))
     metrics.expose(projector.behind, lambda: shutil.disk_usage(folder).free)
 
     membership = Membership(etcd, config.lease_seconds)
@@ -74,3 +87,38 @@ async def assemble(chassis: Chassis, config: RegistryConfig) -> None:
     await membership.put(keys.service("registry", chassis.id), announced)
     chassis.start(membership.run(), "membership")
     chassis.on_drain(membership.leave)
+
+
+def _builds(
+    chassis: Chassis,
+    config: RegistryConfig,
+    catalog: Catalog,
+    blobs: LocalBlobStore,
+    database: Database,
+    sql: Threads,
+) -> Builds:
+    """The build service; a registry that runs no jobs still answers for them."""
+    folder = config.folder()
+    limits = Limits(
+        memory_bytes=config.build_memory_bytes,
+        cpu_seconds=int(config.build_seconds) * max(1, config.build_threads),
+        wall_seconds=config.build_seconds,
+        file_bytes=config.build_disk_bytes,
+        folder_bytes=config.build_disk_bytes,
+    )
+    builder = Builder(
+        scratch=folder / "builds" / "scratch",
+        hidden=folder,
+        python=config.build_python or sys.executable,
+        limits=limits,
+        confined=not config.build_unconfined,
+        threads=config.build_threads,
+    )
+    bell = Bell()
+    store = BuildStore(database, most_waiting=config.builds_waiting)
+    journal = Journal(folder / "builds" / "logs")
+    bench = Bench(store, journal, catalog, blobs, sql, builder, folder / "builds" / "keys", bell.ring)
+    runner = Runner(bench, at_once=config.builds, lock=folder / "builds" / "lock")
+    if config.builds:
+        chassis.start(runner.run(), "builds")
+    return Builds(store, journal, catalog, blobs, database, sql, builder, runner, bell)

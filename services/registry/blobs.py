@@ -13,6 +13,8 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
+import stat
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -23,6 +25,7 @@ from typing import Final, Protocol
 
 from penstock import names
 from penstock.errors import Conflict, InvalidArgument, NotFound, PenstockError, ResourceExhausted, TooLarge, Unavailable
+from penstock.v1.models_pb2 import Artifact
 
 from .threads import Threads
 
@@ -75,6 +78,15 @@ class BlobStore(Protocol):
 
     def keep(self, data: bytes) -> str:
         """Stores a small artifact at once and returns its digest. Blocking."""
+
+    def copy_out(self, digest: str, path: Path) -> None:
+        """Writes the content into a new file that is the caller's own; raises NotFound. Blocking."""
+
+    def copy_in(self, path: Path) -> Artifact:
+        """Stores the content of a regular file that somebody else may still write to: what is stored has its digest.
+
+        Raises InvalidArgument for anything but a regular file. Blocking.
+        """
 
     async def sweep(self, max_age: float) -> int:
         """Removes partial uploads that nobody has touched for `max_age` seconds; how many."""
@@ -156,6 +168,38 @@ class LocalBlobStore:
         finally:
             path.unlink(missing_ok=True)
         return digest
+
+    def copy_out(self, digest: str, path: Path) -> None:
+        descriptor = self._open(digest)
+        with open(descriptor, "rb") as source, _full_disk():
+            target = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with open(target, "wb") as file:
+                shutil.copyfileobj(source, file, CHUNK)
+
+    def copy_in(self, path: Path) -> Artifact:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise InvalidArgument("a file of the step is not there, or is a link", detail=repr(error)) from None
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            os.close(descriptor)
+            raise InvalidArgument("a file of the step is a link, or no file")
+        copy, hashed = self._partial / f"copy-{secrets.token_hex(16)}", hashlib.sha256()
+        with open(descriptor, "rb") as source:
+            try:
+                with _full_disk():
+                    target = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                    with open(target, "wb") as file:
+                        while chunk := source.read(CHUNK):
+                            hashed.update(chunk)
+                            file.write(chunk)
+                        size = file.tell()
+                    digest = f"sha256:{hashed.hexdigest()}"
+                    self.publish(copy, digest)
+            finally:
+                copy.unlink(missing_ok=True)
+        return Artifact(digest=digest, size_bytes=size)
 
     async def sweep(self, max_age: float) -> int:
         return await self._threads.run(self._sweep, max_age)

@@ -18,7 +18,9 @@ from penstock.v1 import manifest_pb2, models_pb2
 
 from . import formats, manifest
 from .blobs import BlobStore
+from .build.overrides import NONE, Override
 from .deployment_store import DeploymentStore, message
+from .deployments import Wanted
 from .store import NewVersion, Store
 from .threads import Threads
 
@@ -46,6 +48,12 @@ class Catalog:
     async def publish(self, request: models_pb2.PublishVersionRequest, publisher: str) -> models_pb2.ModelVersion:
         """Publishes; raises InvalidManifest, InvalidArgument, NotFound, AlreadyExists, Conflict."""
         return await self._threads.run(self._publish, request, publisher)
+
+    async def publish_built(
+        self, described: manifest_pb2.Manifest, digests: Mapping[str, str], *, publisher: str, request_key: str
+    ) -> models_pb2.ModelVersion:
+        """Publishes what a job made, under a manifest that was derived from a checked one; raises as `publish`."""
+        return await self._threads.run(self._admit, described, digests, publisher, 0, request_key, request_key)
 
     async def get(self, name: str, version: int | str | None) -> models_pb2.ModelVersion:
         return await self._threads.run(self._store.get, name, version)
@@ -77,11 +85,19 @@ class Catalog:
             self._changed()
 
     async def deploy(
-        self, name: str, version: int | str | None, replicas: int, *, keep_others: bool
+        self,
+        name: str,
+        version: int | str | None,
+        wanted: Wanted | None,
+        *,
+        keep_others: bool,
+        override: Override = NONE,
     ) -> models_pb2.Deployment:
         # `finally`: a caller that leaves may leave after the transaction.
         try:
-            return await self._threads.run(self._deployments.deploy, name, version, replicas, keep_others=keep_others)
+            return await self._threads.run(
+                self._deployments.deploy, name, version, wanted, keep_others=keep_others, override=override
+            )
         finally:
             self._changed()
 
@@ -93,7 +109,7 @@ class Catalog:
 
     async def deployments(self) -> list[models_pb2.Deployment]:
         deployed = await self._threads.run(self._deployments.read_all)
-        return [message(one.record) for one in deployed.values()]
+        return [message(one) for one in deployed.values()]
 
     # --- a publish, step by step; blocking ----------------------------------------------------------------------------
 
@@ -103,7 +119,20 @@ class Catalog:
             raise InvalidManifest(
                 f"name: the manifest says {described.name!r}, the request {request.name[:64]!a}", field="name"
             )
-        files = self._files(described, request.digests)
+        return self._admit(
+            described, request.digests, publisher, request.version, request.request_key, _fingerprint(request)
+        )
+
+    def _admit(
+        self,
+        described: manifest_pb2.Manifest,
+        digests: Mapping[str, str],
+        publisher: str,
+        number: int,
+        request_key: str,
+        fingerprint: str,
+    ) -> models_pb2.ModelVersion:
+        files = self._files(described, digests)
         model = files["model"]
         formats.check(
             described.format, model.size_bytes, lambda offset, length: self._blobs.peek(model.digest, offset, length)
@@ -116,9 +145,9 @@ class Catalog:
                 files=files,
                 publisher=publisher,
                 seal=lambda number: self._blobs.keep(sealed(described, files, number)),
-                number=request.version,
-                request_key=request.request_key,
-                fingerprint=_fingerprint(request),
+                number=number,
+                request_key=request_key,
+                fingerprint=fingerprint,
             )
         )
 

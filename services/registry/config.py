@@ -21,6 +21,16 @@ class RegistryConfig(ServiceConfig):
     partial_hours: float = setting(24.0, "hours after which an upload that nobody goes on with is removed")
     upload_idle_seconds: float = setting(60.0, "seconds that an upload may pause before its stream is ended")
     project_seconds: float = setting(5.0, "seconds between two looks whether etcd holds what the database says")
+    builds: int = setting(1, "builds that run here at the same time; 0 leaves them to another registry")
+    builds_waiting: int = setting(100, "builds that may wait for their turn")
+    build_python: str = setting("", "Python that runs the steps of builds; empty: the registry's own")
+    build_threads: int = setting(1, "threads of a library in a step")
+    build_seconds: float = setting(3600.0, "longest time in seconds, and processor time, of one step")
+    build_memory_bytes: int = setting(16 << 30, "address space in bytes of one step")
+    build_disk_bytes: int = setting(64 << 30, "bytes that one step may write")
+    build_unconfined: bool = setting(
+        False, "run steps even where the kernel gives them no namespaces, so with the network open to them"
+    )
 
     def folder(self) -> Path:
         """The folder, absolute."""

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from penstock.errors import Unavailable
+from penstock.errors import ResourceExhausted, Unavailable
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK_OF_MIGRATIONS = 0x70656E73  # "pens"; the number of PostgreSQL's advisory lock
@@ -41,15 +41,16 @@ class Database:
         else:
             raise ValueError(f"database: {parsed.get_backend_name()} is neither sqlite nor postgresql")
 
-    def migrate(self) -> None:
-        """Brings the tables to this release's shape, in one transaction; two registries may start at once."""
+    def migrate(self, revision: str = "head") -> None:
+        """Brings the tables to this release's shape, or an older one's, in one transaction; two registries may start at
+        once."""
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_OF_MIGRATIONS)))
             config = Config()
             config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -61,7 +62,8 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction: all of it, or nothing when the body raises. Raises Unavailable."""
+        """A transaction: all of it, or nothing when the body raises. Raises Unavailable, and
+        ResourceExhausted when there is no room."""
         with _away_is_unavailable(), self._engine.connect() as raw:
             connection = raw.execution_options(penstock_write=True)
             with connection.begin():
@@ -85,11 +87,24 @@ def insert_if_absent(connection: Connection, table: sa.Table, **values: Any) -> 
     connection.execute(dialect.insert(table).values(**values).on_conflict_do_nothing())
 
 
+def _is_full(error: Exception) -> bool:
+    """Whether a disk is full, in the words of sqlite (https://sqlite.org/rescode.html#full) or of PostgreSQL
+    (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
+    origin = getattr(error, "orig", None)
+    return getattr(origin, "sqlite_errorname", "") == "SQLITE_FULL" or getattr(origin, "sqlstate", "") == "53100"
+
+
 @contextmanager
 def _away_is_unavailable() -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeout) as error:
+        if _is_full(error):
+            raise ResourceExhausted(
+                "the registry's disk is full: nothing can be changed until there is room; what is there can be read",
+                detail=str(error),
+                retry_after=60.0,
+            ) from error
         raise Unavailable("the registry's database does not answer; try again later", detail=str(error)) from error
     except DBAPIError as error:
         if error.connection_invalidated:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from penstock.internal.v1 import records_pb2
 from penstock.v1 import manifest_pb2, models_pb2
 
+from .build.overrides import NONE, Override, require
 from .database import Database, insert_if_absent
 from .deployments import NOTHING, Plan, Wanted, deploy, undeploy, without
 from .manifest import ENGINES
@@ -40,15 +41,25 @@ class DeploymentStore:
         self._clock = clock
 
     def deploy(
-        self, name: str, version: int | str | None, replicas: int, *, keep_others: bool
+        self,
+        name: str,
+        version: int | str | None,
+        wanted: Wanted | None,
+        *,
+        keep_others: bool,
+        override: Override = NONE,
     ) -> models_pb2.Deployment:
-        """Wants a version, None for the newest; raises NotFound."""
+        """Wants a version, None for the newest; wanted: None to keep what was said of it.
+
+        Raises NotFound, and GateFailed unless its gate is overridden.
+        """
         with self._database.write() as connection:
             lock_model(connection, name)
             number = find_number(connection, name, version)
+            require(connection, name, number, override, self._clock())
             plan = _plan(connection, name)
-            self._save(connection, name, plan, deploy(plan, number, replicas, keep_others=keep_others))
-            return message(_records(connection, name)[name].record)
+            self._save(connection, name, plan, deploy(plan, number, wanted, keep_others=keep_others))
+            return message(_records(connection, name)[name])
 
     def undeploy(self, name: str, number: int) -> None:
         """Wants a version gone, 0 for all of the model; fine when it is not deployed; raises NotFound."""
@@ -78,10 +89,7 @@ class DeploymentStore:
             values = {"default_number": after.default, "update_time": self._clock()}
             insert_if_absent(connection, deployments, name=name, **values)
             connection.execute(deployments.update().where(deployments.c.name == name).values(values))
-            rows = [
-                {"name": name, "number": number, "replicas": wanted.replicas, "retiring": wanted.retiring}
-                for number, wanted in after.versions.items()
-            ]
+            rows = [{"name": name, "number": number, **asdict(wanted)} for number, wanted in after.versions.items()]
             connection.execute(deployed_versions.insert(), rows)
         else:
             connection.execute(deployments.delete().where(deployments.c.name == name))
@@ -89,18 +97,28 @@ class DeploymentStore:
         return True
 
 
-def message(record: records_pb2.DeploymentRecord) -> models_pb2.Deployment:
-    """The public picture of a record."""
+def message(deployed: Deployed) -> models_pb2.Deployment:
+    """The public picture of a deployment."""
+    record = deployed.record
     return models_pb2.Deployment(
         name=record.name,
-        versions=[
-            models_pb2.DeployedVersion(version=wanted.version, replicas=wanted.replicas, retiring=wanted.retiring)
-            for wanted in record.versions
-        ],
+        versions=[_deployed_version(number, wanted) for number, wanted in deployed.plan.versions.items()],
         default_version=record.default_version,
         generation=record.generation,
         aliases=dict(record.aliases),
     )
+
+
+def _deployed_version(number: int, wanted: Wanted) -> models_pb2.DeployedVersion:
+    shown = models_pb2.DeployedVersion(
+        version=number, replicas=wanted.replicas, retiring=wanted.retiring, tenant=wanted.tenant
+    )
+    if wanted.scaling is not None:
+        shown.scaling.MergeFromString(wanted.scaling)
+    if wanted.placement is not None:
+        shown.placement.SetInParent()
+        shown.placement.MergeFromString(wanted.placement)
+    return shown
 
 
 def _plan(connection: Connection, name: str) -> Plan:
@@ -108,7 +126,11 @@ def _plan(connection: Connection, name: str) -> Plan:
     if default is None:
         return NOTHING
     rows = connection.execute(sa.select(deployed_versions).where(deployed_versions.c.name == name))
-    return Plan({row.number: Wanted(row.replicas, row.retiring) for row in rows}, default)
+    return Plan({row.number: _wish(row) for row in rows}, default)
+
+
+def _wish(row: sa.Row[Any]) -> Wanted:
+    return Wanted(row.replicas, row.retiring, row.scaling, row.placement, row.tenant)
 
 
 def _records(connection: Connection, name: str | None = None) -> dict[str, Deployed]:
@@ -149,7 +171,7 @@ def _deployed(head: sa.Row[Any], rows: Sequence[sa.Row[Any]], pointing: dict[str
         aliases=pointing,
         versions=[_wanted(row) for row in rows],
     )
-    plan = Plan({row.number: Wanted(row.replicas, row.retiring) for row in rows}, head.default_number)
+    plan = Plan({row.number: _wish(row) for row in rows}, head.default_number)
     return Deployed(plan, record)
 
 
@@ -162,9 +184,16 @@ def _wanted(row: sa.Row[Any]) -> records_pb2.WantedVersion:
         manifest_digest=row.manifest_digest,
         engine=ENGINES[row.format],
         retiring=row.retiring,
+        tenant=row.tenant,
     )
     if manifest.resources.HasField("devices"):
         wanted.devices.CopyFrom(manifest.resources.devices)
-    if manifest.HasField("placement"):
+    if row.placement is not None:
+        # Also where it is empty: that takes back what the manifest asks for.
+        wanted.placement.SetInParent()
+        wanted.placement.MergeFromString(row.placement)
+    elif manifest.HasField("placement"):
         wanted.placement.CopyFrom(manifest.placement)
+    if row.scaling is not None:
+        wanted.scaling.MergeFromString(row.scaling)
     return wanted

@@ -8,10 +8,18 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One wanted version. retiring: serves only until the default version is ready."""
+    """One wanted version.
+
+    replicas: the least of them where `scaling` moves their number. retiring: serves only until the default version is
+    ready. scaling, placement: serialised messages of penstock.v1, None where nobody said. tenant: whose reserved
+    capacity it may use, empty for nobody's.
+    """
 
     replicas: int
     retiring: bool = False
+    scaling: bytes | None = None
+    placement: bytes | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +33,18 @@ class Plan:
 NOTHING = Plan()
 
 
-def deploy(plan: Plan, version: int, replicas: int, *, keep_others: bool) -> Plan:
-    """Wants a version. Unless others are kept, it becomes the default and every other version retires."""
+def deploy(plan: Plan, version: int, wanted: Wanted | None, *, keep_others: bool) -> Plan:
+    """Wants a version, in place of what was wanted of it. Unless others are kept, it becomes the default and every
+    other version retires.
+
+    wanted: None for what was wanted of it, else of the default version, else one replica.
+    """
+    if wanted is None:
+        wanted = replace(plan.versions.get(version) or plan.versions.get(plan.default) or Wanted(1), retiring=False)
     versions = dict(plan.versions)
     if not keep_others:
-        versions = {number: replace(wanted, retiring=True) for number, wanted in versions.items()}
-    versions[version] = Wanted(replicas)
+        versions = {number: replace(other, retiring=True) for number, other in versions.items()}
+    versions[version] = wanted
     return Plan(versions, plan.default if keep_others and plan.default else version)
 
 
@@ -51,7 +65,8 @@ def undeploy(plan: Plan, version: int) -> Plan:
 
 
 def retired(plan: Plan, ready: Mapping[int, int], present: Mapping[int, int]) -> tuple[int, ...]:
-    """Retiring versions that have done their duty: the default has all its replicas and theirs are gone.
+    """Retiring versions that have done their duty: the default has all its replicas (those that it
+    has at least, where their number moves) and theirs are gone.
 
     ready: READY replicas by version; present: replicas in any state by version.
     """

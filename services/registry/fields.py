@@ -5,12 +5,13 @@ The names are those of protos/penstock/v1/manifest.proto; the published JSON sch
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer
 from pydantic_core import PydanticCustomError
 
 from penstock import errors, names
@@ -144,6 +145,22 @@ def _not_zero(value: float) -> float:
     return value
 
 
+def _digest(text: str) -> str:
+    try:
+        return names.digest(text)
+    except errors.InvalidArgument as error:
+        raise _wrong(error.message.removeprefix("digest: ")) from None
+
+
+def _finite(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        _json(value)
+    except ValueError:
+        raise _wrong("holds a number that is not finite") from None
+    return value
+
+
+Document = Annotated[dict[str, Any], AfterValidator(_finite)]
 Line = Annotated[str, Field(max_length=1024), AfterValidator(_one_line)]
 Prose = Annotated[str, Field(max_length=16_384), AfterValidator(_printable)]
 Word = Annotated[str, AfterValidator(_word)]
@@ -165,6 +182,11 @@ Divisor = Annotated[Factor, AfterValidator(_not_zero)]
 Pixels = Annotated[int, Field(ge=1, le=16_384)]
 BatchSize = Annotated[int, Field(ge=1, le=MAX_BATCH)]
 Microseconds = Annotated[int, Field(ge=0, le=3_600_000_000)]
+
+
+def _json(value: Any) -> str:
+    """Values of a document as the text that a message holds: nothing in them is our business here."""
+    return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
 class Part(BaseModel):
@@ -309,6 +331,31 @@ class Warmup(Part):
     batch_sizes: Annotated[list[BatchSize], Field(max_length=64)] = []
 
 
+class BuildStep(Part):
+    """One step of a build; which steps there are and what they take, the builder knows."""
+
+    id: Annotated[str, Field(max_length=41)] = ""
+    step: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
+    parameters: Document = {}
+    inputs: Annotated[dict[Role, Line], Field(max_length=64)] = {}
+
+    @field_serializer("parameters")
+    def _as_text(self, parameters: dict[str, Any]) -> str:
+        return _json(parameters)
+
+
+class Build(Part):
+    """What is built from this version when it is published."""
+
+    steps: Annotated[list[BuildStep], Field(min_length=1, max_length=32)]
+    targets: Annotated[list[Document], Field(max_length=16)] = []
+    files: Annotated[dict[Role, Annotated[str, AfterValidator(_digest)]], Field(max_length=16)] = {}
+
+    @field_serializer("targets")
+    def _as_texts(self, targets: list[dict[str, Any]]) -> list[str]:
+        return [_json(target) for target in targets]
+
+
 class Model(Part):
     """A model.yaml."""
 
@@ -331,3 +378,4 @@ class Model(Part):
     lineage: Lineage = Lineage()
     warmup: Warmup = Warmup()
     placement: Placement | None = None
+    build: Build | None = None

@@ -41,7 +41,7 @@ def parse(text: str) -> pb.Manifest:
     try:
         model = Model.model_validate(data)
     except ValidationError as error:
-        raise _invalid([_problem(detail) for detail in error.errors(include_url=False)]) from None
+        raise _invalid([problem(detail) for detail in error.errors(include_url=False)]) from None
     problems = list(check(model))
     if problems:
         raise _invalid(problems)
@@ -124,7 +124,8 @@ _EXAMPLES: Final = {
 _OTHER_SIDE: Final = {"image": "preprocess", "text": "preprocess", "top_k": "postprocess", "pool": "postprocess"}
 
 
-def _problem(detail: ErrorDetails) -> Problem:
+def problem(detail: ErrorDetails) -> Problem:
+    """Where pydantic found something wrong, and what, in our words."""
     # pydantic adds a step of its own where the key of a mapping is wrong rather than its value.
     location = tuple(step for step in detail["loc"] if step != "[key]")
     return path_text(location), _text(detail, location)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
@@ -15,21 +15,34 @@ from penstock.kit.identity import caller
 from penstock.v1 import models_pb2 as pb
 from penstock.v1 import models_pb2_grpc as rpc
 
+from . import deploy_options
 from .blobs import BlobStore
+from .build.overrides import Override
 from .catalog import Catalog
 from .metrics import TransferMetrics
 
 MAX_CHUNK: Final = 2 << 20
-MAX_REPLICAS: Final = 1000
 DRAIN_BYTES: Final = 32 << 20
 DRAIN_SECONDS: Final = 1.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Published = Callable[[pb.ModelVersion, str], Awaitable[str]]
 
 
-def register(server: grpc.aio.Server, catalog: Catalog, blobs: BlobStore, *, upload_idle: float) -> tuple[str, ...]:
-    """Adds the three services and returns their full names; upload_idle: seconds that an upload may pause."""
-    rpc.add_ModelServiceServicer_to_server(Models(catalog), server)
+def register(
+    server: grpc.aio.Server,
+    catalog: Catalog,
+    blobs: BlobStore,
+    *,
+    upload_idle: float,
+    published: Published | None = None,
+) -> tuple[str, ...]:
+    """Adds the three services and returns their full names.
+
+    upload_idle: seconds that an upload may pause; published: asks for the job of a version that was just published,
+    and gives its id.
+    """
+    rpc.add_ModelServiceServicer_to_server(Models(catalog, published), server)
     rpc.add_ArtifactServiceServicer_to_server(Artifacts(blobs, idle=upload_idle), server)
     rpc.add_DeploymentServiceServicer_to_server(Deployments(catalog), server)
     return tuple(pb.DESCRIPTOR.services_by_name[name].full_name for name in pb.DESCRIPTOR.services_by_name)
@@ -38,13 +51,16 @@ def register(server: grpc.aio.Server, catalog: Catalog, blobs: BlobStore, *, upl
 class Models(rpc.ModelServiceServicer):
     """The catalogue."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, published: Published | None = None) -> None:
         self._catalog = catalog
+        self._published = published
 
     async def PublishVersion(self, request: pb.PublishVersionRequest, context: Context) -> pb.PublishVersionResponse:
         _text(request.request_key, "request_key", 128)
         _at_least(request.version, 0, "version")
-        return pb.PublishVersionResponse(version=await self._catalog.publish(request, publisher=caller()))
+        version = await self._catalog.publish(request, publisher=caller())
+        build = await self._published(version, caller()) if self._published else ""
+        return pb.PublishVersionResponse(version=version, build_id=build)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         return pb.GetModelResponse(model=await self._catalog.get_model(names.model(request.name)))
@@ -159,10 +175,11 @@ class Deployments(rpc.DeploymentServiceServicer):
 
     async def Deploy(self, request: pb.DeployRequest, context: Context) -> pb.DeployResponse:
         name, version = names.model(request.name), _version(request.version)
-        if not 0 <= request.replicas <= MAX_REPLICAS:
-            text = f"replicas: {request.replicas} is not 1 to {MAX_REPLICAS}, or 0 for 1"
-            raise InvalidArgument(text, field="replicas")
-        deployment = await self._catalog.deploy(name, version, request.replicas or 1, keep_others=request.keep_others)
+        wanted = deploy_options.wanted(request)
+        override = Override(_text(request.override_gate, "override_gate", 512), caller())
+        deployment = await self._catalog.deploy(
+            name, version, wanted, keep_others=request.keep_others, override=override
+        )
         return pb.DeployResponse(deployment=deployment)
 
     async def Undeploy(self, request: pb.UndeployRequest, context: Context) -> pb.UndeployResponse:

@@ -121,5 +121,9 @@ deployed_versions = Table(
     Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("replicas", Integer, nullable=False),
     Column("retiring", Boolean, nullable=False),
+    # A serialised penstock.v1.Scaling and penstock.v1.Placement, where the deployment says so.
+    Column("scaling", LargeBinary, nullable=True),
+    Column("placement", LargeBinary, nullable=True),
+    Column("tenant", Name, nullable=False, server_default=""),
     ForeignKeyConstraint(["name", "number"], ["versions.name", "versions.number"]),
 )

@@ -16,24 +16,26 @@ from .alarms import Alarms
 from .config import SchedulerConfig
 from .controller import Controller
 from .reports import DemandService
+from .reservations import parse
 from .rpc import ClusterService
 from .view import ClusterView
 
 
 async def assemble(chassis: Chassis, config: SchedulerConfig) -> None:
     """Starts everything that a scheduler runs on this chassis."""
-    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel)
+    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel, chassis.etcd_login)
     chassis.on_close(etcd.close)
 
     chassis.start(Alarms(etcd).run(), "alarms of the store")
 
     absences = Absences(window=config.lease_seconds, grace=config.grace_seconds, settle=config.settle_seconds)
-    view = ClusterView(etcd, absences, grace=config.grace_seconds)
+    reservations = [parse(text) for text in config.reservations]
+    view = ClusterView(etcd, absences, grace=config.grace_seconds, reservations=reservations)
     chassis.start(view.run(), "view")
     chassis.ready_check("view", lambda: None if view.known else "the coordination store has not answered yet")
-    metrics.expose(lambda: len(view.workers.records))
+    metrics.expose(lambda: len(view.workers.records), lambda: view.reporters)
 
-    service = ClusterService(view)
+    service = ClusterService(view, etcd)
     rpc.add_ClusterServiceServicer_to_server(service, chassis.server)
     demand_rpc.add_DemandServiceServicer_to_server(DemandService(view), chassis.server)
     chassis.reflect(["penstock.v1.ClusterService", "penstock.internal.v1.DemandService"])

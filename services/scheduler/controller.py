@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
+from google.protobuf.message import Message
+
 from penstock.cluster import Election, Term, TermOver, keys, records
 from penstock.cluster.kv import Delete, Op, Put, batches
 from penstock.errors import PenstockError, TooLarge, Unavailable
@@ -85,7 +87,7 @@ class Controller:
         planned = view.plan()
         changed = changes(view.intake.planner.known, planned, only_add=view.only_add)
         held = len(view.intake.planner.known.held)
-        self._metrics.planned(time.perf_counter() - started, planned.missing, held)
+        self._metrics.planned(time.perf_counter() - started, planned.missing, held, view.judge.evicted)
         try:
             await self._write(term, changed)
             await self._remember(term)
@@ -95,31 +97,35 @@ class Controller:
             raise
 
     async def _remember(self, term: Term) -> None:
-        """Writes down what sizes have turned out to be."""
-        operations: list[Op] = []
+        """Writes down what sizes have turned out to be, and forgets drains of workers that are gone for good."""
+        operations: list[Op] = [Delete(keys.drain(worker)) for worker in self._view.forgotten_drains()]
+        messages: dict[str, Message] = {}
         for version, size in sorted(self._view.intake.news().items()):
             key = keys.learned(*version)
             if size is None:
                 # A store that went back in time may only seem to want it no more.
                 operations += [] if self._view.only_add else [Delete(key)]
             else:
-                operations.append(Put(key, records.to_json(learned_record(version, size))))
+                messages[key] = learned_record(version, size)
+                operations.append(Put(key, records.to_json(messages[key])))
         for batch in batches(operations):
-            self._view.wrote(batch, await term.write(batch))
+            self._view.wrote(batch, await term.write(batch), messages)
 
     async def _write(self, term: Term, changed: Mapping[str, tuple[Replica, ...] | None]) -> None:
         operations: list[Op] = []
+        messages: dict[str, Message] = {}
         for worker, replicas in changed.items():
+            key = keys.assignment(worker)
             if replicas is None:
-                operations.append(Delete(keys.assignment(worker)))
+                operations.append(Delete(key))
             else:
-                record = assignment_record(worker, replicas, term.number)
-                operations.append(Put(keys.assignment(worker), records.to_json(record)))
+                messages[key] = assignment_record(worker, replicas, term.number)
+                operations.append(Put(key, records.to_json(messages[key])))
             told = None if replicas is None else [f"{item.id.name}@{item.id.version}" for item in replicas]
             log.info("assigning", worker=worker, term=term.number, replicas=told)
         for batch in batches(operations):
             try:
-                self._view.wrote(batch, await term.write(batch))
+                self._view.wrote(batch, await term.write(batch), messages)
             except TooLarge as problem:
                 # What one worker should run does not fit into a record; the others need not wait for that.
                 log.error("assignment_too_large", problem=problem.message, detail=problem.detail)

@@ -97,7 +97,7 @@ class Demand:
 
     def sample(self, version: VersionId, replicas: int, now: float) -> Sample | None:
         """Of this moment; None while nobody reports at all. replicas: how many are READY."""
-        if not any(now - found.heard <= SILENT for found in self._sources.values()):
+        if not self._is_heard(now):
             return None
         said = self._of(version, now)
         dequeued = sum(item.dequeue_rate for item in said)
@@ -111,6 +111,10 @@ class Demand:
             utilisation=sum(item.busy for item in said) / max(replicas, 1),
             replicas=replicas,
         )
+
+    def heard(self, now: float) -> int:
+        """Senders that are not silent."""
+        return sum(1 for found in self._sources.values() if now - found.heard <= SILENT)
 
     def waiting(self, version: VersionId, now: float) -> int:
         """Requests that wait for a first replica."""
@@ -144,6 +148,9 @@ class Demand:
             for source in self._sources.values()
             if now - source.heard <= SILENT and (_calls(source, version) or any(v == version for v, _ in source.gray))
         )
+
+    def _is_heard(self, now: float) -> bool:
+        return any(now - found.heard <= SILENT for found in self._sources.values())
 
     def _of(self, version: VersionId, now: float) -> list[Said]:
         there = self._by_version.get(version)

@@ -5,7 +5,7 @@ Every scheduler judges, whether it leads or not; only a leader's numbers are rem
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ from .demand import Demand, Said
 from .intake import Intake
 from .numbers import Numbers
 from .placement import Plan, is_coming
+from .reservations import Reservation
 from .shunning import Shunning
 from .snapshot import VersionId, Wanted
 
@@ -38,16 +39,22 @@ class Estimate:
 
 
 class Judge:
-    """One cluster. intake: is told of records by whoever has them."""
+    """One cluster.
 
-    def __init__(self) -> None:
-        self.intake = Intake()
+    reservations: for tenants. intake: is told of records by whoever has them. evicted: how many versions have made
+    room so far.
+    """
+
+    def __init__(self, reservations: Sequence[Reservation] = ()) -> None:
+        self.intake = Intake(reservations)
         self.demand = Demand()
         self.numbers = Numbers(self.intake, self.demand)
+        self.evicted = 0
         self._shunning = Shunning()
         self._swept = 0.0
         self._tried: tuple[Plan, float] | None = None
         self._rooms: dict[VersionId, residency.Room] = {}
+        self._tried_at: dict[VersionId, float] = {}
 
     def report(
         self, source: str, versions: Mapping[VersionId, Said], gray: Iterable[tuple[VersionId, str]], now: float
@@ -125,19 +132,31 @@ class Judge:
 
     def _make_room(self, planned: Plan, now: float, minute: int) -> bool:
         """Evicts for the most urgent of what has no place; whether anything goes."""
-        self._rooms = {}
         planner = self.intake.planner
         waiting = [item for version in planned.unplaced if (item := self._urgent(version, now, minute)) is not None]
+        self._rooms = {item.id: self._rooms[item.id] for item in waiting if item.id in self._rooms}
+        self._tried_at = {item.id: self._tried_at.get(item.id, 0.0) for item in waiting}
         if not waiting:
             return False
-        waiting.sort(key=lambda item: (not self.demand.waiting(item.id, now), -item.needs.priority, item.id))
+        waiting.sort(
+            key=lambda item: (
+                not self.demand.waiting(item.id, now),
+                # By turns: those for which nothing can be done keep nobody else from being tried.
+                self._tried_at[item.id],
+                -item.needs.priority,
+                item.id,
+            )
+        )
         residents = self._residents(now, minute)
         for item in waiting[:MOST_TRIED]:
+            self._tried_at[item.id] = now
             if is_coming(planner.draft, item):
+                self._rooms.pop(item.id, None)
                 continue
             room = self._rooms[item.id] = residency.make_room(planner, item, residents)
             for version in room.evict:
                 self.numbers.evict(version)
+                self.evicted += 1
             if room.evict:
                 return True
         return False

@@ -17,6 +17,8 @@ class ControllerMetrics:
         self._seconds = histogram(signals.SCHEDULER_PLAN_SECONDS)
         self._writes = counter(signals.SCHEDULER_ASSIGNMENT_WRITES)
         self._missing = gauge(signals.SCHEDULER_MISSING_REPLICAS)
+        self._evictions = counter(signals.SCHEDULER_EVICTIONS)
+        self._evicted = 0
         self._held = gauge(signals.SCHEDULER_HELD_WORKERS)
 
     def leads(self, term: int) -> None:
@@ -27,8 +29,11 @@ class ControllerMetrics:
             self._missing.set(0)
             self._held.set(0)
 
-    def planned(self, seconds: float, missing: int, held: int) -> None:
-        """missing: replicas that no worker has room for; held: workers that are gone and still believed in."""
+    def planned(self, seconds: float, missing: int, held: int, evicted: int) -> None:
+        """missing: replicas that no worker has room for; held: workers that are gone and still believed in; evicted:
+        versions that have made room since this process began."""
+        self._evictions.inc(evicted - self._evicted)
+        self._evicted = evicted
         self._seconds.observe(seconds)
         self._missing.set(missing)
         self._held.set(held)
@@ -37,6 +42,7 @@ class ControllerMetrics:
         self._writes.inc(count)
 
 
-def expose(workers: Callable[[], int]) -> None:
+def expose(workers: Callable[[], int], reporters: Callable[[], int]) -> None:
     """Gauges that are read when somebody looks."""
     gauge(signals.SCHEDULER_WORKERS).set_function(workers)
+    gauge(signals.SCHEDULER_REPORTERS).set_function(reporters)

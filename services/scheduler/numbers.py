@@ -53,8 +53,9 @@ def policy_of(scaling: pb.Scaling) -> Policy:
 
 @dataclass(slots=True)
 class _Followed:
-    """One version that is looked at. woken: when it last went from none to some."""
+    """One version that is looked at. wanted: what `policy` was made of. woken: when it last went from none to some."""
 
+    wanted: records.WantedVersion
     policy: Policy
     samples: deque[Sample] = field(default_factory=deque)
     number: int | None = None
@@ -121,10 +122,11 @@ class Numbers:
         self, version: VersionId, wanted: records.WantedVersion, now: float, minute: int, leading: bool
     ) -> None:
         followed, known = self._followed.get(version), self._intake.planner.known
-        policy = policy_of(wanted.scaling)
         if followed is None:
-            followed = self._followed[version] = _Followed(policy)
-        followed.policy = policy
+            followed = self._followed[version] = _Followed(wanted, policy_of(wanted.scaling))
+        elif followed.wanted is not wanted:
+            followed.wanted, followed.policy = wanted, policy_of(wanted.scaling)
+        policy = followed.policy
         assigned = self._intake.assigned(version)
         current = assigned if followed.number is None or not leading else followed.number
         sample = self._demand.sample(version, known.ready_count(version), now)

@@ -45,7 +45,7 @@ class DemandService(rpc.DemandServiceServicer):
             return pb.ReportDemandResponse()
         self._view.look()
         self._view.plan()
-        found = judge.estimates(waited, now, leading=self._view.leading)
+        found = judge.estimates(waited, now, leading=self._view.decides)
         return pb.ReportDemandResponse(
             estimates=[
                 pb.LoadEstimate(

@@ -80,9 +80,15 @@ def _enough(planner: Planner, item: Wanted, residents: list[Resident]) -> tuple[
     One after the other goes, until some worker has room: so the last to go was used the longest ago that it can be.
     """
     draft = planner.draft
-    at: dict[str, list[VersionId]] = {}
+    everything: dict[str, list[VersionId]] = {}
     for resident in residents:
-        for worker in sorted(draft.at.get(resident.version, ())):
+        for worker in draft.at.get(resident.version, ()):
+            everything.setdefault(worker, []).append(resident.version)
+    # Where all of them are too few, fewer need not be tried.
+    hopeful = {worker for worker, versions in everything.items() if would_fit(draft, item, worker, versions)}
+    at: dict[str, list[VersionId]] = {}
+    for resident in residents if hopeful else ():
+        for worker in sorted(draft.at.get(resident.version, set()) & hopeful):
             going = at.setdefault(worker, [])
             going.append(resident.version)
             if would_fit(draft, item, worker, going):

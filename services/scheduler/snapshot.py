@@ -28,6 +28,7 @@ class Needs:
     spread_required: two replicas never share a failure domain; without it they only avoid to.
     pinned: once placed it is never moved or evicted for others. priority: higher goes first, and may evict lower.
     shunned: workers where it does badly; it leaves them.
+    tenant: whose reserved capacity it may use; empty for nobody's.
     """
 
     devices: int = 0
@@ -43,6 +44,7 @@ class Needs:
     pinned: bool = False
     priority: int = 0
     shunned: frozenset[str] = frozenset()
+    tenant: str = ""
 
 
 PLAIN: Final = Needs()
@@ -93,12 +95,21 @@ class Device:
     name: str = ""
 
 
+class Reserved(NamedTuple):
+    """What a worker keeps for one tenant: bytes of its memory, and by kind those of each of its devices."""
+
+    tenant: str
+    memory_bytes: int = 0
+    devices: tuple[tuple[str, int], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
     """A live worker.
 
     memory_bytes: what it offers of the machine's memory. missing_engines: why an engine cannot run there, by engine.
     domain: what fails together, such as a zone or a machine; its own id when it is not said.
+    reserved: what it keeps for tenants, one entry for each, in order.
     """
 
     id: str
@@ -110,6 +121,7 @@ class Worker:
     labels: Mapping[str, str] = field(default_factory=dict)
     taints: frozenset[str] = frozenset()
     failure_domain: str = ""
+    reserved: tuple[Reserved, ...] = ()
 
     @property
     def domain(self) -> str:
@@ -224,7 +236,7 @@ def wanted_of(
 
 def _needs(version: records.WantedVersion, learned: Learned, shunned: frozenset[str]) -> Needs:
     devices, place = version.devices, version.placement
-    if not version.HasField("devices") and not version.HasField("placement") and not shunned:
+    if not (version.HasField("devices") or version.HasField("placement") or version.tenant or shunned):
         return PLAIN
     count = devices.count if version.HasField("devices") else 0
     needs = Needs(
@@ -241,24 +253,27 @@ def _needs(version: records.WantedVersion, learned: Learned, shunned: frozenset[
         pinned=place.pinned,
         priority=place.priority,
         shunned=shunned,
+        tenant=version.tenant,
     )
     # The very same, which is quicker to recognise.
     return PLAIN if needs == PLAIN else needs
 
 
-def worker_of(record: records.WorkerRecord) -> Worker:
-    """A worker as it says that it is."""
-    devices = (Device(item.index, item.kind, item.memory_bytes, item.name) for item in record.devices)
+def worker_of(record: records.WorkerRecord, *, drained: bool = False, reserved: tuple[Reserved, ...] = ()) -> Worker:
+    """A worker as it says that it is. drained: somebody wants it empty; reserved: what it keeps for tenants."""
+    usable = (item for item in record.devices if not item.cordoned)
+    devices = (Device(item.index, item.kind, item.memory_bytes, item.name) for item in usable)
     return Worker(
         id=record.id,
         memory_bytes=record.memory_bytes,
         engines=frozenset(record.engines),
         missing_engines=dict(record.missing_engines),
-        draining=record.draining,
+        draining=record.draining or drained,
         devices=tuple(sorted(devices, key=lambda device: device.index)),
         labels=dict(record.labels),
         taints=frozenset(record.taints),
         failure_domain=record.failure_domain,
+        reserved=reserved,
     )
 
 

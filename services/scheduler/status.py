@@ -99,6 +99,12 @@ def _scaling(key: VersionId, version: records.WantedVersion, picture: Picture) -
 
 
 def _worker(worker: records.WorkerRecord, intake: Intake) -> pb.WorkerStatus:
+    if worker.id not in intake.shown:
+        intake.shown[worker.id] = _made(worker, intake)
+    return intake.shown[worker.id]
+
+
+def _made(worker: records.WorkerRecord, intake: Intake) -> pb.WorkerStatus:
     reserved, on = intake.reserved.get(worker.id, (0, {}))
     return pb.WorkerStatus(
         id=worker.id,
@@ -106,7 +112,8 @@ def _worker(worker: records.WorkerRecord, intake: Intake) -> pb.WorkerStatus:
         memory_bytes=worker.memory_bytes,
         reserved_bytes=reserved,
         engines=sorted(worker.engines),
-        draining=worker.draining,
+        draining=worker.draining or worker.id in intake.drains,
+        drained_by=intake.drains[worker.id].caller if worker.id in intake.drains else "",
         start_time=worker.start_time,
         devices=[
             pb.DeviceStatus(

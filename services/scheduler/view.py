@@ -8,17 +8,20 @@ to lead need not learn the cluster first.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from penstock.cluster import Etcd, Mirror, keys
 from penstock.cluster.kv import Op
 from penstock.internal.v1 import records_pb2 as records
 
 from .absence import Absences
+from .drains import Drains
 from .judge import Judge
 from .placement import Plan
+from .reservations import Reservation
 from .status import Picture
 
 LOOK = 1.0
@@ -26,18 +29,26 @@ LOOK = 1.0
 
 
 class ClusterView:
-    """The cluster now. grace: seconds for which nothing is taken away after the store went back in time."""
+    """The cluster now.
 
-    def __init__(self, etcd: Etcd, absences: Absences, *, grace: float) -> None:
+    grace: seconds for which nothing is taken away after the store went back in time. reservations: for tenants.
+    """
+
+    def __init__(
+        self, etcd: Etcd, absences: Absences, *, grace: float, reservations: Sequence[Reservation] = ()
+    ) -> None:
         self._absences = absences
+        self._drained = Drains()
         self._grace = grace
         self._rewinds = 0
         self._observed = False
         self.leading = False
         """Whether this scheduler leads; the controller says so."""
+        self.reporters = 0
+        """Processes that have told of their demand not long ago."""
         self._rewound_at: float | None = None
         self._listeners: set[asyncio.Event] = set()
-        self.judge = Judge()
+        self.judge = Judge(reservations)
         intake = self.intake = self.judge.intake
         self._deployments = Mirror(
             etcd, keys.DEPLOYMENTS, records.DeploymentRecord, self._changed, on_record=intake.deployment
@@ -48,9 +59,17 @@ class ClusterView:
             etcd, keys.ASSIGNMENTS, records.AssignmentRecord, self._workers_changed, on_record=intake.assignment
         )
         self._learned = Mirror(etcd, keys.LEARNED, records.LearnedRecord, self._changed, on_record=intake.learned)
+        self._drains = Mirror(etcd, keys.DRAINS, records.DrainRecord, self._workers_changed, on_record=intake.drain)
         self._services = Mirror(etcd, keys.SERVICES, records.ServiceRecord, self._changed)
         self._leader = Mirror(etcd, keys.LEADER, records.LeaderRecord, self._changed)
-        self._placing = (self._deployments, self.workers, self._replicas, self.assignments, self._learned)
+        self._placing = (
+            self._deployments,
+            self.workers,
+            self._replicas,
+            self.assignments,
+            self._learned,
+            self._drains,
+        )
         self._mirrors = (*self._placing, self._services, self._leader)
 
     async def run(self) -> None:
@@ -80,10 +99,10 @@ class ClusterView:
         for mirror in self._placing:
             await mirror.refresh()
 
-    def wrote(self, operations: Sequence[Op], revision: int) -> None:
-        """Takes in what this scheduler, which leads, has written at that revision."""
+    def wrote(self, operations: Sequence[Op], revision: int, messages: Mapping[str, Any]) -> None:
+        """Takes in what this scheduler, which leads, has written at that revision. messages: of the puts, by key."""
         for mirror in (self.assignments, self._learned):
-            mirror.wrote(operations, revision)
+            mirror.wrote(operations, revision, messages)
 
     @contextmanager
     def listening(self) -> Iterator[asyncio.Event]:
@@ -98,12 +117,12 @@ class ClusterView:
     def plan(self) -> Plan:
         """What should be, now. It costs what has changed since it was asked for last."""
         now = asyncio.get_running_loop().time()
-        return self.judge.plan(now, _minute(), self._absences.held(now), leading=self.leading)
+        return self.judge.plan(now, _minute(), self._absences.held(now), leading=self.decides)
 
     def look(self) -> None:
         """Makes of the newest demand what there is to make of it; rings when that changes the plan."""
         now = asyncio.get_running_loop().time()
-        if self.known and self.judge.look(now, _minute(), leading=self.leading):
+        if self.known and self.judge.look(now, _minute(), leading=self.decides):
             self._ring()
 
     @property
@@ -112,10 +131,20 @@ class ClusterView:
         now = asyncio.get_running_loop().time()
         return self._rewound_at is not None and now - self._rewound_at < self._grace
 
+    @property
+    def decides(self) -> bool:
+        """Whether it leads, and believes that what it knows is all that there is: for a while after the store has gone
+        back in time, what there is says how many replicas there should be."""
+        return self.leading and not self.only_add
+
+    def forgotten_drains(self) -> list[str]:
+        """Workers that somebody wanted empty and that are gone for good."""
+        return [] if self.only_add else self._drained.forgotten(asyncio.get_running_loop().time())
+
     def next_look(self) -> float | None:
         """Seconds after which time alone changes what `plan` or `only_add` say; None for never."""
         now = asyncio.get_running_loop().time()
-        ends = [self._absences.next_end(now)]
+        ends = [self._absences.next_end(now), self._drained.next_end(now)]
         if self._rewound_at is not None and self.only_add:
             ends.append(self._rewound_at + self._grace - now)
         return min((end for end in ends if end is not None), default=None)
@@ -142,7 +171,9 @@ class ClusterView:
         if self.known:
             live = {record.id: record for record in self.workers.records.values()}
             told = [record.worker for record in self.assignments.records.values()]
-            self._absences.observe(live, told, asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            self._absences.observe(live, told, now)
+            self._drained.observe(self.intake.drains, live, now)
         self._changed()
 
     def _changed(self) -> None:
@@ -164,6 +195,7 @@ class ClusterView:
         while True:
             await asyncio.sleep(LOOK)
             self.look()
+            self.reporters = self.judge.demand.heard(asyncio.get_running_loop().time())
 
 
 def _minute() -> int:

@@ -25,6 +25,7 @@ from .engines.catalogue import probe_all
 from .engines.engine import Means
 from .inference import Inference
 from .loading import Loader, Machine
+from .losses import Losses
 from .registry import Registries
 from .replica import Surroundings
 from .replicas import Replicas
@@ -32,9 +33,9 @@ from .replicas import Replicas
 
 async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
     """Starts everything that a worker runs on this chassis."""
-    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel)
+    etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel, chassis.etcd_login)
     chassis.on_close(etcd.close)
-    membership = Membership(etcd, config.lease_seconds)
+    membership = Membership(etcd, config.lease_seconds, lambda: replicas.note_change())
     registry_records = Mirror(etcd, keys.services_of("registry"), ServiceRecord)
     registries = Registries(
         registry_records.synced,
@@ -56,7 +57,8 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         chassis.id,
         chassis.address,
         membership,
-        lambda: (assignments.records.get(own), assignments.rewinds),
+        # A mirror of one key may miss that the store was restored, when its revisions have grown past ours since.
+        lambda: (assignments.records.get(own), assignments.rewinds + membership.anew),
         unix_socket=chassis.listen_unix(),
     )
     assignments = Mirror(etcd, own, AssignmentRecord, replicas.note_change)
@@ -84,6 +86,7 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         grace_seconds=config.grace_seconds,
         drain_seconds=config.drain_seconds,
         device_bytes=devices.used_by,
+        lost=Losses(record, membership).note,
     )
     schedulers = Mirror(etcd, keys.services_of("scheduler"), ServiceRecord)
     reports = Reports(

@@ -25,15 +25,16 @@ from . import rows
 from .batching import BatchPolicy, BatchQueue, ServiceEstimate, Waiting, timeout_expired
 from .canary import Canary
 from .codec import Request, Tensor
+from .engines.engine import DeviceLost, OutOfMemory
+from .halving import halves
 from .metrics import ReplicaMetrics
-from .references import Source, unstaged
+from .references import unstaged
 from .seat import Ended, Result, Ride, Seat
+from .staging import stage
 from .statistics import Statistics
 from .work import Work
 
-ALIGNMENT: Final = 64
-"""Tensors begin at multiples of it in the arena: a cache line, and what vector instructions like."""
-
+STOPPED: Final = "the model stopped serving on this worker"
 HUNG: Final = "the model's engine does not answer; it is being restarted"
 
 LATE: Final = 3.0
@@ -175,7 +176,8 @@ class Batcher:
         return result
 
     async def run(self) -> None:
-        """Serves until cancelled. Raises EngineHung when the engine does not come back; then nobody is left waiting."""
+        """Serves until cancelled. Raises EngineHung when the engine does not come back, DeviceLost when it said that it
+        cannot; then nobody is left waiting."""
         try:
             while True:
                 self._arrived.clear()
@@ -194,7 +196,7 @@ class Batcher:
                         async with asyncio.timeout_at(decision.wake):
                             await self._arrived.wait()
         finally:
-            self.close(Unavailable("the model stopped serving on this worker"))
+            self.close(Unavailable(STOPPED))
 
     async def watch(self) -> None:
         """Has the engine checked whenever it has done nothing for a while, until cancelled; `run` does it."""
@@ -253,6 +255,10 @@ class Batcher:
             # A copy each: an exception that several callers raise would gather all their tracebacks.
             seat.tell(copy.copy(error))
 
+    def _refuse_all(self, batch: Sequence[Waiting[Seat]], error: PenstockError) -> None:
+        for waiting in batch:
+            self._refuse(waiting.item, error)
+
     def _answer(self, seat: Seat, result: Result, now: float, now_ms: int) -> None:
         self._close_seat(seat)
         ride = result.ride
@@ -270,17 +276,32 @@ class Batcher:
         seat.tell(result)
 
     async def _execute(self, batch: Sequence[Waiting[Seat]]) -> None:
-        """Runs one batch; each of its requests has ended when this returns or raises."""
+        """Runs one batch; each of its requests has ended when this returns or raises. What the engine has no memory for
+        is tried once more, in two halves."""
+        now = self._clock()
+        self.work.dequeued(len(batch), len(batch) * now - sum([waiting.item.arrived for waiting in batch]))
+        try:
+            for half in await self._attempt(batch, again=True):
+                await self._attempt(half)
+        finally:
+            self._refuse_all(batch, Unavailable(STOPPED))
+
+    async def _attempt(
+        self, batch: Sequence[Waiting[Seat]], again: bool = False
+    ) -> tuple[Sequence[Waiting[Seat]], ...]:
+        """Runs it once; the halves to run in its place, where `again` allows it and they may fit, else nothing. Of a
+        batch that is not halved each request has ended."""
         self._batches += 1
         started = self._clock()
         size = sum(waiting.rows for waiting in batch)
         self._free_at = started + self._queue.estimate.seconds(size)
         span = _batch_span(batch, size)
-        self.work.dequeued(len(batch), len(batch) * started - sum([waiting.item.arrived for waiting in batch]))
         self.work.began(started)
-        failure: PenstockError = Unavailable("the model stopped serving on this worker")
+        failure: PenstockError = Unavailable(STOPPED)
+        smaller: tuple[Sequence[Waiting[Seat]], ...] = ()
         try:
-            references = self._stage([waiting.item.request for waiting in batch])
+            requests = [waiting.item.request for waiting in batch]
+            references = stage(requests, self._engine.staging, batched=bool(self._policy.max_batch_size))
             for waiting in batch:
                 if waiting.item.request.sources and (problem := unstaged(waiting.item.request.sources)) is not None:
                     self._refuse(waiting.item, problem)
@@ -293,9 +314,12 @@ class Batcher:
             failure = EngineHung(HUNG)
             raise failure from None
         except PenstockError as error:
-            if error.detail:
-                log.warning("batch_failed", rows=size, problem=error.message, detail=error.detail)
+            smaller = halves(batch) if again and isinstance(error, OutOfMemory) else ()
+            if error.detail or smaller:
+                log.warning("batch_failed", rows=size, problem=error.message, detail=error.detail, halved=bool(smaller))
             failure = error
+            if isinstance(error, DeviceLost):
+                raise
         except Exception as error:
             log.exception("batch_failed", rows=size)
             failure = Internal("the model failed to run this request", detail=repr(error))
@@ -304,13 +328,14 @@ class Batcher:
             self.work.ended(self._clock())
             if span is not None:
                 span.end()
-            for waiting in batch:
-                self._refuse(waiting.item, failure)
+            if not smaller:
+                self._refuse_all(batch, failure)
         self._metrics.batch_seconds.observe(self._clock() - started)
         self._metrics.batch_rows.observe(size)
+        return smaller
 
     async def _check(self) -> None:
-        """Raises EngineHung, or Unavailable when the engine fails its samples."""
+        """Raises EngineHung, DeviceLost, or Unavailable when the engine fails its samples."""
         self._canary.due = False
         started = self._clock()
         try:
@@ -319,37 +344,12 @@ class Batcher:
             self._canary.sang(self._clock() - started)
         except TimeoutError:
             raise EngineHung(HUNG) from None
+        except DeviceLost:
+            raise
         except PenstockError as error:
             log.warning("check_failed", problem=error.message, detail=error.detail)
             if self._canary.failed():
                 raise Unavailable("the model's engine fails to run; it is being restarted") from None
-
-    def _stage(self, requests: Sequence[Request]) -> list[engine_pb2.TensorRef]:
-        """Writes the requests' rows into the engine's arena, each byte copied once."""
-        references: list[engine_pb2.TensorRef] = []
-        total = 0
-        for index, first in enumerate(requests[0].inputs):
-            size = sum(len(request.inputs[index].data) for request in requests)
-            shape = first.shape
-            if self._policy.max_batch_size:
-                shape = (sum(request.rows for request in requests), *shape[1:])
-            references.append(
-                engine_pb2.TensorRef(
-                    name=first.name, datatype=first.datatype, shape=shape, offset=total, size_bytes=size
-                )
-            )
-            total += -(-size // ALIGNMENT) * ALIGNMENT
-        arena = self._engine.staging(max(total, 1))
-        for index, reference in enumerate(references):
-            offset = reference.offset
-            for request in requests:
-                data = request.inputs[index].data
-                if isinstance(data, Source):
-                    data.read_into(arena[offset : offset + len(data)])
-                else:
-                    arena[offset : offset + len(data)] = data
-                offset += len(data)
-        return references
 
     def _deliver(
         self, batch: Sequence[Waiting[Seat]], outcome: Outcome, size: int, started: float, staged_ns: int

@@ -65,6 +65,7 @@ class Orders:
     def __init__(self) -> None:
         self._term = 0
         self._rewinds = 0
+        self._followed: records_pb2.AssignmentRecord | None = None
         self._replicas: dict[Identity, records_pb2.AssignedReplica] = {}
 
     @property
@@ -80,10 +81,11 @@ class Orders:
         """
         if rewinds != self._rewinds:
             self._rewinds, self._term = rewinds, 0
-        if record is None:
+        if record is None or record == self._followed:
+            # Seen before the store went back, it says nothing of the terms there are now.
             return True
         if record.term < self._term:
             return False
-        self._term = record.term
+        self._term, self._followed = record.term, record
         self._replicas = {(replica.name, replica.version): replica for replica in record.replicas}
         return True

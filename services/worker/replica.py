@@ -27,6 +27,7 @@ from .artifacts import Artifacts
 from .batcher import Batcher, EngineRunner
 from .batching import BatchPolicy
 from .codec import Schema
+from .engines.engine import DeviceLost
 from .lifecycle import Identity
 from .memory import Ledger, Reservation
 from .metrics import ReplicaMetrics
@@ -66,6 +67,10 @@ class Host(EngineRunner, Protocol):
     async def close(self) -> None: ...
 
 
+async def _nobody(devices: Sequence[int]) -> None:
+    """Is told and does nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What replicas share.
@@ -74,7 +79,8 @@ class Surroundings:
     reason; device_bytes: process → bytes on its devices, asked in a thread;
     announce: tells the cluster a standing and the seconds until the next try; told: waits until the cluster has heard;
     grace_seconds: how long a draining replica takes the requests of gateways that have not heard yet;
-    drain_seconds: how long at most it finishes what it has; first_pause: seconds before the second try.
+    drain_seconds: how long at most it finishes what it has; first_pause: seconds before the second try;
+    lost: told of the devices of an engine that has lost one.
     """
 
     artifacts: Artifacts
@@ -87,6 +93,7 @@ class Surroundings:
     drain_seconds: float
     first_pause: float = FIRST_PAUSE
     device_bytes: Callable[[int], int] = lambda pid: 0
+    lost: Callable[[Sequence[int]], Awaitable[None]] = _nobody
 
 
 class Replica:
@@ -128,6 +135,8 @@ class Replica:
             except Exception as error:
                 log.exception("replica_crashed", model=self.identity[0], version=self.identity[1])
                 problem = Internal("the replica failed unexpectedly; the worker's log says why", detail=repr(error))
+            if isinstance(problem, DeviceLost):
+                await self._around.lost([device.index for device in self.assigned.devices])
             if self._ready_at is not None and asyncio.get_running_loop().time() - self._ready_at > STABLE_SECONDS:
                 pauses.reset()
             await self._rest(problem, pauses.next())
@@ -173,7 +182,8 @@ class Replica:
         reservation.correct(self._measured, on_devices)
 
     async def _serve(self, host: Host, manifest: pb.Manifest, began: float) -> None:
-        """READY until retired and drained; raises Unavailable when the engine is lost. began: when loading did."""
+        """READY until retired and drained; raises Unavailable when the engine is lost, DeviceLost when a device is.
+        began: when loading did."""
         batcher = Batcher(
             host,
             BatchPolicy.from_manifest(manifest.batching),

@@ -31,7 +31,8 @@ class Replicas:
 
     Args:
         worker, address, unix_socket: as the cluster knows this process.
-        orders: my assignment as it is now (None for none), and how often the store has turned out older than it was.
+        orders: my assignment as it is now (None for none), and how often the store may have turned out older than it
+            was.
     """
 
     def __init__(

@@ -373,3 +373,32 @@ async def test_a_writer_in_another_process_counts_and_its_death_frees_the_artifa
     assert await store.stat(digest_of(b"abcdef")) == Stat(False, 3)
     await upload(store, b"abcdef", offset=3)
     assert await content(store, digest_of(b"abcdef")) == b"abcdef"
+
+
+# --- copies, for builds -----------------------------------------------------------------------------------------------
+
+
+async def test_copies_out_and_in(store: BlobStore, tmp_path: Path) -> None:
+    await upload(store, DATA)
+    copy = tmp_path / "copy"
+    store.copy_out(DIGEST, copy)
+    assert copy.read_bytes() == DATA
+    copy.write_bytes(b"changed")
+    assert await content(store, DIGEST) == DATA, "the copy is the caller's own"
+    made = store.copy_in(copy)
+    assert (made.digest, made.size_bytes) == (digest_of(b"changed"), 7)
+    copy.write_bytes(b"changed again")
+    assert await content(store, made.digest) == b"changed"
+    with pytest.raises(NotFound):
+        store.copy_out(digest_of(b"nothing"), tmp_path / "none")
+
+
+async def test_only_a_file_of_its_own_is_copied_in(store: BlobStore, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    (tmp_path / "symbolic").symlink_to(secret)
+    os.link(secret, tmp_path / "hard")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("symbolic", "hard", "pipe", "missing", "."):
+        with pytest.raises(InvalidArgument):
+            store.copy_in(tmp_path / name)

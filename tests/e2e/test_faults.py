@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,9 @@ import pytest
 from deploy.local.ports import Ports
 from deploy.local.suite import Suite
 from penstock import Client, errors, signals
+from tests.e2e.calling import ONES, Load, wait_until
 from tests.e2e.conftest import grpc_address, serve
 from tests.harness import models
-
-ONES = np.ones((1, 16), np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -44,47 +43,6 @@ def caller(troubled: Suite, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         serve(client, models.add_one(folder / "add1"), replicas=2)
         serve(client, models.slow(folder / "slow"), replicas=2)
         yield client
-
-
-class Load:
-    """Calls add1 without pause from a few threads until told to stop; keeps every outcome."""
-
-    def __init__(self, client: Client, callers: int = 4) -> None:
-        self._client = client
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._call) for _ in range(callers)]
-        self.right = 0
-        self.wrong = 0
-        self.failures: list[Exception] = []
-        self.slowest = 0.0
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for(self, more: int) -> None:
-        """Waits for so many more right answers."""
-        goal = self.right + more
-        wait_until(lambda: self.right > goal)
-
-    def _call(self) -> None:
-        while not self._stop.is_set():
-            begun = time.monotonic()
-            try:
-                result = self._client.infer("add1", {"x": ONES}, timeout=5)
-                if (result["y"] == 2).all():
-                    self.right += 1
-                else:
-                    self.wrong += 1
-            except errors.PenstockError as error:
-                self.failures.append(error)
-            self.slowest = max(self.slowest, time.monotonic() - begun)
 
 
 def test_a_killed_worker_costs_no_answer(troubled: Suite, caller: Client) -> None:
@@ -295,10 +253,3 @@ def engine_processes(suite: Suite, worker: str) -> list[int]:
     parent = suite.running()[worker]
     children = Path(f"/proc/{parent}/task/{parent}/children")
     return [int(pid) for pid in children.read_text().split()]
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)

@@ -10,16 +10,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-import grpc
 import onnx
 
 from penstock.errors import PenstockError
 from penstock.v1 import models_pb2 as pb
-from penstock.v1 import models_pb2_grpc as rpc
 from penstock.wire.client import Peer
 from tests.fault.ledger import OK
 from tests.fault.load import outcome, request
-from tests.fault.stand import GATEWAYS, WORKERS, Stand
+from tests.fault.stand import WORKERS, Stand
 from tests.harness import models
 
 HERD: Final = "herd"
@@ -37,9 +35,7 @@ def prepare(stand: Stand) -> int:
     model.graph.doc_string = secrets.token_hex(WEIGHT // 2)
     onnx.save(model, file)
     version = stand.client.publish(folder)
-    wanted = pb.DeployRequest(name=HERD, version=str(version.version), scaling=pb.Scaling(max_replicas=1))
-    with grpc.insecure_channel(stand.address(GATEWAYS[0])) as channel:
-        rpc.DeploymentServiceStub(channel).Deploy(wanted, timeout=10)
+    stand.client.deploy(HERD, version.version, scaling=pb.Scaling(max_replicas=1))
     return file.stat().st_size
 
 

@@ -9,6 +9,7 @@ import asyncio
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 CHUNK = 1 << 16
@@ -17,10 +18,19 @@ CHUNK = 1 << 16
 class Proxy:
     """From `host:port` to `target`, until the context is left.
 
-    host: any address of 127.0.0.0/8, so that proxy and target may have one port number.
+    host: any address of 127.0.0.0/8, so that proxy and target may have one port number. transform: makes, for each
+    connection, what the target's words go through.
     """
 
-    def __init__(self, target: tuple[str, int], host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        target: tuple[str, int],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        transform: Callable[[], Callable[[bytes], bytes]] | None = None,
+    ) -> None:
+        self.transform = transform
         self._target, self._host, self.port = target, host, port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
@@ -108,11 +118,12 @@ class Proxy:
             _reset(writer)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, towards: bool) -> None:
+        change = bytes if towards or self.transform is None else self.transform()
         while data := await reader.read(CHUNK):
             if self._delay:
                 await asyncio.sleep(self._delay)
             await self._passing[towards].wait()
-            writer.write(data)
+            writer.write(change(data))
             await writer.drain()
         writer.write_eof()
 

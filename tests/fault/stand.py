@@ -8,20 +8,24 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager, suppress
+import urllib.request
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
 
 from deploy.local.ports import Ports
-from deploy.local.suite import ROOT, Suite
+from deploy.local.suite import ROOT, Process, Suite
 from penstock import Client, errors
-from penstock.cluster import keys, records
-from penstock.cluster.etcd import Etcd
-from penstock.internal.v1.records_pb2 import AssignmentRecord, LeaderRecord, ReplicaRecord
 from penstock.v1 import cluster_pb2 as pb
 from tests.e2e.conftest import serve
+from tests.fault import store
 from tests.fault.ledger import Ledger
 from tests.fault.proxy import Proxy
 from tests.harness import models
@@ -29,10 +33,50 @@ from tests.harness import models
 MODEL = "add1"
 WORKERS = ("worker-1", "worker-2", "worker-3")
 GATEWAYS = ("gateway", "gateway-2")
+SCHEDULERS = ("scheduler-1", "scheduler-2")
 PROXIED = "worker-3"
 """The worker that reaches etcd, and is reached by gateways, through proxies."""
 FAR_HOST = "127.0.0.33"
 """Where gateways find that worker."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Dress:
+    """How a stand differs from the usual one.
+
+    before, flags: words before and after the command of a process, by its name. manifest: what the model says more,
+    by section.
+    etcd_for, worker_at: hosts at which PROXIED finds its proxy to etcd, and at which its port is found.
+    """
+
+    before: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    manifest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    etcd_for: str = "127.0.0.1"
+    worker_at: str = "127.0.0.1"
+
+
+USUAL = Dress()
+
+
+class Dressed(Suite):
+    """A suite whose processes are started in other circumstances."""
+
+    dress = USUAL
+
+    def table(self) -> list[Process]:
+        """See Suite.table."""
+        rows = [
+            replace(row, command=[*self.dress.before.get(name, ()), *row.command, *self.dress.flags.get(name, ())])
+            for row in super().table()
+            for name in (row.name,)
+        ]
+        far = {PROXIED: self.dress.worker_at}
+        return [
+            replace(row, ready_url=row.ready_url.replace("127.0.0.1", far.get(row.name, "127.0.0.1"))) for row in rows
+        ]
 
 
 class Load:
@@ -73,11 +117,22 @@ class Load:
 
 
 class Stand:
-    """Made by `standing`. client: the SDK on the first gateway; seed: of everything that is drawn."""
+    """Made by `standing`. client: the SDK on the first gateway; seed: of everything that is drawn; rate: requests a
+    second; thorough: scenarios take the time that their full numbers need."""
 
-    def __init__(self, suite: Suite, client: Client, to_etcd: Proxy, to_worker: Proxy, seed: int, rate: float) -> None:
+    def __init__(
+        self,
+        suite: Suite,
+        client: Client,
+        to_etcd: Proxy,
+        to_worker: Proxy,
+        *,
+        seed: int = 1,
+        rate: float = 60.0,
+        thorough: bool = False,
+    ) -> None:
         self.suite, self.client, self.to_etcd, self.to_worker = suite, client, to_etcd, to_worker
-        self.seed, self.rate = seed, rate
+        self.seed, self.rate, self.thorough = seed, rate, thorough
         # One loop for all questions to the store: grpc.aio does not like those that come and go.
         self._asking = asyncio.Runner()
 
@@ -85,11 +140,26 @@ class Stand:
         """Lets go of the loop."""
         self._asking.close()
 
+    def ask(self, question: Coroutine[Any, Any, T]) -> T:
+        """The answer to something that is asked on a loop."""
+        return self._asking.run(question)
+
     @contextmanager
-    def load(self, gateways: tuple[str, ...] = ("gateway",), timeout: float = 5.0, retries: int = 0) -> Iterator[Load]:
-        """Open-loop load; entered when it is being answered by every worker that serves."""
+    def apart(self, dress: Dress | Callable[[Ports], Dress]) -> Iterator[Stand]:
+        """Another stand beside this one, for what cannot be done to processes that run already."""
+        with tempfile.TemporaryDirectory(prefix="apart-") as folder:
+            how: dict[str, Any] = {"seed": self.seed, "rate": self.rate, "thorough": self.thorough}
+            with standing(Path(folder), dress=dress, **how) as stand:
+                yield stand
+
+    @contextmanager
+    def load(
+        self, gateways: tuple[str, ...] = ("gateway",), timeout: float = 5.0, retries: int = 0, times: float = 1.0
+    ) -> Iterator[Load]:
+        """Open-loop load, so many times the usual rate; entered when it is being answered by every worker that
+        serves."""
         addresses = ",".join(map(self.address, gateways))
-        arguments = [addresses, MODEL, str(self.rate), str(self.seed), str(timeout), str(retries)]
+        arguments = [addresses, MODEL, str(times * self.rate), str(self.seed), str(timeout), str(retries)]
         load = Load([sys.executable, "-m", "tests.fault.load", *arguments])
         try:
             load.wait_for(int(3 * self.rate))
@@ -172,7 +242,7 @@ class Stand:
 
     def leader(self) -> str:
         """Id of the leading scheduler, by the store; empty while nobody leads or the store does not answer."""
-        return self._asking.run(_leader(self.etcd()))
+        return self.ask(store.leader(self.etcd()))
 
     def change(self) -> float:
         """Changes a deployment, once that can be done, and back; seconds until the change was carried out."""
@@ -197,49 +267,78 @@ class Stand:
     def etcd(self) -> str:
         return f"127.0.0.1:{self.suite.ports['etcd_client']}"
 
+    def metric(self, process: str, name: str, **labels: str) -> float:
+        """One sample of a process's metrics; 0 where it has none."""
+        wanted = name + ("{" + ",".join(f'{key}="{value}"' for key, value in labels.items()) + "}" if labels else "")
+        port = self.suite.ports[f"{process.replace('-', '_')}_admin"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.rpartition(" ")[0] == wanted), 0.0)
+
+    def events(self, process: str, name: str) -> int:
+        """How often a process has logged an event since its first start."""
+        log = self.suite.state / "logs" / f"{process}.log"
+        return log.read_text(errors="replace").count(f'"event": "{name}"')
+
     def revision(self) -> int:
         """Of the store now."""
-        return self._asking.run(_revision(self.etcd()))
+        return self.ask(store.revision(self.etcd()))
 
     def compact(self) -> None:
         """The store forgets how it came to be as it is."""
-        self._asking.run(_compact(self.etcd()))
+        self.ask(store.compact(self.etcd()))
 
     def stale_commands(self, since: int) -> tuple[int, int]:
         """Assignments written since a revision, and those among them that an older leader wrote after a newer one."""
-        terms = self._asking.run(_terms(self.etcd(), since + 1))
+        terms = self.ask(store.terms(self.etcd(), since + 1))
         return len(terms), sum(term < max(terms[: index + 1]) for index, term in enumerate(terms))
 
     def unlink_socket(self, worker: str) -> None:
         """Gateways reach the worker by its port from now on, where a proxy stands."""
-        for path in self._asking.run(_sockets(self.etcd(), worker)):
+        for path in self.ask(store.sockets(self.etcd(), worker)):
             Path(path).unlink(missing_ok=True)
 
 
 @contextmanager
 def standing(
-    state: Path, seed: int = 1, rate: float = 60.0, say: Callable[[str], None] = lambda line: None
+    state: Path,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    dress: Dress | Callable[[Ports], Dress] = USUAL,
+    **how: Any,
 ) -> Iterator[Stand]:
-    """A suite of three workers and two gateways that serves one model from every worker."""
+    """A suite of three workers and two gateways that serves one model from every worker. dress: or what tells it by the
+    ports; how: see Stand."""
     more = [f"worker_3_{kind}" for kind in ("grpc", "admin")]
     more += [f"gateway_2_{kind}" for kind in ("rest", "grpc", "admin")]
     ports = Ports.free(more)
     with ExitStack() as held:
-        to_etcd = held.enter_context(Proxy(("127.0.0.1", ports["etcd_client"])))
+        dress = dress if isinstance(dress, Dress) else dress(ports)
+        to_etcd = held.enter_context(Proxy(("127.0.0.1", ports["etcd_client"]), dress.etcd_for))
         port = ports["worker_3_grpc"]
-        to_worker = held.enter_context(Proxy(("127.0.0.1", port), FAR_HOST, port))
+        to_worker = held.enter_context(Proxy((dress.worker_at, port), FAR_HOST, port))
         flags = {PROXIED: [f"--etcd={to_etcd.address}", f"--advertise={FAR_HOST}"]}
-        suite = Suite(
+        suite = Dressed(
             state, ports, say=say, trace_ratio=None, workers=len(WORKERS), gateways=len(GATEWAYS), flags=flags
         )
+        suite.dress = dress
         held.callback(suite.down)
         suite.up()
         client = held.enter_context(Client(f"127.0.0.1:{ports['gateway_grpc']}", timeout=10, retries=3))
-        serve(client, models.add_one(state / "models" / MODEL, MODEL), replicas=len(WORKERS))
-        stand = Stand(suite, client, to_etcd, to_worker, seed, rate)
+        serve(client, _model(state / "models" / MODEL, dress), replicas=len(WORKERS))
+        stand = Stand(suite, client, to_etcd, to_worker, **how)
         held.callback(stand.close)
         stand.settle()
         yield stand
+
+
+def _model(folder: Path, dress: Dress) -> Path:
+    manifest = models.add_one(folder, MODEL) / "model.yaml"
+    content = yaml.safe_load(manifest.read_text())
+    for section, more in dress.manifest.items():
+        content[section] |= more
+    manifest.write_text(yaml.safe_dump(content))
+    return folder
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -253,58 +352,3 @@ def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
 def _send(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-async def _revision(endpoint: str) -> int:
-    store = Etcd([endpoint])
-    try:
-        return (await store.range(keys.ASSIGNMENTS)).revision
-    finally:
-        await store.close()
-
-
-async def _compact(endpoint: str) -> None:
-    store = Etcd([endpoint])
-    try:
-        await store.compact((await store.range(keys.PREFIX)).revision)
-    finally:
-        await store.close()
-
-
-async def _leader(endpoint: str) -> str:
-    store = Etcd([endpoint])
-    try:
-        found = await store.get(keys.LEADER, within=1.0)
-    except errors.PenstockError:
-        return ""
-    finally:
-        await store.close()
-    return records.from_json(LeaderRecord, found.value).id if found is not None else ""
-
-
-async def _terms(endpoint: str, start: int) -> list[int]:
-    """Terms of the assignments written from that revision to now, in the order of the writes."""
-    store = Etcd([endpoint])
-    try:
-        newest = max((item.mod_revision for item in (await store.range(keys.ASSIGNMENTS)).items), default=0)
-        terms: list[int] = []
-        if newest < start:
-            return terms
-        async with aclosing(store.watch(keys.ASSIGNMENTS, start)) as watch:
-            async for changes in watch:
-                told = [event.value for event in changes.events if event.value is not None]
-                terms += [records.from_json(AssignmentRecord, value).term for value in told]
-                if changes.revision >= newest:
-                    break
-        return terms
-    finally:
-        await store.close()
-
-
-async def _sockets(endpoint: str, worker: str) -> set[str]:
-    store = Etcd([endpoint])
-    try:
-        found = (await store.range(keys.replicas_of(worker))).items
-    finally:
-        await store.close()
-    return {records.from_json(ReplicaRecord, item.value).unix_socket for item in found} - {""}

@@ -20,11 +20,12 @@ import yaml
 from penstock import errors
 from penstock.channel import OPTIONS, error_trailer, status_of
 from penstock.oip import inference_pb2 as oip
+from penstock.v1 import builds_pb2_grpc, cluster_pb2_grpc, models_pb2_grpc
 from penstock.v1 import cluster_pb2 as cluster
-from penstock.v1 import cluster_pb2_grpc, models_pb2_grpc
 from penstock.v1 import models_pb2 as pb
 from penstock.wire import Answer, Call
 from tests.harness.grpcio_service import service_handler
+from tests.harness.small_builds import Builds
 
 SPECS = {"x": ("FP32", [-1, 3]), "text": ("BYTES", [-1, 1]), "n": ("INT64", [-1, 2]), "whole": ("INT32", [4])}
 
@@ -108,7 +109,8 @@ class Catalogue(
     models_pb2_grpc.DeploymentServiceServicer,
     cluster_pb2_grpc.ClusterServiceServicer,
 ):
-    """Registry and scheduler. breaks: bytes after which the next uploads break, one each; refusals: uploads refused."""
+    """Registry and scheduler. breaks: bytes after which the next uploads break, one each; refusals: uploads refused;
+    stays: what cannot leave a drained w-1."""
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytearray] = {}
@@ -125,6 +127,8 @@ class Catalogue(
         self.ready = True
         self.replica_state = cluster.REPLICA_STATE_LOADING
         self.reason = ""
+        self.drained = False
+        self.stays = ""
         self.watches = 0
         self.break_watches = 0
         self._changed = asyncio.Condition()
@@ -247,8 +251,18 @@ class Catalogue(
         number = await self._resolve(request.name, request.version, context)
         deployment = self.deployed.setdefault(request.name, pb.Deployment(name=request.name))
         others = [v for v in deployment.versions if request.keep_others and v.version != number]
+        before = {v.version: v for v in deployment.versions}
+        wanted = pb.DeployedVersion(replicas=request.replicas or 1, tenant=request.tenant)
+        if request.keep_options:
+            wanted.MergeFrom(before.get(number) or before.get(deployment.default_version) or wanted)
+        if request.HasField("scaling"):
+            wanted.scaling.CopyFrom(request.scaling)
+            wanted.replicas = request.scaling.min_replicas
+        if request.HasField("placement"):
+            wanted.placement.CopyFrom(request.placement)
+        wanted.version = number
         del deployment.versions[:]
-        deployment.versions.extend([*others, pb.DeployedVersion(version=number, replicas=request.replicas or 1)])
+        deployment.versions.extend([*others, wanted])
         if not request.keep_others or not deployment.default_version:
             deployment.default_version = number
         deployment.generation += 1
@@ -300,17 +314,37 @@ class Catalogue(
                 entry.remedies.append("free 1023 MiB on w-1")
         return answer
 
+    async def DrainWorker(self, request: Any, context: Any) -> cluster.DrainWorkerResponse:
+        return cluster.DrainWorkerResponse(replicas=await self._drain(request.worker, True, context))
+
+    async def UndrainWorker(self, request: Any, context: Any) -> cluster.UndrainWorkerResponse:
+        await self._drain(request.worker, False, context)
+        return cluster.UndrainWorkerResponse()
+
+    async def _drain(self, worker: str, wanted: bool, context: Any) -> int:
+        if worker != "w-1":
+            await fail(context, errors.NotFound(f"worker: none is called {worker!r}; there are w-1"))
+        self.drained = wanted
+        await self.change()
+        return sum(len(deployment.versions) for deployment in self.deployed.values())
+
     def _picture(self, name: str) -> cluster.ClusterStatus:
         status = cluster.ClusterStatus(leader="s-1", term=5)
-        status.workers.add(id="w-1", address="127.0.0.1:9", memory_bytes=1 << 30, engines=["onnx"])
+        status.workers.add(
+            id="w-1", address="127.0.0.1:9", memory_bytes=1 << 30, engines=["onnx"], draining=self.drained
+        )
         status.services.add(service="scheduler", id="s-1", address="127.0.0.1:8")
         for deployment in self.deployed.values():
             for version in deployment.versions if name in ("", deployment.name) else ():
                 entry = status.versions.add(name=deployment.name, version=version.version, wanted=version.replicas)
                 entry.default_version = version.version == deployment.default_version
                 state = cluster.REPLICA_STATE_READY if self.ready else self.replica_state
+                moves = self.drained and deployment.name != self.stays
+                entry.unplaced_reason = "" if moves or not self.drained else "no other worker has room"
                 for _ in range(version.replicas):
-                    entry.replicas.add(worker="w-1", state=state, reason="" if self.ready else self.reason)
+                    entry.replicas.add(
+                        worker="w-2" if moves else "w-1", state=state, reason="" if self.ready else self.reason
+                    )
                 entry.ready = version.replicas if self.ready else 0
         return status
 
@@ -359,6 +393,7 @@ async def small_gateway() -> AsyncIterator[SmallGateway]:
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server,
     ):
         add(gateway.catalogue, server)
+    builds_pb2_grpc.add_BuildServiceServicer_to_server(Builds(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     gateway.address = f"127.0.0.1:{port}"

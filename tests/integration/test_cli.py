@@ -89,6 +89,7 @@ async def test_the_commands_of_the_documentation(penstock: Shell) -> None:
     text = (ROOT / "docs" / "cli.md").read_text()
     block = re.search(r"```console\n(.*?)```", text, re.S)
     assert block is not None
+    (penstock.folder / "deployment.yaml").write_text("deployments: [{model: digits, version: prod, replicas: 1}]")
     lines = [line.removeprefix("$ penstock ") for line in block.group(1).splitlines()]
     assert len(lines) > 10
     shown = {}
@@ -97,6 +98,13 @@ async def test_the_commands_of_the_documentation(penstock: Shell) -> None:
         assert outcome.code == 0, f"{line}\n{outcome.out}{outcome.err}"
         shown[line] = outcome
     assert "digits@1" in shown["versions digits"].out
+    scaled = "digits@1  1 to 4  outstanding 2; mon-fri 08:00-18:00=2  selector zone=a          default"
+    assert scaled in shown["deployments digits"].out
+    dry = shown["deploy -f deployment.yaml --dry-run"].out
+    assert "digits@1: changed\n  replicas: 1 to 4 -> 1\n" in dry
+    assert "placement: selector zone=a -> as its manifest says" in dry
+    assert "nothing was changed" in dry
+    assert "digits@1: changed" in shown["deploy -f deployment.yaml --wait"].out
     assert "1/1    ready" in shown["status digits"].out
     assert "w-1     no       has 1 MiB free" in shown["explain digits"].out
     assert "would help: free 1023 MiB on w-1" in shown["explain digits"].out
@@ -110,6 +118,28 @@ async def test_the_commands_of_the_documentation(penstock: Shell) -> None:
     assert shown["infer digits@prod --input text='seven or one?' --json"].json["outputs"][0]["data"] == [
         ["seven or one?"]
     ]
+
+
+async def test_a_file_is_applied_as_often_as_one_likes(penstock: Shell, gateway: SmallGateway) -> None:
+    (penstock.folder / "model" / "model.json").write_text(manifest(files={"model": "digits.onnx"}))
+    await penstock("publish", "model")
+    (penstock.folder / "d.json").write_text(
+        json.dumps({"deployments": [{"model": "digits", "scaling": {"max_replicas": 2, "rate": 5}, "tenant": "acme"}]})
+    )
+    dry = await penstock("deploy", "-f", "d.json", "--dry-run", "--json")
+    assert dry.json["changes"][0]["change"] == "create"
+    assert not gateway.catalogue.deployed
+    for wanted in ("create", "none"):
+        applied = await penstock("deploy", "-f", "d.json", "--json")
+        (change,) = applied.json["changes"]
+        assert (change["name"], change["version"], change["change"]) == ("digits", 1, wanted)
+    assert gateway.catalogue.deployed["digits"].generation == 1
+    shown = (await penstock("deployments", "--json")).json["deployments"][0]["versions"][0]
+    assert (shown["scaling"]["max_replicas"], shown["tenant"], shown["placement"]) == (2, "acme", None)
+    kept = await penstock("deploy", "digits", "--json")
+    assert kept.json["deployment"]["versions"][0]["tenant"] == "acme"
+    wrong = await penstock("deploy", "-f", "missing.yaml")
+    assert (wrong.code, "missing.yaml" in wrong.err) == (1, True)
 
 
 async def test_scripts_get_one_json_document(penstock: Shell, gateway: SmallGateway) -> None:

@@ -355,11 +355,12 @@ async def test_own_writes_are_known_at_once_and_older_news_do_not_undo_them(
     mirror = Mirror(store, keys.WORKERS, WorkerRecord, changed)
     await mirror.refresh()
     (key, value), stale = worker("worker-1"), [await store.range(keys.WORKERS)]
-    mirror.wrote([Put(key, value), Put(keys.service("gateway", "g"), b"{}")], await store.put(key, value))
+    message = {key: WorkerRecord(id="worker-1", memory_bytes=1)}
+    mirror.wrote([Put(key, value), Put(keys.service("gateway", "g"), b"{}")], await store.put(key, value), message)
     assert seen(mirror) == {"worker-1": 1}
     stale.append(await store.range(keys.WORKERS))
     await store.delete(key)
-    mirror.wrote([Delete(key)], (await store.range(keys.WORKERS)).revision)
+    mirror.wrote([Delete(key)], (await store.range(keys.WORKERS)).revision, {})
     assert seen(mirror) == {}
     fresh = store.range
     for answer in stale:

@@ -27,7 +27,7 @@ async def test_a_gateway_that_stops_lets_them_wait_as_long_as_it_drains(clean_et
         wanted.scaling.max_replicas = 1
         record = DeploymentRecord(name="digits", versions=[wanted], default_version=1)
         await store.put(keys.deployment("digits"), records.to_json(record))
-        peer = Peer((await process.event("started"))["address"])
+        peer = Peer((await process.event("started", within=60))["address"])
 
         async def ask(method: str, payload: bytes) -> Answer:
             return await peer.unary(method, payload, deadline=asyncio.get_running_loop().time() + 60, headers={})

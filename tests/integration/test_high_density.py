@@ -45,7 +45,7 @@ class Suite:
         self.peer = Peer(gateway)
 
     async def deploy(self, folder: Path, name: str) -> None:
-        """A model that is loaded on demand."""
+        """A model that is loaded on demand; returns when the gateway knows it."""
         assigned = self.worker.publish(models.add_one(folder / name, name))
         wanted = WantedVersion(
             version=1, memory_bytes=SIZE, manifest_digest=assigned.manifest_digest, engine="onnx", replicas=0
@@ -53,6 +53,13 @@ class Suite:
         wanted.scaling.max_replicas = 1
         record = DeploymentRecord(name=name, generation=1, versions=[wanted], default_version=1)
         await self.worker.store.put(keys.deployment(name), records.to_json(record))
+        asked = oip.ModelReadyRequest(name=name).SerializeToString()
+        async with asyncio.timeout(60):
+            while True:
+                deadline = asyncio.get_running_loop().time() + 30
+                answer = await self.peer.unary("ModelReady", asked, deadline=deadline, headers={})
+                if oip.ModelReadyResponse.FromString(answer.payload).ready:
+                    return
 
     async def ask(self, name: str, number: int, timeout: float = DEADLINE) -> str:
         """The outcome of one request: `ok`, `wrong`, or the error's code."""
@@ -99,8 +106,8 @@ async def suite(store: Etcd, endpoint: str, folder: Path) -> AsyncIterator[Suite
         started("services.gateway", *flags, "--id=gateway-1", "--http-port=0") as gateway,
         bench(store, endpoint, folder, f"--memory-bytes={ROOM * SIZE}", "--load-timeout=120") as it,
     ):
-        await scheduler.event("started")
-        said = await gateway.event("started")
+        await scheduler.event("started", within=60)
+        said = await gateway.event("started", within=60)
         made = Suite(it, said["address"], said["admin"])
         reading = [asyncio.create_task(_read(each)) for each in (scheduler, gateway, it.process)]
         try:

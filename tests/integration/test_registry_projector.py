@@ -19,6 +19,7 @@ from penstock.v1 import manifest_pb2, models_pb2
 from penstock.v1.cluster_pb2 import REPLICA_STATE_LOADING, REPLICA_STATE_READY, ReplicaState
 from services.registry.database import Database
 from services.registry.deployment_store import DeploymentStore
+from services.registry.deployments import Wanted
 from services.registry.projector import Projector, Step, step_for
 from services.registry.store import NewVersion, Store
 from services.registry.threads import Threads
@@ -38,7 +39,9 @@ class Setting:
     changed: Changed
 
     async def deploy(self, version: int, replicas: int = 1, *, keep_others: bool = False) -> models_pb2.Deployment:
-        made = await asyncio.to_thread(self.deployments.deploy, "digits", version, replicas, keep_others=keep_others)
+        made = await asyncio.to_thread(
+            self.deployments.deploy, "digits", version, Wanted(replicas), keep_others=keep_others
+        )
         self.projector.note_change()
         return made
 
@@ -129,7 +132,7 @@ async def test_a_later_generation_is_never_overwritten(made: Setting) -> None:
     manifest = manifest_pb2.Manifest(schema="penstock/v1", name="other", format="onnx")
     new = NewVersion(manifest, {"model": models_pb2.Artifact(digest="d", size_bytes=1)}, "t", seal=lambda number: "d")
     await asyncio.to_thread(made.store.publish, new)
-    await asyncio.to_thread(made.deployments.deploy, "other", 1, 1, keep_others=False)
+    await asyncio.to_thread(made.deployments.deploy, "other", 1, Wanted(1), keep_others=False)
     made.projector.note_change()
     await made.changed.until(lambda: keys.deployment("other") in made.seen.records, within=20)
     assert made.seen.records[keys.deployment("digits")] == later

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 import yaml
+from google.protobuf.duration_pb2 import Duration
 
 from penstock import errors
 from penstock.channel import dial, raising
@@ -378,6 +379,26 @@ async def test_bad_fields(registry: Registry, tmp_path: Path) -> None:
             with pytest.raises(errors.InvalidArgument) as raised, raising():
                 await call
             assert raised.value.field == field, raised.value.message
+
+
+async def test_a_version_is_deployed_with_options_and_deployed_otherwise(registry: Registry, tmp_path: Path) -> None:
+    await publish(registry, models.add_one(tmp_path / "m"))
+    scaling = pb.Scaling(max_replicas=4, outstanding=2.0, idle_time=Duration(seconds=60))
+    placement = manifest_pb2.Placement(selector={"zone": "a"}, spread="required")
+    request = pb.DeployRequest(name="add1", scaling=scaling, placement=placement, tenant="acme")
+    shown = (await registry.deployments.Deploy(request)).deployment
+    (version,) = shown.versions
+    assert (version.replicas, version.scaling, version.placement, version.tenant) == (0, scaling, placement, "acme")
+    kept = pb.DeployRequest(name="add1", keep_options=True)
+    assert (await registry.deployments.Deploy(kept)).deployment == shown
+    plain = (await registry.deployments.Deploy(pb.DeployRequest(name="add1", replicas=2))).deployment
+    assert list(plain.versions) == [pb.DeployedVersion(version=1, replicas=2)]
+    request.scaling.min_replicas = 5
+    with pytest.raises(errors.InvalidArgument, match="more than max_replicas, 4") as raised, raising():
+        await registry.deployments.Deploy(request)
+    assert raised.value.field == "scaling.min_replicas"
+    (after,) = (await registry.deployments.ListDeployments(pb.ListDeploymentsRequest())).deployments
+    assert after == plain
 
 
 async def test_the_life_of_a_model(registry: Registry, tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from penstock.errors import Conflict
-from penstock.v1 import cluster_pb2, models_pb2
+from penstock.v1 import builds_pb2, cluster_pb2, manifest_pb2, models_pb2
 from tests.integration.rest_fakes import TOKEN, EchoInference, FakeControl
 from tests.integration.rest_served import clients
 
@@ -135,11 +136,33 @@ CASES: list[tuple[str, str, Any, int, str, str, Message]] = [
     (
         "PUT",
         "/deployments/digits",
-        {"version": 3, "replicas": 2, "keep_others": True},
+        {"version": 3, "replicas": 2, "keep_others": True, "override_gate": "why"},
         200,
         "DeploymentService",
         "Deploy",
-        models_pb2.DeployRequest(name="digits", version="3", replicas=2, keep_others=True),
+        models_pb2.DeployRequest(name="digits", version="3", replicas=2, keep_others=True, override_gate="why"),
+    ),
+    (
+        "PUT",
+        "/deployments/digits",
+        {
+            "scaling": {"max_replicas": 4, "queue_time": "50ms", "schedule": [{"begin": "08:00", "end": "18:00"}]},
+            "placement": {"selector": {"zone": "a"}},
+            "tenant": "acme",
+        },
+        200,
+        "DeploymentService",
+        "Deploy",
+        models_pb2.DeployRequest(
+            name="digits",
+            scaling=models_pb2.Scaling(
+                max_replicas=4,
+                queue_time=Duration(nanos=50_000_000),
+                schedule=[models_pb2.ScaleWindow(begin="08:00", end="18:00")],
+            ),
+            placement=manifest_pb2.Placement(selector={"zone": "a"}),
+            tenant="acme",
+        ),
     ),
     ("PUT", "/deployments/digits", None, 200, "DeploymentService", "Deploy", models_pb2.DeployRequest(name="digits")),
     (
@@ -160,7 +183,73 @@ CASES: list[tuple[str, str, Any, int, str, str, Message]] = [
         "Undeploy",
         models_pb2.UndeployRequest(name="digits", version=3),
     ),
+    (
+        "POST",
+        "/models/digits/builds",
+        {
+            "version": 3,
+            "steps": [{"step": "quantise", "parameters": {"rows": 8}}, {"step": "compile", "id": "c"}],
+            "targets": [{"architecture": "sm_89"}],
+            "files": {"samples": DIGEST},
+            "request_key": "k",
+        },
+        201,
+        "BuildService",
+        "CreateBuild",
+        builds_pb2.CreateBuildRequest(
+            name="digits",
+            version="3",
+            request_key="k",
+            spec=manifest_pb2.BuildSpec(
+                steps=[
+                    manifest_pb2.BuildStep(step="quantise", parameters='{"rows": 8}'),
+                    manifest_pb2.BuildStep(step="compile", id="c", parameters="{}"),
+                ],
+                targets=['{"architecture": "sm_89"}'],
+                files={"samples": DIGEST},
+            ),
+        ),
+    ),
+    (
+        "POST",
+        "/models/digits/builds",
+        None,
+        201,
+        "BuildService",
+        "CreateBuild",
+        builds_pb2.CreateBuildRequest(name="digits"),
+    ),
+    (
+        "GET",
+        "/builds?name=d&page_size=2",
+        None,
+        200,
+        "BuildService",
+        "ListBuilds",
+        builds_pb2.ListBuildsRequest(name="d", page_size=2),
+    ),
+    ("GET", "/builds/ab", None, 200, "BuildService", "GetBuild", builds_pb2.GetBuildRequest(id="ab")),
+    ("DELETE", "/builds/ab", None, 200, "BuildService", "CancelBuild", builds_pb2.CancelBuildRequest(id="ab")),
+    ("GET", "/overrides?name=d", None, 200, "BuildService", "ListOverrides", builds_pb2.ListOverridesRequest(name="d")),
     ("GET", "/status?name=d", None, 200, "ClusterService", "GetStatus", cluster_pb2.GetStatusRequest(name="d")),
+    (
+        "PUT",
+        "/workers/worker-1/drain",
+        None,
+        200,
+        "ClusterService",
+        "DrainWorker",
+        cluster_pb2.DrainWorkerRequest(worker="worker-1"),
+    ),
+    (
+        "DELETE",
+        "/workers/worker-1/drain",
+        None,
+        204,
+        "ClusterService",
+        "UndrainWorker",
+        cluster_pb2.UndrainWorkerRequest(worker="worker-1"),
+    ),
     (
         "GET",
         "/explain/digits?version=2",
@@ -210,7 +299,15 @@ async def test_what_is_asked(
         ("PUT", "/models/digits/aliases/a", {"version": "4"}, "version"),
         ("PUT", "/deployments/digits", {"replicas": -1}, "replicas"),
         ("PUT", "/deployments/digits", {"replicas": 2**31}, "replicas"),
+        ("PUT", "/deployments/digits", {"scaling": []}, "scaling"),
+        ("PUT", "/deployments/digits", {"scaling": {"min": 1}}, "scaling.min"),
+        ("PUT", "/deployments/digits", {"scaling": {"queue_time": 50}}, "scaling.queue_time"),
+        ("PUT", "/deployments/digits", {"scaling": {"schedule": [{"days": "mon"}]}}, "scaling.schedule[0].days"),
+        ("PUT", "/deployments/digits", {"placement": {"pinned": 1}}, "placement.pinned"),
         ("DELETE", "/deployments/digits/versions/x", None, "version"),
+        ("POST", "/models/digits/builds", {"steps": [{}]}, "steps[0]"),
+        ("POST", "/models/digits/builds", {"steps": ["quantise"]}, "steps"),
+        ("POST", "/models/digits/builds", {"steps": [{"step": "a", "inputs": {"b": 1}}]}, "steps[0]"),
     ],
 )
 async def test_what_is_refused_here(

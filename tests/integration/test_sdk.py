@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 import penstock
 from penstock import errors
@@ -402,6 +403,37 @@ async def test_keeping_others_waits_for_the_version_that_was_asked_for(
         await client.explain("other")
     await client.undeploy("digits", 2, wait=5)
     assert [version.version for version in (await client.status("digits")).versions] == [1]
+
+
+async def test_what_is_said_of_how_it_runs_is_kept_until_something_else_is(client: AsyncClient, folder: Path) -> None:
+    await client.publish(folder)
+    scaling = penstock.Scaling(min_replicas=1, max_replicas=4, rate=2, queue_time=Duration(nanos=50_000_000))
+    place = penstock.Placement(selector={"zone": "a"})
+    first = await client.deploy("digits", scaling=scaling, placement=place, tenant="acme", wait=5)
+    (version,) = first.versions
+    assert (version.scaling, version.placement, version.tenant) == (scaling, place, "acme")
+    assert (await client.deploy("digits", wait=5)).versions == first.versions
+    (plain,) = (await client.deploy("digits", replicas=2, wait=5)).versions
+    assert (plain.replicas, plain.tenant, plain.HasField("scaling")) == (2, "", False)
+    # None is wanted at first, so there is nothing to wait for.
+    await client.deploy("digits", scaling=penstock.Scaling(max_replicas=1), wait=5)
+
+
+async def test_a_worker_is_emptied_and_filled_again(gateway: SmallGateway, client: AsyncClient, folder: Path) -> None:
+    await client.publish(folder)
+    await client.deploy("digits", wait=5)
+    await client.drain("w-1", wait=5)
+    (replica,) = (await client.status("digits")).versions[0].replicas
+    assert replica.worker == "w-2"
+    await client.undrain("w-1")
+    gateway.catalogue.stays = "digits"
+    told: list[status_pb.ClusterStatus] = []
+    with pytest.raises(errors.DeadlineExceeded, match="digits@1: stays: no other worker has room"):
+        await client.drain("w-1", wait=0.5, on_status=told.append)
+    assert told
+    for call in (client.drain("w-9"), client.undrain("w-9")):
+        with pytest.raises(errors.NotFound, match="there are w-1"):
+            await call
 
 
 async def test_watching_ends_when_the_reader_leaves(gateway: SmallGateway, client: AsyncClient) -> None:

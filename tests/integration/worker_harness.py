@@ -212,11 +212,11 @@ async def bench(store: Etcd, endpoint: str, folder: Path, *flags: str) -> AsyncI
     registry = await open_registry(store, shelf)
     try:
         async with started("services.worker", *standard, *flags) as process:
-            address = (await process.event("started"))["address"]
+            address = (await process.event("started", within=60))["address"]
             made = Bench(store, process, address, shelf, registry)
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(made.replicas.run()), group.create_task(made.workers.run())]
-                await made.changed.until(lambda: keys.worker(WORKER) in made.workers.records)
+                await made.changed.until(lambda: keys.worker(WORKER) in made.workers.records, within=30)
                 try:
                     yield made
                 finally:

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,29 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Trouble:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TroubleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trouble.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TROUBLE_UNSPECIFIED: _Trouble.ValueType  # 0
+    """Nothing."""
+    TROUBLE_OUT_OF_MEMORY: _Trouble.ValueType  # 1
+    """Try the batch again in two halves."""
+    TROUBLE_DEVICE_LOST: _Trouble.ValueType  # 2
+    """End the child and start another: its device is lost to it."""
+
+class Trouble(_Trouble, metaclass=_TroubleEnumTypeWrapper): ...
+
+TROUBLE_UNSPECIFIED: Trouble.ValueType  # 0
+"""Nothing."""
+TROUBLE_OUT_OF_MEMORY: Trouble.ValueType  # 1
+"""Try the batch again in two halves."""
+TROUBLE_DEVICE_LOST: Trouble.ValueType  # 2
+"""End the child and start another: its device is lost to it."""
+Global___Trouble: _TypeAlias = Trouble  # noqa: Y015
 
 @_typing.final
 class HostRequest(_message.Message):
@@ -367,22 +391,26 @@ class Failure(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """Code from penstock/errors.py."""
     message: _builtins.str
     """Public text."""
     detail: _builtins.str
     """For the log only."""
+    trouble: Global___Trouble.ValueType
+    """What the worker should do about it besides telling the callers."""
     def __init__(
         self,
         *,
         code: _builtins.str = ...,
         message: _builtins.str = ...,
         detail: _builtins.str = ...,
+        trouble: Global___Trouble.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "message", b"message", "trouble", b"trouble"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ from penstock.v1 import manifest_pb2 as penstock_dot_v1_dot_manifest__pb2
 from penstock.v1 import models_pb2 as penstock_dot_v1_dot_models__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"penstock/internal/v1/records.proto\x12\x14penstock.internal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19penstock/v1/cluster.proto\x1a\x1apenstock/v1/manifest.proto\x1a\x18penstock/v1/models.proto\"\x84\x01\n\rServiceRecord\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x15\n\radmin_address\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xff\x03\n\x0cWorkerRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x15\n\radmin_address\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x65ngines\x18\x05 \x03(\t\x12O\n\x0fmissing_engines\x18\x06 \x03(\x0b\x32\x36.penstock.internal.v1.WorkerRecord.MissingEnginesEntry\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x07\x64\x65vices\x18\t \x03(\x0b\x32\".penstock.internal.v1.DeviceRecord\x12>\n\x06labels\x18\n \x03(\x0b\x32..penstock.internal.v1.WorkerRecord.LabelsEntry\x12\x0e\n\x06taints\x18\x0b \x03(\t\x12\x16\n\x0e\x66\x61ilure_domain\x18\x0c \x01(\t\x1a\x35\n\x13MissingEnginesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x0c\x44\x65viceRecord\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04name\x18\x04 \x01(\t\"\x82\x02\n\rReplicaRecord\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.penstock.v1.ReplicaState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x15\n\rretry_seconds\x18\x07 \x01(\x05\x12\x13\n\x0bunix_socket\x18\x08 \x01(\t\x12\x16\n\x0emeasured_bytes\x18\t \x01(\x03\x12\x1d\n\x15measured_device_bytes\x18\n \x01(\x03\x12\x14\n\x0cload_seconds\x18\x0b \x01(\x01\"i\n\x10\x41ssignmentRecord\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x37\n\x08replicas\x18\x03 \x03(\x0b\x32%.penstock.internal.v1.AssignedReplica\"\xb7\x01\n\x0f\x41ssignedReplica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x35\n\x07\x64\x65vices\x18\x06 \x03(\x0b\x32$.penstock.internal.v1.AssignedDevice\x12\x0f\n\x07leaving\x18\x07 \x01(\x08\"5\n\x0e\x41ssignedDevice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\"p\n\rLearnedRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x14\n\x0c\x64\x65vice_bytes\x18\x04 \x01(\x03\x12\x14\n\x0cload_seconds\x18\x05 \x01(\x01\"\xfa\x01\n\x10\x44\x65ploymentRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12\x35\n\x08versions\x18\x03 \x03(\x0b\x32#.penstock.internal.v1.WantedVersion\x12\x17\n\x0f\x64\x65\x66\x61ult_version\x18\x04 \x01(\x03\x12\x44\n\x07\x61liases\x18\x05 \x03(\x0b\x32\x33.penstock.internal.v1.DeploymentRecord.AliasesEntry\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x8c\x02\n\rWantedVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x10\n\x08replicas\x18\x02 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x10\n\x08retiring\x18\x06 \x01(\x08\x12%\n\x07\x64\x65vices\x18\x07 \x01(\x0b\x32\x14.penstock.v1.Devices\x12)\n\tplacement\x18\x08 \x01(\x0b\x32\x16.penstock.v1.Placement\x12%\n\x07scaling\x18\t \x01(\x0b\x32\x14.penstock.v1.Scaling\x12\x0e\n\x06tenant\x18\n \x01(\t\"+\n\x0cLeaderRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xd8\x01\n\x10PublishedVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x12@\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x31.penstock.internal.v1.PublishedVersion.FilesEntry\x1aQ\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.penstock.internal.v1.PublishedFile:\x02\x38\x01\"3\n\rPublishedFile\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"penstock/internal/v1/records.proto\x12\x14penstock.internal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19penstock/v1/cluster.proto\x1a\x1apenstock/v1/manifest.proto\x1a\x18penstock/v1/models.proto\"\x84\x01\n\rServiceRecord\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x15\n\radmin_address\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xff\x03\n\x0cWorkerRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x15\n\radmin_address\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x65ngines\x18\x05 \x03(\t\x12O\n\x0fmissing_engines\x18\x06 \x03(\x0b\x32\x36.penstock.internal.v1.WorkerRecord.MissingEnginesEntry\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x07\x64\x65vices\x18\t \x03(\x0b\x32\".penstock.internal.v1.DeviceRecord\x12>\n\x06labels\x18\n \x03(\x0b\x32..penstock.internal.v1.WorkerRecord.LabelsEntry\x12\x0e\n\x06taints\x18\x0b \x03(\t\x12\x16\n\x0e\x66\x61ilure_domain\x18\x0c \x01(\t\x1a\x35\n\x13MissingEnginesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"a\n\x0c\x44\x65viceRecord\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x10\n\x08\x63ordoned\x18\x05 \x01(\x08\"\x82\x02\n\rReplicaRecord\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.penstock.v1.ReplicaState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x15\n\rretry_seconds\x18\x07 \x01(\x05\x12\x13\n\x0bunix_socket\x18\x08 \x01(\t\x12\x16\n\x0emeasured_bytes\x18\t \x01(\x03\x12\x1d\n\x15measured_device_bytes\x18\n \x01(\x03\x12\x14\n\x0cload_seconds\x18\x0b \x01(\x01\"i\n\x10\x41ssignmentRecord\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x37\n\x08replicas\x18\x03 \x03(\x0b\x32%.penstock.internal.v1.AssignedReplica\"\xb7\x01\n\x0f\x41ssignedReplica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x35\n\x07\x64\x65vices\x18\x06 \x03(\x0b\x32$.penstock.internal.v1.AssignedDevice\x12\x0f\n\x07leaving\x18\x07 \x01(\x08\"5\n\x0e\x41ssignedDevice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\"p\n\rLearnedRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x14\n\x0c\x64\x65vice_bytes\x18\x04 \x01(\x03\x12\x14\n\x0cload_seconds\x18\x05 \x01(\x01\"^\n\x0b\x44rainRecord\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xfa\x01\n\x10\x44\x65ploymentRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12\x35\n\x08versions\x18\x03 \x03(\x0b\x32#.penstock.internal.v1.WantedVersion\x12\x17\n\x0f\x64\x65\x66\x61ult_version\x18\x04 \x01(\x03\x12\x44\n\x07\x61liases\x18\x05 \x03(\x0b\x32\x33.penstock.internal.v1.DeploymentRecord.AliasesEntry\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x8c\x02\n\rWantedVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x10\n\x08replicas\x18\x02 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x10\n\x08retiring\x18\x06 \x01(\x08\x12%\n\x07\x64\x65vices\x18\x07 \x01(\x0b\x32\x14.penstock.v1.Devices\x12)\n\tplacement\x18\x08 \x01(\x0b\x32\x16.penstock.v1.Placement\x12%\n\x07scaling\x18\t \x01(\x0b\x32\x14.penstock.v1.Scaling\x12\x0e\n\x06tenant\x18\n \x01(\t\"+\n\x0cLeaderRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xd8\x01\n\x10PublishedVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x12@\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x31.penstock.internal.v1.PublishedVersion.FilesEntry\x1aQ\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.penstock.internal.v1.PublishedFile:\x02\x38\x01\"3\n\rPublishedFile\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,29 +52,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERRECORD_LABELSENTRY']._serialized_start=776
   _globals['_WORKERRECORD_LABELSENTRY']._serialized_end=821
   _globals['_DEVICERECORD']._serialized_start=823
-  _globals['_DEVICERECORD']._serialized_end=902
-  _globals['_REPLICARECORD']._serialized_start=905
-  _globals['_REPLICARECORD']._serialized_end=1163
-  _globals['_ASSIGNMENTRECORD']._serialized_start=1165
-  _globals['_ASSIGNMENTRECORD']._serialized_end=1270
-  _globals['_ASSIGNEDREPLICA']._serialized_start=1273
-  _globals['_ASSIGNEDREPLICA']._serialized_end=1456
-  _globals['_ASSIGNEDDEVICE']._serialized_start=1458
-  _globals['_ASSIGNEDDEVICE']._serialized_end=1511
-  _globals['_LEARNEDRECORD']._serialized_start=1513
-  _globals['_LEARNEDRECORD']._serialized_end=1625
-  _globals['_DEPLOYMENTRECORD']._serialized_start=1628
-  _globals['_DEPLOYMENTRECORD']._serialized_end=1878
-  _globals['_DEPLOYMENTRECORD_ALIASESENTRY']._serialized_start=1832
-  _globals['_DEPLOYMENTRECORD_ALIASESENTRY']._serialized_end=1878
-  _globals['_WANTEDVERSION']._serialized_start=1881
-  _globals['_WANTEDVERSION']._serialized_end=2149
-  _globals['_LEADERRECORD']._serialized_start=2151
-  _globals['_LEADERRECORD']._serialized_end=2194
-  _globals['_PUBLISHEDVERSION']._serialized_start=2197
-  _globals['_PUBLISHEDVERSION']._serialized_end=2413
-  _globals['_PUBLISHEDVERSION_FILESENTRY']._serialized_start=2332
-  _globals['_PUBLISHEDVERSION_FILESENTRY']._serialized_end=2413
-  _globals['_PUBLISHEDFILE']._serialized_start=2415
-  _globals['_PUBLISHEDFILE']._serialized_end=2466
+  _globals['_DEVICERECORD']._serialized_end=920
+  _globals['_REPLICARECORD']._serialized_start=923
+  _globals['_REPLICARECORD']._serialized_end=1181
+  _globals['_ASSIGNMENTRECORD']._serialized_start=1183
+  _globals['_ASSIGNMENTRECORD']._serialized_end=1288
+  _globals['_ASSIGNEDREPLICA']._serialized_start=1291
+  _globals['_ASSIGNEDREPLICA']._serialized_end=1474
+  _globals['_ASSIGNEDDEVICE']._serialized_start=1476
+  _globals['_ASSIGNEDDEVICE']._serialized_end=1529
+  _globals['_LEARNEDRECORD']._serialized_start=1531
+  _globals['_LEARNEDRECORD']._serialized_end=1643
+  _globals['_DRAINRECORD']._serialized_start=1645
+  _globals['_DRAINRECORD']._serialized_end=1739
+  _globals['_DEPLOYMENTRECORD']._serialized_start=1742
+  _globals['_DEPLOYMENTRECORD']._serialized_end=1992
+  _globals['_DEPLOYMENTRECORD_ALIASESENTRY']._serialized_start=1946
+  _globals['_DEPLOYMENTRECORD_ALIASESENTRY']._serialized_end=1992
+  _globals['_WANTEDVERSION']._serialized_start=1995
+  _globals['_WANTEDVERSION']._serialized_end=2263
+  _globals['_LEADERRECORD']._serialized_start=2265
+  _globals['_LEADERRECORD']._serialized_end=2308
+  _globals['_PUBLISHEDVERSION']._serialized_start=2311
+  _globals['_PUBLISHEDVERSION']._serialized_end=2527
+  _globals['_PUBLISHEDVERSION_FILESENTRY']._serialized_start=2446
+  _globals['_PUBLISHEDVERSION_FILESENTRY']._serialized_end=2527
+  _globals['_PUBLISHEDFILE']._serialized_start=2529
+  _globals['_PUBLISHEDFILE']._serialized_end=2580
 # @@protoc_insertion_point(module_scope)

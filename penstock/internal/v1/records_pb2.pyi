@@ -176,12 +176,15 @@ class DeviceRecord(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Unique on the worker."""
     kind: _builtins.str
     """Such as gpu."""
     memory_bytes: _builtins.int
     name: _builtins.str
+    cordoned: _builtins.bool
+    """It broke under its engines too often: nothing is placed on it until the worker is started anew."""
     def __init__(
         self,
         *,
@@ -189,10 +192,11 @@ class DeviceRecord(_message.Message):
         kind: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         name: _builtins.str = ...,
+        cordoned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "kind", b"kind", "memory_bytes", b"memory_bytes", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "index", b"index", "kind", b"kind", "memory_bytes", b"memory_bytes", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,6 +394,38 @@ class LearnedRecord(_message.Message):
 Global___LearnedRecord: _TypeAlias = LearnedRecord  # noqa: Y015
 
 @_typing.final
+class DrainRecord(_message.Message):
+    """DrainRecord is the wish that a worker be empty. Key: drains/{worker}. Written by the scheduler that is asked; deleted
+    by the one that is asked to take it back, and by the leading scheduler, guarded by its term, when the worker has been
+    gone for long.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    caller: _builtins.str
+    """Who asked."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "create_time", b"create_time", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRecord: _TypeAlias = DrainRecord  # noqa: Y015
+
+@_typing.final
 class DeploymentRecord(_message.Message):
     """DeploymentRecord is what the user wants of one model. Key: deployments/{name}. Written by the registry from its
     database, which is the truth.
@@ -462,6 +498,7 @@ class WantedVersion(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     replicas: _builtins.int
+    """At least so many where `scaling` is set."""
     memory_bytes: _builtins.int
     manifest_digest: _builtins.str
     engine: _builtins.str
@@ -471,7 +508,9 @@ class WantedVersion(_message.Message):
     """Whose reserved capacity it may use; empty for nobody's."""
     @_builtins.property
     def devices(self) -> _manifest_pb2.Devices:
-        """What its manifest asks of devices and of its place; absent when it asks nothing."""
+        """What its manifest asks of devices, and what its manifest or deployment asks of its place; absent when it asks
+        nothing.
+        """
 
     @_builtins.property
     def placement(self) -> _manifest_pb2.Placement: ...

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Final, TypeVar
 
 from penstock import signals
-from penstock.kit import log
+from penstock.kit import log, login
 from penstock.kit.admin import Admin, Verdict
 from penstock.kit.config import ServiceConfig
 from penstock.kit.identity import Authenticator
@@ -55,6 +55,7 @@ class Supervisor(Life):
         authenticator = Authenticator(config.auth_file)
         authenticator.require_loopback(config.host)
         self.etcd_certificates = for_etcd(config)
+        self.etcd_login = login.for_etcd(config)
         self._folder = folder
         self._ports = {field: _reserved(config, field) for field in ("port", *ports)}
         at = (config.host, config.admin_port)

@@ -21,6 +21,7 @@ from penstock.wire.http2 import eager
 from penstock.wire.http2.deadlines import Deadlines, deadlines_of
 
 from . import compression, openapi
+from .builds import BuildRoutes
 from .exchange import Exchange
 from .head import Heads
 from .inference import Inference, InferenceRoutes
@@ -58,7 +59,7 @@ class Bridge:
         pages = Pages()
         operations = [
             *inference_operations(InferenceRoutes(inference, ready)),
-            *management_operations(ManagementRoutes(control), UploadRoutes(control)),
+            *management_operations(ManagementRoutes(control), UploadRoutes(control), BuildRoutes(control)),
             *pages.operations(),
         ]
         pages.document = openapi.document(operations, penstock.__version__)

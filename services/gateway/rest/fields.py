@@ -9,13 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from google.protobuf.message import Message
+
 from penstock.errors import InvalidArgument
+from penstock.reading import read
+
+from .message_shapes import message_schema
 
 TEXT: Final = "text"
 INTEGER: Final = "integer"
 FLAG: Final = "flag"
 TEXTS: Final = "texts"
 VERSION: Final = "version"
+OBJECTS: Final = "objects"
+MESSAGE: Final = "message"
 
 _INT64: Final = (1 << 63) - 1
 _SCHEMAS: Final[dict[str, dict[str, Any]]] = {
@@ -23,6 +30,7 @@ _SCHEMAS: Final[dict[str, dict[str, Any]]] = {
     INTEGER: {"type": "integer", "format": "int64", "minimum": 0},
     FLAG: {"type": "boolean"},
     TEXTS: {"type": "object", "additionalProperties": {"type": "string"}},
+    OBJECTS: {"type": "array", "items": {"type": "object"}},
     VERSION: {"oneOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]},
 }
 _WORDING: Final = {
@@ -30,19 +38,21 @@ _WORDING: Final = {
     INTEGER: "an integer from 0",
     FLAG: "true or false",
     TEXTS: "an object of strings",
+    OBJECTS: "a list of objects",
     VERSION: "a version number or an alias",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One value of a request. kind: one of the constants above; maximum: of an integer."""
+    """One value of a request. kind: one of the constants above; maximum: of an integer; message: of a MESSAGE."""
 
     name: str
     kind: str
     description: str
     required: bool = False
     maximum: int = _INT64
+    message: type[Message] | None = None
 
 
 def read_body(document: object, fields: Sequence[Field]) -> dict[str, Any]:
@@ -92,6 +102,8 @@ def body_schema(fields: Sequence[Field]) -> dict[str, Any]:
 
 def value_schema(field: Field) -> dict[str, Any]:
     """JSON schema of one value."""
+    if field.message is not None:
+        return message_schema(field.message.DESCRIPTOR)
     schema = dict(_SCHEMAS[field.kind])
     return {**schema, "maximum": field.maximum} if field.kind == INTEGER and field.maximum != _INT64 else schema
 
@@ -104,6 +116,8 @@ def integer(text: str, name: str) -> int:
 
 
 def _checked(value: object, field: Field) -> Any:
+    if field.message is not None:
+        return read(value, field.message, field.name)
     if field.kind == VERSION and isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _INT64:
         return str(value)
     if field.kind in (TEXT, VERSION) and isinstance(value, str):
@@ -113,6 +127,8 @@ def _checked(value: object, field: Field) -> Any:
     if field.kind == INTEGER and isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= field.maximum:
         return value
     if field.kind == TEXTS and isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
+        return value
+    if field.kind == OBJECTS and isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return value
     bound = f" to {field.maximum}" if field.kind == INTEGER and field.maximum != _INT64 else ""
     raise InvalidArgument(f"{field.name}: must be {_WORDING[field.kind]}{bound}", field=field.name)

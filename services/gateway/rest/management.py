@@ -12,11 +12,11 @@ from typing import Any, Final, Protocol, TypeVar
 from google.protobuf.message import Message
 
 from penstock.errors import InvalidArgument
-from penstock.v1 import cluster_pb2, models_pb2
+from penstock.v1 import cluster_pb2, manifest_pb2, models_pb2
 
 from . import json_text
 from .exchange import Exchange
-from .fields import FLAG, INTEGER, TEXT, TEXTS, VERSION, Field, integer, read_body, read_query
+from .fields import FLAG, INTEGER, MESSAGE, TEXT, TEXTS, VERSION, Field, integer, read_body, read_query
 from .messages import to_plain
 from .replies import Reply, json_reply
 
@@ -54,7 +54,12 @@ DELETE_ALIAS: Final = (Field("expected_version", INTEGER, "Where the alias must 
 DEPLOY: Final = (
     Field("version", VERSION, "Version number or alias; the newest without."),
     Field("replicas", INTEGER, "Wanted replicas; 1 without.", maximum=(1 << 31) - 1),
+    Field("scaling", MESSAGE, "How replicas follow demand, instead of `replicas`.", message=models_pb2.Scaling),
+    Field("placement", MESSAGE, "Where it runs, instead of the manifest's.", message=manifest_pb2.Placement),
+    Field("tenant", TEXT, "Whose reserved capacity it may use."),
+    Field("keep_options", FLAG, "True to keep the four above as they are."),
     Field("keep_others", FLAG, "True to leave other versions as they are and the default where it is."),
+    Field("override_gate", TEXT, "Why to deploy a version whose gate failed; recorded with the caller's name."),
 )
 STATUS: Final = (Field("name", TEXT, "Only this model."),)
 EXPLAIN: Final = (Field("version", INTEGER, "Only this version; all that are deployed without."),)
@@ -171,6 +176,16 @@ class ManagementRoutes:
         request = cluster_pb2.ExplainPlacementRequest(name=exchange.path["model"], **values)
         answer = cluster_pb2.ExplainPlacementResponse
         return _plain(await self._call(exchange, CLUSTER, "ExplainPlacement", request, answer))
+
+    async def drain(self, exchange: Exchange) -> Reply:
+        request = cluster_pb2.DrainWorkerRequest(worker=exchange.path["worker"])
+        answer = cluster_pb2.DrainWorkerResponse
+        return _plain(await self._call(exchange, CLUSTER, "DrainWorker", request, answer))
+
+    async def undrain(self, exchange: Exchange) -> Reply:
+        request = cluster_pb2.UndrainWorkerRequest(worker=exchange.path["worker"])
+        await self._call(exchange, CLUSTER, "UndrainWorker", request, cluster_pb2.UndrainWorkerResponse)
+        return Reply(204)
 
     async def _call(
         self, exchange: Exchange, service: str, method: str, request: Message, response: type[Response]

@@ -1,8 +1,9 @@
 """Protobuf messages of ours as plain values for JSON. Pure; never used on what a caller sent.
 
 Field names as in the proto; every field without presence is written, a message field only when it is set; enums by
-name, timestamps as RFC 3339, bytes as base64. 64-bit integers are JSON numbers: always where `exact` is False (the
-inference protocol does so), else only within ±(2**53 - 1) and as strings beyond, which JavaScript could not hold.
+name, timestamps as RFC 3339, spans of time as `1.5s`, bytes as base64. 64-bit integers are JSON numbers: always where
+`exact` is False (the inference protocol does so), else only within ±(2**53 - 1) and as strings beyond, which JavaScript
+could not hold.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def is_map(field: Any) -> bool:
 
 def _writer(field: Any, exact: bool) -> Callable[[Any], Any]:
     if field.type == FieldDescriptor.TYPE_MESSAGE:
-        if field.message_type.full_name == "google.protobuf.Timestamp":
+        if field.message_type.full_name in ("google.protobuf.Timestamp", "google.protobuf.Duration"):
             return lambda value: value.ToJsonString()
         return lambda value: to_plain(value, exact=exact)
     if field.type == FieldDescriptor.TYPE_ENUM:

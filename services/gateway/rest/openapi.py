@@ -20,6 +20,8 @@ _DESCRIBED: Final = {
     "digest": "`sha256:` and 64 lower-case hex digits.",
     "repository": "Name of a repository.",
     "region": "Name of a shared memory region.",
+    "build": "Id of a build, 32 hex digits.",
+    "worker": "Id of a worker.",
 }
 _INTRODUCTION: Final = (
     "The Open Inference Protocol v2 with Triton's extensions under /v2, management under /api/v1. "

@@ -111,6 +111,8 @@ class MessageSchemas:
     def _reference(self, descriptor: Any) -> Json:
         if descriptor.full_name == "google.protobuf.Timestamp":
             return {"type": "string", "format": "date-time"}
+        if descriptor.full_name == "google.protobuf.Duration":
+            return {"type": "string", "description": "Seconds, such as `1.5s`."}
         name = descriptor.full_name
         if name not in self.components:
             self.components[name] = {}

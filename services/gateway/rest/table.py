@@ -8,10 +8,12 @@ from functools import partial
 from typing import Final
 
 from penstock.oip import inference_pb2 as oip
-from penstock.v1 import cluster_pb2, models_pb2
+from penstock.v1 import builds_pb2, cluster_pb2, models_pb2
 
+from . import builds as build
 from . import management as manage
 from . import shapes
+from .builds import BuildRoutes
 from .fields import INTEGER, TEXT, Field
 from .inference import OCTETS, REGION, InferenceRoutes
 from .management import ManagementRoutes
@@ -44,9 +46,9 @@ def inference_operations(routes: InferenceRoutes) -> list[Operation]:
     ]
 
 
-def management_operations(routes: ManagementRoutes, uploads: UploadRoutes) -> list[Operation]:
+def management_operations(routes: ManagementRoutes, uploads: UploadRoutes, builds: BuildRoutes) -> list[Operation]:
     """Everything under /api/v1."""
-    return [*_catalogue(routes), *_artifacts(routes, uploads), *_deployments(routes)]
+    return [*_catalogue(routes), *_artifacts(routes, uploads), *_builds(builds), *_deployments(routes)]
 
 
 def _server(routes: InferenceRoutes) -> Iterator[Operation]:
@@ -190,6 +192,26 @@ def _artifacts(routes: ManagementRoutes, uploads: UploadRoutes) -> Iterator[Oper
     )
 
 
+def _builds(routes: BuildRoutes) -> Iterator[Operation]:
+    of, one = partial(_api, tag="builds"), "/api/v1/builds/{build}"
+    every, result = "/api/v1/builds", builds_pb2.ListBuildsResponse
+    yield of("GET", every, "Builds, newest first.", answer=routes.list_builds, query=build.LIST_BUILDS, result=result)
+    yield of(
+        "POST",
+        "/api/v1/models/{model}/builds",
+        "Has a version built. Answers when that is recorded; the build's own page shows how far it is.",
+        answer=routes.create,
+        status=201,
+        body=shapes.of_fields(build.BUILD),
+        result=builds_pb2.Build,
+    )
+    yield of("GET", one, "One build.", answer=routes.get, result=builds_pb2.Build)
+    yield of("DELETE", one, "Ends a build that waits or runs.", answer=routes.cancel, result=builds_pb2.Build)
+    who, query = "Who deployed what in spite of its gate, newest first.", build.LIST_BUILDS[:1]
+    answer = builds_pb2.ListOverridesResponse
+    yield of("GET", "/api/v1/overrides", who, answer=routes.overrides, query=query, result=answer)
+
+
 def _deployments(routes: ManagementRoutes) -> Iterator[Operation]:
     of, every, one = partial(_api, tag="deployments"), "/api/v1/deployments", "/api/v1/deployments/{model}"
     wanted = models_pb2.ListDeploymentsResponse
@@ -209,3 +231,6 @@ def _deployments(routes: ManagementRoutes) -> Iterator[Operation]:
     yield cluster("GET", "/api/v1/status", shown, answer=routes.status, query=manage.STATUS, result=status)
     why, result = "Why a model runs where it does, and what would make it fit.", cluster_pb2.ExplainPlacementResponse
     yield cluster("GET", "/api/v1/explain/{model}", why, answer=routes.explain, query=manage.EXPLAIN, result=result)
+    drain, empty = "/api/v1/workers/{worker}/drain", "Wants a worker empty; /status shows how far it is."
+    yield cluster("PUT", drain, empty, answer=routes.drain, result=cluster_pb2.DrainWorkerResponse)
+    yield cluster("DELETE", drain, "Lets it have replicas again.", answer=routes.undrain, status=204)

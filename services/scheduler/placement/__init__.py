@@ -3,7 +3,8 @@
 Rules, strongest first:
 1. What is reserved never exceeds what a worker or any of its devices offers; the worker has the engine; one replica of
    a version per worker at most.
-2. Selectors, taints, anti-affinity and required spread always hold for what is placed. A READY replica that they send
+2. What is reserved for a tenant and not used by it is promised to nobody else; what held it before keeps it.
+   Selectors, taints, anti-affinity and required spread always hold for what is placed. A READY replica that they send
    away leaves as rule 3 says.
 3. A replica stays where it is. It goes when nobody wants it, when its worker is gone or cannot hold it any more. Where
    it may not stay, since its worker drains or rule 2 or a move says so, it leaves as soon as others are READY in its

@@ -11,8 +11,9 @@ from .obstacles import fitting_share, standing
 from .pools import Pool, Pools
 from .seat import Seat, Share
 
-Score = tuple[int, float, int, str]
-"""Copies in the failure domain, reserved part, replicas, id: the least is the best."""
+Score = tuple[int, bool, float, int, str]
+"""Copies in the failure domain, whether nothing is kept for its tenant, reserved part, replicas, id: the least is the
+best."""
 
 
 class Draft:
@@ -126,7 +127,8 @@ class Draft:
         """Where one more replica goes, and on which devices; None when it fits nowhere. without: a worker to leave out.
 
         Where it was about to leave; then where models sit that it wants to be near; then in the failure domain with
-        the fewest copies; then on the worker that is least reserved afterwards.
+        the fewest copies; then where something is kept for its tenant; then on the worker that is least reserved
+        afterwards.
         """
         domains = self.domains(item.id) if item.id in self.at else {}
         for worker in sorted(self.leaving.get(item.id, ())):
@@ -147,7 +149,7 @@ class Draft:
         if seat.worker.draining or standing(item, seat.worker) is not None:
             return None
         told = seat.remove(item)
-        share = fitting_share(item, seat, domains, told.devices)
+        share = fitting_share(item, seat, domains, told)
         seat.add(item, told.devices, memory_bytes=told.memory_bytes, leaving=True)
         return share
 
@@ -176,7 +178,7 @@ class Draft:
         if found is None:
             return None
         copies, seat, share = found
-        return (copies, seat.used(item), len(seat.replicas), seat.worker.id), seat.worker.id, share
+        return _score(item, seat, copies), seat.worker.id, share
 
     def _near(self, item: Wanted, domains: dict[str, int], without: str) -> tuple[str, Share] | None:
         """The best seat beside a model that it wants to be near."""
@@ -195,7 +197,13 @@ class Draft:
             if share is None:
                 continue
             copies = domains.get(seat.worker.domain, 0)
-            score = (copies, seat.used(item), len(seat.replicas), worker)
+            score = _score(item, seat, copies)
             if found is None or score < found[0]:
                 found = score, worker, share
         return None if found is None else found[1:]
+
+
+def _score(item: Wanted, seat: Seat, copies: int) -> Score:
+    tenant = item.needs.tenant
+    elsewhere = bool(tenant) and (seat.kept is None or not seat.kept.has(tenant))
+    return copies, elsewhere, seat.used(item), len(seat.replicas), seat.worker.id

@@ -117,8 +117,11 @@ def _remedies(item: Wanted, draft: Draft, domains: Mapping[str, int]) -> Iterato
     lacks = [(f.lacking_bytes, seat.worker.id, seat, f) for seat, f in found if f is not None and f.lacking_bytes > 0]
     if lacks:
         lacking, worker, seat, what = min(lacks, key=lambda entry: entry[:2])
-        device = f" of {what.subject}" if what.subject else ""
-        yield f"free {size(lacking, up=True)}{device} on {worker}{_by_removing(draft, seat, what)}"
+        if what.kind is Kind.RESERVED:
+            yield f"reserve {size(lacking, up=True)} less for {what.subject} on {worker}, or free as much there"
+        else:
+            device = f" of {what.subject}" if what.subject else ""
+            yield f"free {size(lacking, up=True)}{device} on {worker}{_by_removing(draft, seat, what)}"
     yield from list(_changes(item, found, domains))[:MOST_REMEDIES]
     labels = "".join(f", label {key}={value}" for key, value in item.needs.selector)
     yield f"add a worker with engine {item.engine}, {needed(item)} free{labels}"

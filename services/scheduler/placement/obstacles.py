@@ -25,12 +25,13 @@ class Kind(StrEnum):
     MEMORY = "memory"
     EXCLUSIVE = "exclusive"
     DEVICE_MEMORY = "device-memory"
+    RESERVED = "reserved"
 
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """One reason. subject: the label, taint, model, domain or device that it is about; lacking_bytes: by how much it
-    does not fit."""
+    """One reason. subject: the label, taint, model, domain, device or tenant that it is about; lacking_bytes: by how
+    much it does not fit."""
 
     kind: Kind
     subject: str = ""
@@ -67,7 +68,9 @@ def passing(item: Wanted, seat: Seat, domains: Mapping[str, int]) -> Obstacle | 
         return apart
     if item.memory_bytes > seat.free:
         return Obstacle(Kind.MEMORY, "", item.memory_bytes - seat.free)
-    return None if seat.share_of(item.needs) is not None else _of_devices(item, seat)
+    if seat.share_of(item.needs) is None:
+        return _of_devices(item, seat)
+    return _of_tenants(item, seat) if item.memory_bytes > seat.free_for(item.needs.tenant) else None
 
 
 def company(item: Wanted, seat: Seat, domains: Mapping[str, int]) -> Obstacle | None:
@@ -85,13 +88,20 @@ def company(item: Wanted, seat: Seat, domains: Mapping[str, int]) -> Obstacle | 
     return None
 
 
-def fitting_share(item: Wanted, seat: Seat, domains: Mapping[str, int], told: Share = ()) -> Share | None:
-    """Devices for a replica that nothing passing stands in the way of, else None: `passing`, made quick."""
-    if item.needs is PLAIN and not seat.repelled:
-        return () if item.memory_bytes <= seat.free else None
-    if item.memory_bytes > seat.free or company(item, seat, domains) is not None:
+def fitting_share(item: Wanted, seat: Seat, domains: Mapping[str, int], told: Replica | None = None) -> Share | None:
+    """Devices for a replica that nothing passing stands in the way of, else None: `passing`, made quick.
+
+    told: what it was told to reserve there already, which is not taken from it for a tenant that does not use it yet.
+    """
+    if item.memory_bytes > seat.free:
         return None
-    return seat.share_of(item.needs, told)
+    if item.needs is PLAIN and not seat.repelled and seat.kept is None:
+        return ()
+    if item.memory_bytes > seat.free_for(item.needs.tenant) and (told is None or item.memory_bytes > told.memory_bytes):
+        return None
+    if company(item, seat, domains) is not None:
+        return None
+    return seat.share_of(item.needs, told.devices if told is not None else ())
 
 
 def kept_share(item: Wanted, seat: Seat, domains: Mapping[str, int], told: Replica) -> Share | None:
@@ -115,9 +125,19 @@ def kept_share(item: Wanted, seat: Seat, domains: Mapping[str, int], told: Repli
     return told.devices if all(kinds[index] == needs.device_kind for index in asked) else None
 
 
+def _of_tenants(item: Wanted, seat: Seat) -> Obstacle:
+    """For whom the bytes are kept that it would need."""
+    assert seat.kept is not None
+    tenant = item.needs.tenant
+    return Obstacle(Kind.RESERVED, seat.kept.holder(tenant), item.memory_bytes - seat.free_for(tenant))
+
+
 def _of_devices(item: Wanted, seat: Seat) -> Obstacle:
     """Which device is the nearest to having room, and what it lacks."""
     needs = item.needs
+    if seat.kept is not None and seat.share_of(needs, keeps=False) is not None:
+        lacking = _lacking_of_kept(item, seat)
+        return Obstacle(Kind.RESERVED, seat.kept.holder(needs.tenant), lacking)
     kin = [device for device in seat.worker.devices if device.kind == needs.device_kind]
     if len(kin) < needs.devices:
         return Obstacle(Kind.DEVICES, needs.device_kind)
@@ -132,3 +152,14 @@ def _of_devices(item: Wanted, seat: Seat) -> Obstacle:
     if needs.exclusive and sum(pair[0] <= 0 for pair in ordered) >= needs.devices:
         return Obstacle(Kind.EXCLUSIVE, needs.device_kind)
     return Obstacle(Kind.DEVICE_MEMORY, f"{device.kind}{device.index}", lack)
+
+
+def _lacking_of_kept(item: Wanted, seat: Seat) -> int:
+    """By how many bytes what is not kept for others is too little, on the last device that it needs."""
+    needs = item.needs
+    lacks = sorted(
+        reserved_on(needs, device) - seat.device_free_for(needs.tenant, device.index)
+        for device in seat.worker.devices
+        if device.kind == needs.device_kind
+    )
+    return max(lacks[needs.devices - 1], 1)

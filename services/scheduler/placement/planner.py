@@ -191,7 +191,7 @@ class Planner:
             if before is not None and known.ready(worker, item.id):
                 size, share = before.memory_bytes, kept_share(item, seat, domains, before)
             if share is None:
-                size, share = None, fitting_share(item, seat, domains, before.devices if before is not None else ())
+                size, share = None, fitting_share(item, seat, domains, before)
             if share is not None:
                 draft.put(worker, item, share, memory_bytes=size)
                 wanted -= 1
@@ -226,8 +226,8 @@ class Planner:
             asked = seat.share_on(item.needs, [index for index, _ in kept.devices]) if kept.devices else ()
             if (kept.memory_bytes, kept.devices) == (item.memory_bytes, asked):
                 continue
-            size = min(item.memory_bytes, kept.memory_bytes + seat.free)
-            free = {index: had + seat.device_free[index] for index, had in kept.devices}
+            size = min(item.memory_bytes, kept.memory_bytes + max(seat.free_for(item.needs.tenant), 0))
+            free = {index: had + max(seat.device_free_for(item.needs.tenant, index), 0) for index, had in kept.devices}
             share = tuple((index, min(wish, free[index])) for index, wish in asked)
             draft.drop(worker, item.id)
             draft.put(worker, item, share, memory_bytes=size)

@@ -1,7 +1,8 @@
 """Workers that are alike, ordered by room, so that the best place is found without looking at all of them. Pure.
 
 A pool holds workers that offer the same to anybody who asks: engines, taints, those labels that some selector names,
-devices, and about as much memory. Within a pool only room differs: whoever does not fit on the first fits on none.
+devices, reservations, and about as much memory. Within a pool only room differs: who does not fit on the first fits on
+none, unless what is free there is kept for a tenant.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Pools:
     def _key(self, worker: Worker) -> object:
         labels = tuple(sorted((key, worker.labels[key]) for key in self._labels & worker.labels.keys()))
         devices = tuple((device.kind, device.memory_bytes) for device in worker.devices)
-        return worker.engines, labels, worker.taints, devices, _about(worker.memory_bytes)
+        return worker.engines, labels, worker.taints, devices, worker.reserved, _about(worker.memory_bytes)
 
 
 def _about(size: int) -> tuple[int, int]:

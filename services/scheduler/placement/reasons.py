@@ -74,6 +74,8 @@ def described(found: Obstacle, item: Wanted, seat: Seat) -> str:
             return f"has too few {subject} that nobody uses"
         case Kind.DEVICE_MEMORY:
             return f"lacks {size(found.lacking_bytes, up=True)} on {subject}"
+        case Kind.RESERVED:
+            return f"lacks {size(found.lacking_bytes, up=True)} beside what is reserved for {subject}"
 
 
 def size(count: int, *, up: bool = False) -> str:

@@ -28,6 +28,7 @@ FURTHER_WORTH: Final = 1.0
 SPREAD_WORTH: Final = 2.0
 """What a place is worth, times size and disturbance of the replica that gets it: the first of a version, which serves
 nothing without; a further one; and one in a second failure domain."""
+_OF_BYTES: Final = (Kind.MEMORY, Kind.DEVICE_MEMORY, Kind.EXCLUSIVE, Kind.RESERVED)
 MOST_MOVES: Final = 16
 """Replicas that leave for others at the same time, in the whole cluster."""
 MOST_SEATS: Final = 8
@@ -196,7 +197,7 @@ def _nearest(draft: Draft, item: Wanted) -> list[tuple[Seat, int]]:
         for entry in entries[: 2 * MOST_SEATS]:
             seat = entry[4]
             obstacle = None if item.id in seat.replicas else passing(item, seat, domains)
-            if obstacle is not None and obstacle.kind in (Kind.MEMORY, Kind.DEVICE_MEMORY, Kind.EXCLUSIVE):
+            if obstacle is not None and obstacle.kind in _OF_BYTES:
                 found.append((obstacle.lacking_bytes, seat.worker.id, seat))
     return [(seat, lacking) for lacking, _, seat in nsmallest(MOST_SEATS, found)]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ..snapshot import Device, Needs, Replica, VersionId, Wanted, Worker
+from .kept import Kept
 
 Share = tuple[tuple[int, int], ...]
 """Index and reserved bytes of each device that a replica uses."""
@@ -14,10 +15,11 @@ class Seat:
     """What is left of one worker.
 
     free: bytes of memory. device_free, device_users: bytes left and replicas, by index of device. repelled:
-    how many replicas will not share the worker with a model; replicas that are leaving do not count.
+    how many replicas will not share the worker with a model; replicas that are leaving do not count. kept: what is
+    reserved for tenants and not used by them yet; None where nothing is reserved.
     """
 
-    __slots__ = ("device_free", "device_users", "entries", "free", "pool", "repelled", "replicas", "worker")
+    __slots__ = ("device_free", "device_users", "entries", "free", "kept", "pool", "repelled", "replicas", "worker")
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -26,6 +28,7 @@ class Seat:
         self.device_users = dict.fromkeys(self.device_free, 0)
         self.replicas: dict[VersionId, Replica] = {}
         self.repelled: dict[str, int] = {}
+        self.kept = Kept(worker) if worker.reserved else None
         # Where pools.py keeps it; None for a worker that takes nothing new.
         self.pool: object | None = None
         self.entries: tuple[tuple[int, int, int, str, Seat], ...] = ()
@@ -36,9 +39,11 @@ class Seat:
         replica = Replica(item.id, item.manifest_digest, size, item.engine, share, leaving)
         self.replicas[item.id] = replica
         self.free -= size
-        for index, size in share:
-            self.device_free[index] -= size
+        for index, part in share:
+            self.device_free[index] -= part
             self.device_users[index] += 1
+        if self.kept is not None:
+            self.kept.book(item.needs.tenant, size, share, 1)
         if item.needs.anti_affinity and not leaving:
             self._repel(item, 1)
         return replica
@@ -50,20 +55,31 @@ class Seat:
         for index, size in replica.devices:
             self.device_free[index] += size
             self.device_users[index] -= 1
+        if self.kept is not None:
+            self.kept.book(item.needs.tenant, replica.memory_bytes, replica.devices, -1)
         if item.needs.anti_affinity and not replica.leaving:
             self._repel(item, -1)
         return replica
 
-    def share_of(self, needs: Needs, told: Share = ()) -> Share | None:
+    def free_for(self, tenant: str) -> int:
+        """Bytes of memory that are free and not kept for others."""
+        return self.free if self.kept is None else self.free - self.kept.memory_from(tenant)
+
+    def device_free_for(self, tenant: str, index: int) -> int:
+        """The same on one device."""
+        free = self.device_free[index]
+        return free if self.kept is None else free - self.kept.device_from(tenant, index)
+
+    def share_of(self, needs: Needs, told: Share = (), *, keeps: bool = True) -> Share | None:
         """Devices for one more replica, None when there are too few with room.
 
         Those it has already come first; then devices that are in use and fit most tightly, so that whole ones are left
-        for those who need them whole.
+        for those who need them whole. keeps: leave alone what is kept for others, beyond what it was told already.
         """
         if not needs.devices:
             return ()
-        mine = {index for index, _ in told}
-        fitting = [device for device in self.worker.devices if self._has_room(needs, device)]
+        mine = dict(told)
+        fitting = [device for device in self.worker.devices if self._has_room(needs, device, mine, keeps)]
         if len(fitting) < needs.devices:
             return None
         fitting.sort(key=lambda device: self._preference(device, mine))
@@ -80,25 +96,31 @@ class Seat:
         return min((r.id.name for r in self.replicas.values() if r.id.name in models and not r.leaving), default="")
 
     def used(self, item: Wanted) -> float:
-        """Reserved part of what it offers, with one more replica: of its devices when the replica uses any."""
+        """Reserved part of what it offers, with one more replica: of its devices when the replica uses any. What is
+        kept for others counts as used."""
         if item.needs.devices:
             offered = sum(device.memory_bytes for device in self.worker.devices)
-            return 1 - (sum(self.device_free.values()) - item.needs.devices * item.needs.device_bytes) / max(offered, 1)
+            free = sum(self.device_free_for(item.needs.tenant, index) for index in self.device_free)
+            return 1 - (free - item.needs.devices * item.needs.device_bytes) / max(offered, 1)
         offered = self.worker.memory_bytes
-        return (offered - self.free + item.memory_bytes) / (offered or 1)
+        return (offered - self.free_for(item.needs.tenant) + item.memory_bytes) / (offered or 1)
 
     def listed(self) -> tuple[Replica, ...]:
         """Its replicas in order of version."""
         return tuple(sorted(self.replicas.values()))
 
-    def _has_room(self, needs: Needs, device: Device) -> bool:
+    def _has_room(self, needs: Needs, device: Device, mine: Mapping[int, int], keeps: bool) -> bool:
         if device.kind != needs.device_kind:
             return False
-        if needs.exclusive:
-            return not self.device_users[device.index] and device.memory_bytes >= needs.device_bytes
-        return self.device_free[device.index] >= reserved_on(needs, device)
+        index, asked = device.index, reserved_on(needs, device)
+        if needs.exclusive and (self.device_users[index] or device.memory_bytes < needs.device_bytes):
+            return False
+        free = self.device_free[index]
+        if keeps and self.kept is not None:
+            free = max(self.device_free_for(needs.tenant, index), min(free, mine.get(index, 0)))
+        return free >= asked
 
-    def _preference(self, device: Device, mine: set[int]) -> tuple[bool, bool, int, int]:
+    def _preference(self, device: Device, mine: Collection[int]) -> tuple[bool, bool, int, int]:
         index = device.index
         return index not in mine, not self.device_users[index], self.device_free[index], index
 

@@ -8,7 +8,6 @@ object array of `bytes`.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,10 @@ import numpy.typing as npt
 
 from penstock.errors import Internal, ResourceExhausted, Unavailable
 from penstock.tensors import DATATYPES
+from penstock.untrusted.words import public as public
 from penstock.v1 import manifest_pb2 as pb
 
 Array = npt.NDArray[Any]
-
-_PATH = re.compile(r"(?:/[\w.@+~-]+){2,}/?")
 
 
 class OutOfMemory(ResourceExhausted):
@@ -123,10 +121,3 @@ def open_model(path: Path) -> BinaryIO:
         return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
     except OSError as error:
         raise Internal("the model file cannot be opened", detail=str(error)) from None
-
-
-def public(error: BaseException | str, limit: int = 300) -> str:
-    """A library's own words, fit for a caller: one line, no paths, no control characters, cut."""
-    words = _PATH.sub("…", " ".join(str(error).split()))
-    words = "".join(letter if letter.isprintable() else "?" for letter in words)
-    return words if len(words) <= limit else words[: limit - 1] + "…"

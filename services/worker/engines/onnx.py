@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import Internal, InvalidArgument, InvalidManifest, PenstockError
+from penstock.untrusted.onnx_scan import refuse_external
 from penstock.v1 import manifest_pb2 as pb
 
 from .contract import promised
 from .engine import NOTHING, Array, DeviceLost, Means, OutOfMemory, TensorInfo, dtype, open_model, public
 from .onnx_binding import Binding
 from .onnx_providers import CPU, Provider, providers
-from .onnx_scan import refuse_external
 from .trt.driver import STICKY
 
 MAX_FILE = 2**31 - 1  # a protobuf message cannot be larger

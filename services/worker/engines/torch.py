@@ -1,4 +1,4 @@
-"""Exported programs of PyTorch (`.pt2`), on the processor or a GPU. Nothing is ever unpickled: see torch_archive.py.
+"""Exported programs of PyTorch (`.pt2`), on the processor or a GPU. Nothing is ever unpickled: see penstock/untrusted.
 
 A program runs on a GPU when its manifest asks for devices and PyTorch finds one, through CUDA graphs (torch_graphs.py).
 A package that a trusted builder compiled from it runs in its place (torch_compiled.py).
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import Internal, InvalidArgument, InvalidManifest, PenstockError
+from penstock.untrusted.torch_archive import rewrite
 from penstock.v1 import manifest_pb2 as pb
 
 from . import torch_compiled
 from .contract import promised
 from .engine import NOTHING, Array, DeviceLost, Means, OutOfMemory, TensorInfo, dtype, open_model, public
-from .torch_archive import rewrite
 from .torch_graphs import Graphs
 from .trt import driver
 

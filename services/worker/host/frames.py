@@ -18,12 +18,20 @@ from penstock.internal.v1 import engine_pb2
 from penstock.tensors import DATATYPES, element_count
 from penstock.v1 import manifest_pb2 as pb
 
+from ..engines.engine import DeviceLost, OutOfMemory
+
 HEADER: Final = struct.Struct("<I")
 # Tensors do not travel in frames; the largest are a manifest and a failure for every row of a large batch.
 MAX_FRAME: Final = 16 << 20
 MAX_TEXT: Final = 500
 MAX_DETAIL: Final = 8_000
 MAX_RANK: Final = 32
+
+TROUBLES: Final[Mapping[engine_pb2.Trouble.ValueType, type[OutOfMemory | DeviceLost]]] = {
+    engine_pb2.TROUBLE_OUT_OF_MEMORY: OutOfMemory,
+    engine_pb2.TROUBLE_DEVICE_LOST: DeviceLost,
+}
+"""Errors on which a worker acts, as frames name them."""
 
 
 class BrokenFrame(Exception):
@@ -143,9 +151,13 @@ def error_of(failure: engine_pb2.Failure) -> PenstockError:
     if failure.code not in BY_NAME:
         return Internal("the engine failed", detail=f"{failure.code[:40]!r}: {failure.message[:MAX_TEXT]!r} {detail}")
     text = "".join(letter if letter.isprintable() else " " for letter in failure.message[:MAX_TEXT])
+    if failure.trouble in TROUBLES:
+        return TROUBLES[failure.trouble](text, detail=detail)
     return from_code(failure.code, text, detail=detail)
 
 
 def failure_of(error: PenstockError) -> engine_pb2.Failure:
     """An error as the child reports it."""
-    return engine_pb2.Failure(code=error.code.name, message=error.message[:MAX_TEXT], detail=error.detail[:MAX_DETAIL])
+    told = engine_pb2.Failure(code=error.code.name, message=error.message[:MAX_TEXT], detail=error.detail[:MAX_DETAIL])
+    told.trouble = next((trouble for trouble, kind in TROUBLES.items() if isinstance(error, kind)), told.trouble)
+    return told

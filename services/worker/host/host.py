@@ -19,7 +19,7 @@ from penstock.errors import DeadlineExceeded, Internal, PenstockError, Unavailab
 from penstock.internal.v1 import engine_pb2
 from penstock.v1 import manifest_pb2 as pb
 
-from ..engines.engine import NOTHING, Means
+from ..engines.engine import NOTHING, DeviceLost, Means
 from . import arena as arenas
 from .frames import (
     BrokenFrame,
@@ -133,9 +133,9 @@ class EngineHost:
     async def run(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef]) -> RunOutcome:
         """Runs what lies in the staging arena.
 
-        batch_size: rows, 0 where the model has no batch dimension. Raises what the engine said of the whole batch, or
-        Unavailable when the child is gone. May be cancelled: the child finishes by itself, and the next run waits for
-        that first.
+        batch_size: rows, 0 where the model has no batch dimension. Raises what the engine said of the whole batch
+        (DeviceLost, and then the child is ended), or Unavailable when the child is gone. May be cancelled: the child
+        finishes by itself, and the next run waits for that first.
         """
         if self._running:
             raise RuntimeError("one run at a time")
@@ -197,6 +197,8 @@ class EngineHost:
                 raise BrokenFrame("not the answer to a load")
         except BrokenFrame as error:
             raise Internal("the engine failed while it loaded the model", detail=f"broken frame: {error}") from None
+        except DeviceLost:
+            raise
         except Unavailable as error:
             raise Unavailable("the engine stopped while it loaded the model", detail=error.detail) from None
         self._loaded_bytes = response.load.memory_bytes
@@ -211,7 +213,10 @@ class EngineHost:
             response = await self._answer(request.id)
             kind = response.WhichOneof("result")
             if kind == "failure":
-                raise error_of(response.failure)
+                failure = error_of(response.failure)
+                if isinstance(failure, DeviceLost):
+                    self._give_up()
+                raise failure
             if kind != "need_bytes":
                 return response
             have = self._outputs.size if self._outputs else 0

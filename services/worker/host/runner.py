@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from penstock.errors import Internal, InvalidManifest, PenstockError, ResourceExhausted, Unsupported
+from penstock.errors import Internal, InvalidManifest, PenstockError, Unsupported
 from penstock.internal.v1 import engine_pb2
 from penstock.tensors import DATATYPES, element_count, pack_bytes, unpack_bytes
 from penstock.v1 import manifest_pb2 as pb
 
 from ..engines import catalogue, requirements
 from ..engines.contract import validate
-from ..engines.engine import Array, Engine, Means, dtype, public
+from ..engines.engine import Array, DeviceLost, Engine, Means, OutOfMemory, dtype, public
 from ..processors.pipeline import Pipeline
 from .arena import Arena
 from .frames import failure_of
@@ -154,7 +154,7 @@ class Runner:
             for _ in range(max(1, self._manifest.warmup.runs)):
                 try:
                     self._try(size)
-                except InvalidManifest:
+                except (InvalidManifest, DeviceLost):
                     raise
                 except PenstockError as error:
                     rows = f"a batch of {size}" if most else "a request"
@@ -179,5 +179,5 @@ def as_penstock_error(error: Exception) -> PenstockError:
     if isinstance(error, PenstockError):
         return error
     if isinstance(error, MemoryError):
-        return ResourceExhausted("the engine has not enough memory for this batch", detail=public(error))
+        return OutOfMemory("the engine has not enough memory for this batch", detail=public(error))
     return Internal("the engine failed on this request", detail=f"{type(error).__name__}: {error}")

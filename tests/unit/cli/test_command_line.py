@@ -21,7 +21,22 @@ from penstock.v1 import cluster_pb2 as cluster
 from penstock.v1 import models_pb2 as pb
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMANDS = ["publish", "models", "versions", "alias", "delete", "deploy", "undeploy", "infer", "status", "init", "logs"]
+COMMANDS = [
+    "publish",
+    "models",
+    "versions",
+    "alias",
+    "delete",
+    "deploy",
+    "deployments",
+    "drain",
+    "undrain",
+    "undeploy",
+    "infer",
+    "status",
+    "init",
+    "logs",
+]
 
 
 def parse(line: str) -> Any:
@@ -84,7 +99,6 @@ def test_references() -> None:
     [
         "",
         "fly",
-        "deploy",
         "deploy ../m",
         "deploy m@0",
         "deploy m@",
@@ -122,7 +136,10 @@ def test_wrong_usage_is_an_object_for_scripts(capsys: pytest.CaptureFixture[str]
     assert "../m" in error["message"]
 
 
-@pytest.mark.parametrize("line", ["publish x --wait", "alias m prod", "alias m prod 3 --delete"])
+@pytest.mark.parametrize(
+    "line",
+    ["publish x --wait", "alias m prod", "alias m prod 3 --delete", "deploy", "deploy m -f f", "deploy -f f --max 2"],
+)
 def test_options_that_need_each_other(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(line.split()) == 2
 
@@ -137,6 +154,7 @@ def test_every_error_has_an_exit_code(kind: type[errors.PenstockError]) -> None:
         errors.AlreadyExists: 5,
         errors.Conflict: 5,
         errors.InUse: 5,
+        errors.GateFailed: 5,
     }
     assert main.exit_code(kind("x")) == wanted.get(kind, 1)
 

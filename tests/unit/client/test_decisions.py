@@ -16,6 +16,7 @@ from penstock.client.connection import Connection
 from penstock.client.retry import Budget, pause_before_retry
 from penstock.client.tls import Tls
 from penstock.v1 import cluster_pb2 as pb
+from penstock.v1 import models_pb2 as models
 
 DOWN = errors.Unavailable("down")
 
@@ -58,6 +59,38 @@ def status(**fields: Any) -> pb.ClusterStatus:
     return pb.ClusterStatus(versions=[pb.VersionStatus(name="m", version=2, **fields)])
 
 
+def on_worker(*states: tuple[str, str, pb.ReplicaState.ValueType], reason: str = "", draining: bool = True) -> Any:
+    picture = pb.ClusterStatus(workers=[pb.WorkerStatus(id="w1", draining=draining), pb.WorkerStatus(id="w2")])
+    for name, worker, state in states:
+        entry = picture.versions.add(name=name, version=1, wanted=1, unplaced_reason=reason)
+        entry.replicas.add(worker=worker, state=state)
+    return picture
+
+
+def test_what_is_left_on_a_worker_that_should_be_empty() -> None:
+    ready = pb.REPLICA_STATE_READY
+    assert readiness.unmet_drain(on_worker(("a", "w2", ready)), "w1") == ""
+    assert readiness.unmet_drain(on_worker(), "gone") == ""
+    assert "taken the drain up" in readiness.unmet_drain(on_worker(draining=False), "w1")
+    stays = on_worker(("a", "w1", ready), reason="w2 has 1 MiB free")
+    assert readiness.unmet_drain(stays, "w1") == "w1: 1 replica left; a@1: stays: w2 has 1 MiB free"
+    moving = on_worker(("a", "w1", ready), ("b", "w1", ready))
+    moving.versions[0].replicas.add(worker="w2", state=pb.REPLICA_STATE_LOADING)
+    assert readiness.unmet_drain(moving, "w1") == "w1: 2 replicas left; a@1: moves: w2 loading; b@1: moves"
+
+
+def wanted(replicas: int, scaling: models.Scaling | None = None) -> models.DeployedVersion:
+    return models.DeployedVersion(version=2, replicas=replicas, scaling=scaling)
+
+
+def test_where_demand_moves_the_number_the_least_is_enough() -> None:
+    asked = wanted(1, models.Scaling(min_replicas=1, max_replicas=4))
+    assert readiness.unmet_deploy(status(wanted=3, ready=1), "m", asked, False) == ""
+    assert "0 of 3 ready" in readiness.unmet_deploy(status(wanted=3), "m", asked, False)
+    assert readiness.unmet_deploy(status(wanted=0), "m", wanted(0, models.Scaling(max_replicas=1)), False) == ""
+    assert "taken the change up" in readiness.unmet_deploy(status(wanted=0), "m", asked, False)
+
+
 def test_why_a_deployment_is_not_fulfilled() -> None:
     replicas = [
         pb.ReplicaStatus(worker="a", state=pb.REPLICA_STATE_READY),
@@ -65,7 +98,7 @@ def test_why_a_deployment_is_not_fulfilled() -> None:
     ]
     picture = status(wanted=3, ready=1, replicas=replicas, unplaced_reason="no worker has 2 GiB", default_version=True)
     text = "m@2: 1 of 3 ready; b failed: out of memory; not placed: no worker has 2 GiB"
-    assert readiness.unmet_deploy(picture, "m", 2, 3, True) == text
+    assert readiness.unmet_deploy(picture, "m", wanted(3), True) == text
     assert readiness.unmet_all(picture) == text
     assert readiness.has_failed(picture.versions[0])
 
@@ -76,12 +109,12 @@ def test_why_a_deployment_is_not_fulfilled() -> None:
     ids=["not there", "old number of replicas", "not the default yet"],
 )
 def test_an_old_picture_is_not_taken_for_the_answer(picture: pb.ClusterStatus) -> None:
-    assert "taken the change up" in readiness.unmet_deploy(picture, "m", 2, 2, True)
+    assert "taken the change up" in readiness.unmet_deploy(picture, "m", wanted(2), True)
 
 
 def test_fulfilled() -> None:
-    assert readiness.unmet_deploy(status(wanted=2, ready=2, default_version=True), "m", 2, 2, True) == ""
-    assert readiness.unmet_deploy(status(wanted=2, ready=2), "m", 2, 2, False) == ""
+    assert readiness.unmet_deploy(status(wanted=2, ready=2, default_version=True), "m", wanted(2), True) == ""
+    assert readiness.unmet_deploy(status(wanted=2, ready=2), "m", wanted(2), False) == ""
     assert readiness.unmet_all(pb.ClusterStatus()) == ""
     assert readiness.unmet_all(pb.ClusterStatus(), "m") == "m is not deployed"
     assert readiness.unmet_undeploy(pb.ClusterStatus(), "m", 0) == ""

@@ -30,7 +30,7 @@ def test_prefixes_hold_their_keys() -> None:
 
 @pytest.mark.parametrize("bad", ["", "a/b", "..", "../x", "a@1", "a b", "ä", "x" * 200, "-a", "a\n"])
 def test_what_cannot_be_a_segment(bad: str) -> None:
-    for build in (keys.deployment, keys.worker, keys.assignment):
+    for build in (keys.deployment, keys.worker, keys.assignment, keys.drain):
         with pytest.raises(ValueError):
             build(bad)
     with pytest.raises(ValueError):
@@ -81,6 +81,7 @@ def test_the_table_has_every_prefix_once_with_one_writer() -> None:
         keys.REPLICAS,
         keys.ASSIGNMENTS,
         keys.LEARNED,
+        keys.DRAINS,
         keys.SERVICES,
         keys.LEADER,
     ]

@@ -69,7 +69,7 @@ def test_other_words_are_explained(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["environment.py", *arguments])
     assert environment.main() == 2
-    assert "demo|dev|torch" in capsys.readouterr().err
+    assert "demo|compile|dev|torch" in capsys.readouterr().err
 
 
 def test_the_pins_pin_everything_exactly() -> None:

@@ -9,8 +9,9 @@ import pytest
 from penstock.errors import DeadlineExceeded, Unavailable
 from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import Answer
+from services.gateway.demand import Served
 from services.gateway.ejection import Gray
-from services.gateway.upstream import Served, Upstreams
+from services.gateway.upstream import Upstreams
 from tests.unit.gateway.doubles import FakeWorkers, Sent, echo, failing
 
 DIGITS: Served = ("digits", 1)
@@ -175,3 +176,21 @@ def test_pauses_grow() -> None:
         pauses.append(now - begun)
         gray.failed(now)
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
+
+
+async def test_one_that_has_gone_is_pardoned_and_its_worker_goes_on_straight() -> None:
+    setup = Setup()
+    await setup.warm()
+    stuck = await setup.hang()
+    stuck.cancel()
+    await asyncio.gather(stuck, return_exceptions=True)
+    assert [(address, served, reason) for address, served, reason in setup.upstreams.gray()] == [
+        ("w2:1", DIGITS, "silent")
+    ]
+    assert setup.upstreams.free("w2:1", OTHER, setup.now) is None
+    setup.upstreams.pardon("w2:1", DIGITS)
+    assert not setup.avoided()
+    place = setup.upstreams.free("w2:1", OTHER, setup.now)
+    assert place is not None
+    place[0].left()
+    assert setup.upstreams.sweep() == []

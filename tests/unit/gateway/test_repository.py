@@ -129,26 +129,31 @@ async def test_load_waits_until_the_version_is_ready() -> None:
     it.replicas.records = keyed(replica("w1", version=3))
     it.rebuild()
     await asyncio.wait_for(loading, 5)
-    assert registry.asked == [pb.DeployRequest(name="digits", replicas=1)]
+    assert registry.asked == [pb.DeployRequest(name="digits", keep_options=True)]
 
 
-async def test_load_of_what_is_ready_ends_at_once_and_keeps_the_replicas() -> None:
+async def test_load_of_what_is_ready_ends_at_once_and_keeps_what_was_said_of_it() -> None:
     it, registry = gateway([deployment("digits", 1)], [replica("w1")], Deploy=deployed(1))
     await ask(it, "RepositoryModelLoad", load_request())
-    assert registry.asked == [pb.DeployRequest(name="digits", replicas=2)]
+    assert registry.asked == [pb.DeployRequest(name="digits", keep_options=True)]
+
+
+async def test_load_of_what_is_loaded_on_demand_ends_at_once() -> None:
+    it, _ = gateway([deployment("digits", 1, on_demand=[1])], [], Deploy=deployed(1))
+    await ask(it, "RepositoryModelLoad", load_request())
 
 
 @pytest.mark.parametrize(("value", "text"), [(7, "7"), ("7", "7"), ("best", "best")])
 async def test_load_of_a_named_version(value: int | str, text: str) -> None:
     it, registry = gateway([deployment("digits", 7)], [replica("w1", version=7)], Deploy=deployed(7))
     await ask(it, "RepositoryModelLoad", load_request(version=value))
-    assert registry.asked == [pb.DeployRequest(name="digits", version=text, replicas=2)]
+    assert registry.asked == [pb.DeployRequest(name="digits", version=text, keep_options=True)]
 
 
 async def test_load_in_the_dialect_of_kserve() -> None:
     it, registry = gateway([deployment("digits", 1)], [replica("w1")], Deploy=deployed(1))
     await ask(it, "RepositoryModelLoad", load_request("", "digits"))
-    assert registry.asked == [pb.DeployRequest(name="digits", replicas=2)]
+    assert registry.asked == [pb.DeployRequest(name="digits", keep_options=True)]
 
 
 @pytest.mark.parametrize(

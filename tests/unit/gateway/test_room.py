@@ -67,7 +67,7 @@ def timeless(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
 
         virtual_time.run(main())
 
-    run.__name__ = test.__name__  # type: ignore[attr-defined]
+    run.__name__ = test.__name__
     run.__doc__ = test.__doc__
     return run
 
@@ -249,6 +249,44 @@ async def test_the_only_replica_that_dies_is_waited_for() -> None:
     await task
     assert cold.it.workers.addresses == ["w1:1", "w2:1"]
     assert cold.flow.requests == 1
+    cold.left_clean()
+
+
+@timeless
+async def test_a_replica_that_has_just_left_is_looked_for_anew() -> None:
+    """Its worker says that it is gone before the routes do; then it is loaded again, on the same worker."""
+    cold = Cold(replica("w1"))
+    refused = 0
+
+    async def gone(sent: Sent) -> Answer:
+        nonlocal refused
+        refused += 1
+        raise Unavailable("model 'digits' version 1 is no longer on this worker")
+
+    cold.it.workers.behaviours["w1:1"] = gone
+    task = cold.asks()
+    await asyncio.sleep(0.1)
+    assert (refused, task.done(), len(cold.room)) == (1, False, 0), "the news are awaited"
+    cold.becomes()
+    await cold.waiting(1)
+    cold.it.workers.behaviours["w1:1"] = echo
+    cold.becomes(replica("w1"))
+    await task
+    assert cold.flow.requests == 1
+    cold.left_clean()
+
+
+@timeless
+async def test_news_that_do_not_come_are_not_awaited_for_ever() -> None:
+    cold = Cold(replica("w1"))
+
+    async def refuses(sent: Sent) -> Answer:
+        raise Unavailable("the model stopped serving on this worker")
+
+    cold.it.workers.behaviours["w1:1"] = refuses
+    with pytest.raises(Unavailable, match="stopped serving"):
+        await cold.asks()
+    assert asyncio.get_running_loop().time() == waiting.NEWS_SECONDS
     cold.left_clean()
 
 

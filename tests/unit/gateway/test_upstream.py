@@ -9,7 +9,8 @@ import pytest
 from penstock.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
 from penstock.wire.call import Answer
 from penstock.wire.client import ConnectionLost
-from services.gateway.upstream import Served, Upstreams
+from services.gateway.demand import Served
+from services.gateway.upstream import Upstreams
 from tests.unit.gateway.doubles import FakeWorkers, Sent, echo, failing
 
 DIGITS: Served = ("digits", 1)
@@ -157,3 +158,20 @@ async def test_an_address_that_comes_back_is_kept() -> None:
     runner.cancel()
     await setup.upstreams.close()
     assert setup.workers.closed == ["w1:1"]
+
+
+async def test_a_replica_that_refused_and_is_asked_no_more_is_forgotten() -> None:
+    """Else nothing at its worker would ever take the straight road again."""
+    setup = Setup()
+    setup.workers.behaviours["w1:1"] = failing(Unavailable("no longer on this worker"))
+    with pytest.raises(Unavailable):
+        await setup.call(OTHER)
+    assert setup.upstreams.free("w1:1", DIGITS, setup.now) is None
+    setup.now += 5.0
+    setup.upstreams.sweep()
+    assert setup.upstreams.free("w1:1", DIGITS, setup.now) is None
+    setup.now += 5.0
+    setup.upstreams.sweep()
+    place = setup.upstreams.free("w1:1", DIGITS, setup.now)
+    assert place is not None
+    place[0].left()

@@ -64,7 +64,8 @@ def test_there_is_time_left_to_say_why(left: float) -> None:
         (Estimate(), "is not loaded; a request has it loaded; it was not ready before the deadline", None),
         (Estimate(ready_at=112.3), "is not loaded; a request has it loaded; it should be ready in about 12 s", 12.3),
         (Estimate(ready_at=90.0), "it was not ready before the deadline", None),
-        (Estimate(obstacle="no worker has room for it"), "no worker has room for it", None),
+        (Estimate(obstacle="no worker has room for it", said_at=99.0), "no worker has room for it", None),
+        (Estimate(obstacle="no worker has room for it", said_at=90.0), "it was not ready before the deadline", None),
     ],
 )
 def test_what_one_is_told_who_waited_in_vain(estimate: Estimate, words: str, after: float | None) -> None:
@@ -72,6 +73,26 @@ def test_what_one_is_told_who_waited_in_vain(estimate: Estimate, words: str, aft
     assert told.message.startswith("version 1 of model 'digits' ")
     assert told.message.endswith(words)
     assert told.retry_after == (pytest.approx(after) if after is not None else None)
+
+
+def test_the_worse_of_what_schedulers_say_while_it_is_said() -> None:
+    leader, follower = Estimate(ready_at=140.0, said_at=100.0), Estimate(ready_at=110.0, said_at=100.1)
+    assert waiting.believed(None, follower) is follower
+    assert waiting.believed(follower, leader) is leader
+    assert waiting.believed(leader, follower) is leader
+    later = Estimate(ready_at=110.0, said_at=103.0)
+    assert waiting.believed(leader, later) is later, "nobody says the other any more"
+    room = Estimate(obstacle="no room", said_at=100.2)
+    assert waiting.believed(leader, room) is room
+    assert waiting.believed(room, leader) is room
+
+
+def test_an_obstacle_is_over_once_it_loads() -> None:
+    told = waiting.in_vain(
+        "digits", version(replica("w1", LOADING)), Estimate(obstacle="no worker has room", said_at=99.0), 100.0
+    )
+    assert "room" not in told.message
+    assert "is loading" in told.message
 
 
 def test_a_line_keeps_its_order_and_gives_up_places() -> None:

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from penstock.v1 import cluster_pb2 as pb
 from services.scheduler import placement
 from services.scheduler.placement import Plan, Planner, plan
-from services.scheduler.snapshot import PLAIN, ClusterSnapshot, Device, Needs, Replica, VersionId, Wanted, Worker
+from services.scheduler.snapshot import (
+    PLAIN,
+    ClusterSnapshot,
+    Device,
+    Needs,
+    Replica,
+    Reserved,
+    VersionId,
+    Wanted,
+    Worker,
+)
 
 READY = pb.REPLICA_STATE_READY
 LOADING = pb.REPLICA_STATE_LOADING
@@ -40,10 +50,12 @@ def worker(
     labels: dict[str, str] | None = None,
     taints: tuple[str, ...] = (),
     domain: str = "",
+    reserved: tuple[Reserved, ...] = (),
 ) -> Worker:
     missing = {} if "torch" in engines else {"torch": "not installed"}
     devices = tuple(Device(index, "gpu", size) for index, size in enumerate(gpus))
-    return Worker(name, memory, frozenset(engines), missing, draining, devices, labels or {}, frozenset(taints), domain)
+    there = frozenset(engines), missing, draining, devices, labels or {}, frozenset(taints), domain, reserved
+    return Worker(name, memory, *there)
 
 
 def cluster(items: list[Wanted], workers: list[Worker]) -> ClusterSnapshot:
@@ -93,6 +105,7 @@ NAMES = ("a", "b", "c", "d")
 WORKERS = ("w0", "w1", "w2", "w3", "w4")
 STATES = st.sampled_from([READY, READY, READY, *(state for state in pb.ReplicaState.values() if state)])
 ENGINES = st.sampled_from(["onnx", "torch"])
+TENANTS = st.sampled_from(["", "", "", "t1", "t2"])
 
 
 @st.composite
@@ -114,7 +127,17 @@ def all_needs(draw: st.DrawFn) -> Needs:
         spread_required=draw(st.booleans()),
         pinned=draw(st.booleans()),
         priority=draw(st.integers(0, 2)),
+        tenant=draw(TENANTS),
     )
+
+
+def all_reserved() -> st.SearchStrategy[tuple[Reserved, ...]]:
+    """What a worker keeps for tenants; most keep nothing."""
+    one = st.builds(
+        Reserved, st.just("t1"), st.integers(0, 60), st.sampled_from([(), (), (("gpu", 20),), (("gpu", 70),)])
+    )
+    other = st.builds(Reserved, st.just("t2"), st.integers(0, 40))
+    return st.one_of(st.just(()), st.just(()), st.tuples(one), st.tuples(one, other))
 
 
 @st.composite
@@ -129,6 +152,7 @@ def all_workers(draw: st.DrawFn, name: str) -> Worker:
         labels=draw(st.sampled_from([{}, {"disk": "ssd"}])),
         taints=draw(st.sampled_from([frozenset[str](), frozenset[str](), frozenset({"batch"})])),
         failure_domain=draw(st.sampled_from(["", "z1", "z2"])),
+        reserved=draw(all_reserved()),
     )
 
 
@@ -175,6 +199,7 @@ def calm_models(draw: st.DrawFn, name: str) -> tuple[Wanted, ...]:
         exclusive=gpus and draw(st.integers(0, 3)) == 0,
         pinned=draw(st.integers(0, 5)) == 0,
         priority=draw(st.sampled_from([0, 0, 0, 1, 2])),
+        tenant=draw(TENANTS),
     )
     replicas = draw(st.sampled_from([1, 1, 2, 2, 3]))
     memory = draw(st.integers(5, 70))
@@ -188,7 +213,13 @@ def calm_models(draw: st.DrawFn, name: str) -> tuple[Wanted, ...]:
 def settled_clusters(draw: st.DrawFn) -> ClusterSnapshot:
     """A cluster at rest to which something has happened: a model came, grew or went, a worker came, went or drains."""
     workers = [
-        worker(name, draw(st.integers(60, 120)), gpus=draw(st.sampled_from([(), (), (50, 100)])), domain=zone)
+        worker(
+            name,
+            draw(st.integers(60, 120)),
+            gpus=draw(st.sampled_from([(), (), (50, 100)])),
+            domain=zone,
+            reserved=draw(all_reserved()),
+        )
         for name, zone in zip(WORKERS, draw(st.permutations(["z1", "z1", "z2", "z2", "z2"])), strict=True)
     ][: draw(st.integers(2, 5))]
     models = {name: draw(calm_models(name)) for name in (*NAMES, "e", "f")[: draw(st.integers(1, 6))]}

@@ -13,6 +13,7 @@ from penstock.internal.v1.records_pb2 import (
     AssignmentRecord,
     DeploymentRecord,
     DeviceRecord,
+    DrainRecord,
     LearnedRecord,
     ReplicaRecord,
     WantedVersion,
@@ -27,8 +28,9 @@ from services.scheduler.snapshot import STEP, Learned, VersionId, assignment_rec
 
 NAMES = ("a", "b", "c")
 WORKERS = ("w0", "w1", "w2")
-KINDS = ("deployment", "worker", "replica", "assignment", "learned")
+KINDS = ("deployment", "worker", "replica", "assignment", "learned", "drain")
 MIB = 2**20
+NOBODY = frozenset[str]()
 
 Store: TypeAlias = dict[tuple[str, ...], Any]
 """What etcd would hold: records by kind and key."""
@@ -68,6 +70,7 @@ def records(draw: st.DrawFn) -> tuple[tuple[str, ...], Any]:
         "replica": (kind, worker, name, str(number)),
         "assignment": (kind, worker),
         "learned": (kind, name, str(number)),
+        "drain": (kind, worker),
     }
     if draw(st.integers(0, 4)) == 0:
         return keys[kind], None
@@ -103,6 +106,8 @@ def records(draw: st.DrawFn) -> tuple[tuple[str, ...], Any]:
                 for other in told
             ]
             made = AssignmentRecord(worker=worker, term=1, replicas=replicas)
+        case "drain":
+            made = DrainRecord(worker=worker)
         case _:
             made = LearnedRecord(name=name, version=number, memory_bytes=draw(sizes(6)))
     return keys[kind], made
@@ -115,6 +120,15 @@ def tell(intake: Intake, store: Store, key: tuple[str, ...], now: Any) -> None:
         store[key] = now
     if before is not None or now is not None:
         getattr(intake, key[0])(before, now)
+
+
+def _decide(intake: Intake, number: int, shun: frozenset[str]) -> None:
+    """What demand decides: a number for what follows it, and workers that are left."""
+    for version in intake.scaled:
+        intake.scale(version, number)
+    for deployment in intake.deployments.values():
+        for wanted in deployment.versions:
+            intake.shun(VersionId(deployment.name, wanted.version), shun)
 
 
 @given(
@@ -131,16 +145,13 @@ def test_a_plan_of_changed_records_is_the_plan_of_all_records(
     for step, told in enumerate(steps):
         for key, now in told:
             tell(intake, store, key, now)
-        for version in intake.scaled:
-            intake.scale(version, number)
-            intake.shun(version, held if step % 2 else frozenset())
+        shun = held if step % 2 else NOBODY
+        _decide(intake, number, shun)
         planned = intake.plan(held)
         fresh = Intake()
         for key, record in reversed(store.items()):
             getattr(fresh, key[0])(None, record)
-        for version in fresh.scaled:
-            fresh.scale(version, number)
-            fresh.shun(version, held if step % 2 else frozenset())
+        _decide(fresh, number, shun)
         assert planned == fresh.plan(held)
         assert dict(planned.unplaced) == dict(fresh.plan(held).unplaced)
         known, other = intake.planner.known, fresh.planner.known

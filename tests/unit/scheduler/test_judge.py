@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from penstock.v1 import cluster_pb2 as pb
 from penstock.v1.models_pb2 import ScaleWindow, Scaling
 from services.scheduler.demand import Said
-from services.scheduler.judge import Estimate
+from services.scheduler.judge import MOST_TRIED, Estimate
 from services.scheduler.numbers import policy_of
 from services.scheduler.residency import IDLE, RESIDENCE
 from services.scheduler.scaling import Window
@@ -89,6 +89,25 @@ def test_a_new_leader_changes_nothing_until_it_knows_enough() -> None:
         follower.report()
         follower.step(1.0)
     assert follower.number("a") == 0
+
+
+def test_an_emptied_store_does_not_make_a_number_fall() -> None:
+    world = World("w1", "w2", "w3")
+    world.deploy("a", version(scaling=Scaling(max_replicas=3, outstanding=4)))
+    world.report({"a": Said(outstanding=12)})
+    before = world.step()
+    world.report()
+    world.leading = False  # as for the view's grace
+    for record in world.assignments.values():
+        world.judge.intake.assignment(record, None)
+    world.assignments.clear()
+    world.judge.intake.deployment(world.deployments["a"], None)
+    world.plan()
+    world.judge.intake.deployment(None, world.deployments["a"])
+    world.plan()
+    world.leading = True
+    world.report()
+    assert world.step(1.0) == before and world.number("a") == 3
 
 
 def test_without_any_report_nothing_falls_ever() -> None:
@@ -201,6 +220,26 @@ def test_no_more_goes_than_is_needed_and_a_model_that_can_never_fit_takes_nobody
     assert sorted(world.step(1.0).values()) == sorted(
         [["big"], next(names for names in before.values() if "e" in names)]
     )
+
+
+def test_what_can_never_fit_keeps_nobody_else_from_finding_room() -> None:
+    world = World("w1")
+    world.on_demand("a", "b", "z")
+    huge = [f"huge{number:02}" for number in range(2 * MOST_TRIED)]
+    world.on_demand(*huge, memory=200)
+    crowd(world)
+    world.report()
+    world.step(RESIDENCE)
+    for _ in range(5):
+        world.report(dict.fromkeys(huge, 1))
+        world.step(1.0)
+    waiting = [VersionId(name, 1) for name in huge]
+    world.report({**dict.fromkeys(huge, 1), "z": 1})
+    for _ in range(3):
+        world.step(1.0)
+    assert world.told == {"w1": ["b", "z"]}
+    told = world.judge.estimates(waiting, world.now, leading=True)
+    assert all(told[version].obstacle for version in waiting)
 
 
 def test_a_deployed_version_is_worth_more_than_what_nobody_calls() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import BY_NAME, Internal, InvalidArgument
 from penstock.internal.v1 import engine_pb2
+from services.worker.engines.engine import DeviceLost, OutOfMemory
 from services.worker.host import frames
 from services.worker.host.frames import BrokenFrame, FrameBuffer, checked_outputs, checked_row_failures
 from services.worker.host.process import environment
@@ -92,6 +93,12 @@ def test_row_failures_name_rows_of_the_batch_once() -> None:
     for bad in ([row(2)], [row(-1)], [row(0), row(0)]):
         with pytest.raises(BrokenFrame):
             checked_row_failures(bad, 2)
+
+
+def test_the_errors_on_which_a_worker_acts_are_known_again() -> None:
+    for kind in (OutOfMemory, DeviceLost):
+        told = frames.error_of(frames.failure_of(kind("said", detail="why")))
+        assert (type(told), told.message, told.detail) == (kind, "said", "why")
 
 
 def test_failures_keep_their_class_and_lose_control_characters() -> None:

@@ -57,3 +57,13 @@ def test_a_store_that_went_back_starts_its_terms_anew() -> None:
     assert under_test.follow(orders(3, 2), 1)
     assert set(under_test.replicas) == {("m", 2)}
     assert not under_test.follow(orders(2, 1), 1)
+
+
+def test_a_record_from_before_the_store_went_back_says_nothing_of_its_terms() -> None:
+    """That the store went back may be known before its records are read again."""
+    under_test = Orders()
+    under_test.follow(orders(500, 1), 0)
+    assert under_test.follow(orders(500, 1), 1)
+    assert set(under_test.replicas) == {("m", 1)}
+    assert under_test.follow(orders(3, 2), 1)
+    assert set(under_test.replicas) == {("m", 2)}

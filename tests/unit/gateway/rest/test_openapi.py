@@ -15,6 +15,7 @@ from penstock.v1 import cluster_pb2, models_pb2
 from penstock.wire.call import Call, Done, Handler, Pending
 from services.gateway.rest import openapi, shapes
 from services.gateway.rest.bridge import Bridge
+from services.gateway.rest.builds import BuildRoutes
 from services.gateway.rest.inference import InferenceRoutes
 from services.gateway.rest.management import Control, ManagementRoutes
 from services.gateway.rest.messages import to_plain
@@ -38,7 +39,7 @@ CONTROL = cast(Control, None)
 def operations() -> list[Operation]:
     return [
         *inference_operations(InferenceRoutes(Nothing(), lambda: None)),
-        *management_operations(ManagementRoutes(CONTROL), UploadRoutes(CONTROL)),
+        *management_operations(ManagementRoutes(CONTROL), UploadRoutes(CONTROL), BuildRoutes(CONTROL)),
         *Pages().operations(),
     ]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from penstock.errors import InvalidArgument
-from services.worker.engines.onnx_scan import refuse_external
+from penstock.untrusted.onnx_scan import refuse_external
 
 
 def seed() -> bytes:

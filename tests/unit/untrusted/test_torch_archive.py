@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from penstock.errors import InvalidArgument
-from services.worker.engines.torch_archive import rewrite
-from services.worker.engines.torch_expressions import check_expression
+from penstock.untrusted.torch_archive import rewrite
+from penstock.untrusted.torch_expressions import check_expression
 
 SYMBOL = {"as_expr": {"expr_str": "Symbol('s77', positive=True, integer=True)", "hint": {"as_int": 2}}}
 EVIL = "__import__('os').system('true')"

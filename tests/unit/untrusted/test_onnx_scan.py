@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from penstock.errors import InvalidArgument
-from services.worker.engines.onnx_scan import MAX_DEPTH, refuse_external
+from penstock.untrusted.onnx_scan import MAX_DEPTH, refuse_external
 
 Plant = Callable[[onnx.ModelProto, TensorProto], None]
 

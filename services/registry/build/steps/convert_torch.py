@@ -1,0 +1,278 @@
+"""`convert-torch`: an exported program of PyTorch (`.pt2`) to ONNX.
+
+The archive is rewritten before torch sees it (penstock/untrusted/torch_archive.py), so nothing in it is unpickled or
+run. What is refused: TorchScript, which holds code of its author's and a pickle beside it, and `.pt` or `.pth` files
+of torch.save, which are pickles. Weights alone belong in safetensors, and a program in torch.export.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from penstock.errors import InvalidArgument, InvalidManifest
+from penstock.untrusted.torch_archive import rewrite
+from penstock.untrusted.words import public
+
+from ..step import Role, Step, StepContext, StepResult, installed
+from . import onnx_file
+
+OPERATOR = re.compile(r"\b((?:aten|prims|torchvision|quantized)[.:]+[a-z_0-9]+(?:\.[A-Za-z_0-9]+)?)")
+BATCH: Final = "batch"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """opset: of the standard operators. outputs: names for what the program returns, in its order; a program that
+    returns a dict has names already."""
+
+    opset: int = 20
+    outputs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 18 <= self.opset <= 23:
+            raise InvalidArgument("18 to 23 is needed", field="opset")
+        if len(set(self.outputs)) != len(self.outputs):
+            raise InvalidArgument("every output needs a name of its own", field="outputs")
+
+
+def run(work: StepContext[Parameters]) -> StepResult:
+    """Converts, names inputs and outputs, compares the two, writes `model`."""
+    refuse_code(work.inputs["model"])
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")  # of torch, about itself
+    program = _load(work.inputs["model"], work.threads)
+    work.say(f"a program of {len(program.graph.nodes)} nodes")
+    work.progress(0.3)
+    model = _export(program, work.parameters.opset)
+    _rename(model, program, work.parameters.outputs)
+    path = onnx_file.write(model, work.folder / "model.onnx")
+    made = onnx_file.read(path)
+    work.progress(0.8)
+    largest = _compare(work, program, path)
+    work.say(f"{path.stat().st_size:,} bytes; differs from the program by {largest or 0:.1e} at most")
+    return StepResult(
+        {"model": path},
+        {
+            "before": {"bytes": work.inputs["model"].stat().st_size},
+            "after": onnx_file.summary(path, made),
+            "inputs": [value.name for value in made.graph.input],
+            "outputs": [value.name for value in made.graph.output],
+            "largest_difference": largest,
+        },
+    )
+
+
+def refuse_code(path: Path) -> None:
+    """Raises InvalidManifest for the files of torch that hold code or pickles, in words of what to publish instead."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head[:1] == b"\x80" or not head.startswith(b"PK"):
+        raise _wrong(
+            "this is no torch.export archive (.pt2); a pickle of torch.save is never read: save the program with "
+            "torch.export.save, or the weights as safetensors"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()[:100_000]
+    except (zipfile.BadZipFile, OSError, NotImplementedError):
+        raise _wrong("the archive is damaged") from None
+    inner = {name.partition("/")[2] for name in names}
+    if any(name == "constants.pkl" or name.startswith("code/") for name in inner):
+        raise _wrong(
+            "this is TorchScript, which holds code and pickles and is not run here: export the module with "
+            "torch.export.export and torch.export.save"
+        )
+    if "data.pkl" in inner:
+        raise _wrong(
+            "this is a pickle of torch.save, which is never read: save the program with torch.export.save, or the "
+            "weights as safetensors"
+        )
+
+
+def _load(path: Path, threads: int) -> Any:
+    try:
+        with path.open("rb") as source, os.fdopen(os.memfd_create("program"), "w+b") as checked:
+            rewrite(source, checked)
+            checked.seek(0)
+
+            import torch
+
+            torch.set_num_threads(max(1, threads))
+            program = torch.export.load(checked)
+    except InvalidArgument as error:
+        raise _wrong(error.message) from None
+    except Exception as error:  # whatever torch makes of a program that it does not understand
+        raise _wrong(f"PyTorch cannot load it: {public(error)}", repr(error)) from None
+    for node in program.graph.nodes:  # the allow list of names again, now by what the names turned out to be
+        if node.op == "call_function" and isinstance(node.target, str):
+            raise _wrong(f"the program calls {node.target[:60]!r}, which this PyTorch does not have")
+    return program
+
+
+def _export(program: Any, opset: int) -> Any:
+    import torch
+
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, _stdout(nowhere):
+            made = torch.onnx.export(
+                program, dynamo=True, opset_version=opset, external_data=False, verbose=False, optimize=True
+            )
+    except Exception as error:  # the exporter's classes are private
+        raise _cannot(error) from None
+    model = made.model_proto
+    if model.functions:
+        from onnx import inliner
+
+        model = inliner.inline_local_functions(model)
+    return model
+
+
+class _stdout:
+    """Keeps the exporter from printing what it is about to do."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __enter__(self) -> None:
+        import sys
+
+        self._kept, sys.stdout = sys.stdout, self._target
+
+    def __exit__(self, *_: object) -> None:
+        import sys
+
+        sys.stdout = self._kept
+
+
+def _cannot(error: BaseException) -> InvalidManifest:
+    """The operator that has no conversion, out of the exporter's words or those of what caused it."""
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(chain) < 8:
+        chain.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    text = "\n".join(chain)
+    found = next((OPERATOR.findall(line) for line in text.splitlines() if "No ONNX function" in line), None)
+    found = found or OPERATOR.findall(text)
+    if found:
+        return _wrong(
+            f"the operator {found[0]} has no conversion to ONNX; write the module without it and export it again, or "
+            "serve the program itself (format torch-export)",
+            text,
+        )
+    return _wrong(f"PyTorch cannot convert it: {public(chain[-1] or repr(error))}", text)
+
+
+def _rename(model: Any, program: Any, outputs: tuple[str, ...]) -> None:
+    """Gives outputs the names that were asked for or the program's dict has, and the first dimension the name batch."""
+    given = [value.name for value in model.graph.output]
+    spec = program.call_spec.out_spec
+    keys = [str(key) for key in spec.context] if spec.type is dict and spec.num_leaves == len(spec.context) else []
+    names = list(outputs) or keys or given
+    if len(names) != len(given):
+        raise InvalidArgument(
+            f"convert-torch.outputs: the program returns {len(given)} tensors, and {len(names)} names were given",
+            field="convert-torch.outputs",
+        )
+    taken = {value.name for value in model.graph.input}
+    for old, new in zip(given, names, strict=True):
+        if new in taken and new != old:
+            raise InvalidArgument(f"convert-torch.outputs: {new!r} is an input already", field="convert-torch.outputs")
+    rename_tensors(model, dict(zip(given, names, strict=True)))
+
+
+def rename_tensors(model: Any, names: dict[str, str]) -> None:
+    """Renames tensors of the main graph, and the first dimension of every input, where they share it, to batch.
+
+    A tensor that has a new name already makes way.
+    """
+    changed = {old: new for old, new in names.items() if old != new}
+    used = {name for node in model.graph.node for name in [*node.input, *node.output]}
+    changed |= {new: f"{new}/inner" for new in list(changed.values()) if new in used and new not in changed}
+    for node in model.graph.node:
+        for side in (node.input, node.output):
+            for index, name in enumerate(side):
+                side[index] = changed.get(name, name)
+        for graph in onnx_file.subgraphs(node):
+            if set(onnx_file.reads(graph)) & set(changed):
+                raise _wrong("an output is read inside a branch of the program; return a copy of it (torch.clone)")
+    for values in (model.graph.input, model.graph.output, model.graph.value_info, model.graph.initializer):
+        for value in values:
+            value.name = changed.get(value.name, value.name)
+    _name_batch(model)
+
+
+def _name_batch(model: Any) -> None:
+    first = {dims[0].dim_param for value in model.graph.input if (dims := value.type.tensor_type.shape.dim)}
+    if len(first) == 1 and (symbol := first.pop()):
+        for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param == symbol:
+                    dim.dim_param = BATCH
+
+
+def _compare(work: StepContext[Parameters], program: Any, path: Path) -> float | None:
+    """The largest difference between program and graph on random inputs; None where they cannot be compared.
+
+    Raises InvalidManifest where it is large.
+    """
+    import numpy as np
+    import torch
+
+    from .samples import random_inputs
+    from .session import Session
+
+    data = path.read_bytes()
+    session = Session(data, work.threads)
+    feeds = random_inputs(onnx_file.read(path), session, 2, seed=0)
+    try:
+        positional, keywords = program.call_spec.in_spec.children()
+        tensors = [torch.from_numpy(feeds[name]) for name in program.graph_signature.user_inputs]
+        count = positional.num_leaves
+        with torch.inference_mode():
+            answer = program.module(check_guards=False)(
+                *tensors[:count], **dict(zip(keywords.context, tensors[count:], strict=True))
+            )
+    except Exception as error:  # the program does not take what was made up: nothing can be said
+        work.say(f"not compared: the program refuses random inputs ({public(error, 100)})")
+        return None
+    values = list(answer.values()) if isinstance(answer, dict) else answer
+    values = [values] if isinstance(values, torch.Tensor) else list(values)
+    largest = 0.0
+    for name, value in zip([each.name for each in onnx_file.read(path).graph.output], values, strict=True):
+        found = session.run(feeds).get(name)
+        if found is None or not value.dtype.is_floating_point:
+            continue
+        wanted = value.to(torch.float32).numpy()
+        gap = float(np.abs(wanted - found).max()) if wanted.size else 0.0
+        largest = max(largest, gap)
+        if gap > 1e-2 * max(1.0, float(np.abs(wanted).max())):
+            raise _wrong(f"the converted output {name} differs from the program's by {gap:.1e}; report this program")
+    return largest
+
+
+def _wrong(text: str, detail: str = "") -> InvalidManifest:
+    return InvalidManifest(f"model: {text}", field="model", detail=detail)
+
+
+def _tools(parameters: Parameters) -> dict[str, str]:
+    return installed("build-torch", "torch", "onnxscript", "onnx", "onnxruntime")
+
+
+STEP: Final = Step(
+    name="convert-torch",
+    version=1,
+    text="an exported program of PyTorch (.pt2) to ONNX",
+    parameters=Parameters,
+    inputs=(Role("model", "the archive that torch.export.save writes"),),
+    outputs=(Role("model", "the ONNX model"),),
+    tools=_tools,
+    run=run,
+)

@@ -1,0 +1,42 @@
+"""The small gateway's build service: whatever is asked for is done at once, and its gate passes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from penstock.v1 import builds_pb2 as pb
+from penstock.v1 import builds_pb2_grpc
+
+
+class Builds(builds_pb2_grpc.BuildServiceServicer):
+    """Jobs by id."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, pb.Build] = {}
+
+    async def CreateBuild(self, request: Any, context: Any) -> pb.CreateBuildResponse:
+        build = pb.Build(id=f"{len(self.made) + 1:032x}", name=request.name, source_version=1, result_version=2)
+        build.state, build.gate = pb.BUILD_STATE_SUCCEEDED, pb.GATE_VERDICT_PASSED
+        for step in request.spec.steps:
+            build.steps.add(id=step.step, step=step.step, state=pb.BUILD_STATE_SUCCEEDED)
+        self.made[build.id] = build
+        return pb.CreateBuildResponse(build=build)
+
+    async def GetBuild(self, request: Any, context: Any) -> pb.GetBuildResponse:
+        return pb.GetBuildResponse(build=self.made[request.id])
+
+    async def WatchBuild(self, request: Any, context: Any) -> AsyncIterator[pb.WatchBuildResponse]:
+        yield pb.WatchBuildResponse(build=self.made[request.id])
+
+    async def ListBuilds(self, request: Any, context: Any) -> pb.ListBuildsResponse:
+        return pb.ListBuildsResponse(builds=list(self.made.values()))
+
+    async def CancelBuild(self, request: Any, context: Any) -> pb.CancelBuildResponse:
+        return pb.CancelBuildResponse(build=self.made[request.id])
+
+    async def FindEngine(self, request: Any, context: Any) -> pb.FindEngineResponse:
+        return pb.FindEngineResponse()
+
+    async def ListOverrides(self, request: Any, context: Any) -> pb.ListOverridesResponse:
+        return pb.ListOverridesResponse()

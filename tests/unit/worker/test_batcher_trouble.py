@@ -1,0 +1,108 @@
+"""What the batcher does about the two errors on which a worker acts: too little memory, and a lost device."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from penstock.errors import PenstockError, ResourceExhausted
+from services.worker.engines.engine import DeviceLost, OutOfMemory
+from tests.unit.worker.doubles import EchoEngine, batcher, request
+from tests.unit.worker.test_batcher import answer, ends_with, held, later, queued, running
+
+
+def full(most: int, first: int = 1) -> EchoEngine:
+    """Has memory for so many rows, from the batch of that number on."""
+
+    def behave(number: int, rows: list[bytes]) -> dict[int, PenstockError]:
+        if number >= first and len(rows) > most:
+            raise OutOfMemory("the engine has not enough memory for this batch")
+        return {}
+
+    return EchoEngine(asyncio.Semaphore(0), behave)
+
+
+def release(engine: EchoEngine, times: int) -> None:
+    assert engine._gate is not None
+    for _ in range(times):
+        engine._gate.release()
+
+
+async def test_a_batch_that_does_not_fit_is_run_in_two_halves_and_everybody_is_answered() -> None:
+    engine = full(2)
+    under_test = batcher(engine)
+    async with running(under_test) as group:
+        first = await held(under_test, engine, group)
+        pending = await queued(under_test, [request(data) for data in (b"a", b"b", b"c", b"d")])
+        release(engine, 4)
+        assert [answer(await task) for task in pending] == [b"a", b"b", b"c", b"d"]
+        assert answer(await first) == b"\xff"
+    assert engine.batches[1:] == [[b"a", b"b", b"c", b"d"], [b"a", b"b"], [b"c", b"d"]]
+    assert engine.broken == []
+
+
+async def test_a_half_that_does_not_fit_either_is_refused_and_the_other_is_answered() -> None:
+    engine = full(1)
+    under_test = batcher(engine)
+    async with running(under_test) as group:
+        await held(under_test, engine, group)
+        pending = await queued(under_test, [request(b"ab", rows=2), request(b"c")])
+        release(engine, 4)
+        ends = [await ends_with(task) for task in pending]
+        assert [type(end) for end in ends] == [OutOfMemory, type(None)]
+        assert isinstance(ends[0], ResourceExhausted)
+        assert ends[0].code.name == "RESOURCE_EXHAUSTED"
+    assert [len(batch) for batch in engine.batches[1:]] == [3, 2, 1]
+
+
+async def test_a_request_alone_is_not_tried_again() -> None:
+    engine = full(1, first=0)
+    under_test = batcher(engine)
+    async with running(under_test):
+        release(engine, 1)
+        with pytest.raises(OutOfMemory):
+            await under_test.submit(request(b"abc", rows=3), later())
+    assert len(engine.batches) == 1
+
+
+async def test_who_leaves_before_the_halves_is_not_run_again() -> None:
+    engine = full(2)
+    under_test = batcher(engine)
+    async with running(under_test) as group:
+        await held(under_test, engine, group)
+        pending = await queued(under_test, [request(data) for data in (b"a", b"b", b"c")])
+        release(engine, 1)
+        await engine.started.acquire()
+        pending[0].cancel()
+        release(engine, 3)
+        assert [answer(await task) for task in pending[1:]] == [b"b", b"c"]
+    assert engine.batches[2:] == [[b"b"], [b"c"]]
+
+
+async def test_a_lost_device_ends_the_loop_and_whoever_waits_may_try_elsewhere() -> None:
+    def behave(number: int, rows: list[bytes]) -> dict[int, PenstockError]:
+        raise DeviceLost("the device is lost")
+
+    engine = EchoEngine(asyncio.Semaphore(0), behave)
+    under_test = batcher(engine)
+    run = asyncio.ensure_future(under_test.run())
+    tasks = [asyncio.ensure_future(under_test.submit(request(data), later())) for data in (b"a", b"bc", b"def")]
+    await engine.started.acquire()
+    release(engine, 1)
+    with pytest.raises(DeviceLost):
+        await run
+    ends = [await ends_with(task) for task in tasks]
+    assert all(end is not None and end.code.name == "UNAVAILABLE" and end.code.retryable for end in ends)
+    assert len(engine.batches) == 1
+
+
+async def test_a_check_that_meets_a_lost_device_ends_the_loop_at_once() -> None:
+    async def lost() -> None:
+        raise DeviceLost("the device is lost")
+
+    engine = EchoEngine()
+    engine.sick = lost
+    under_test = batcher(engine)
+    with pytest.raises(DeviceLost):
+        await under_test._check()
