@@ -262,6 +262,28 @@ SCHEDULER_ETCD_ALARM: Final = Metric(
     ("alarm",),
 )
 
+SCHEDULER_POOL_WANTED: Final = Metric(
+    "penstock_scheduler_pool_workers_wanted",
+    "gauge",
+    "scheduler",
+    "Workers that a pool should have; only the leading scheduler has this, so that its absence is not zero",
+    ("pool",),
+)
+SCHEDULER_POOL_WORKERS: Final = Metric(
+    "penstock_scheduler_pool_workers",
+    "gauge",
+    "scheduler",
+    "Live workers of a pool that do not leave; only the leading scheduler has this",
+    ("pool",),
+)
+SCHEDULER_POOL_FAILURES: Final = Metric(
+    "penstock_scheduler_pool_failures",
+    "counter",
+    "scheduler",
+    "Times that whoever starts and stops a pool's workers failed, or did not answer in time",
+    ("pool",),
+)
+
 # Spans.
 GATEWAY_INFER_SPAN: Final = "gateway.infer"
 WORKER_INFER_SPAN: Final = "worker.infer"

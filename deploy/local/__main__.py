@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from deploy.local.ports import Ports
@@ -17,15 +18,46 @@ def state_folder() -> Path:
     return Path(os.environ.get("PENSTOCK_STATE_DIR", ROOT / ".penstock")).resolve()
 
 
+def pool(text: str) -> tuple[int, int] | None:
+    """What PENSTOCK_LOCAL_POOL says: LEAST:MOST workers, empty for a fixed number. Raises ValueError."""
+    if not text:
+        return None
+    least, colon, most = text.partition(":")
+    if not (colon and least.isascii() and least.isdigit() and most.isascii() and most.isdigit()):
+        raise ValueError(f"PENSTOCK_LOCAL_POOL={text!r} is not LEAST:MOST")
+    if not 1 <= int(least) <= int(most) <= 64:
+        raise ValueError(f"PENSTOCK_LOCAL_POOL={text!r}: LEAST and MOST are between 1 and 64, in this order")
+    return int(least), int(most)
+
+
+def suite_of(environ: Mapping[str, str]) -> Suite:
+    """The suite that runs, else the one that the environment asks for."""
+    try:
+        return Suite.found(state_folder(), say=_say)
+    except SuiteError:
+        return fresh(environ)
+
+
+def fresh(environ: Mapping[str, str]) -> Suite:
+    """The suite that the environment asks for."""
+    wanted = pool(environ.get("PENSTOCK_LOCAL_POOL", ""))
+    return Suite(state_folder(), Ports.read(environ), say=_say, pool=wanted)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def up(suite: Suite, as_json: bool) -> int:
     """Starts the suite unless it runs."""
     running = suite.running()
-    if running and len(running) == len(suite.table()):
+    if running and all(row.name in running for row in suite.table()):
         print("already up:", ", ".join(sorted(running)))
     else:
         if running:
             print("some processes of an earlier run are left:", ", ".join(sorted(running)), "- stopping them first")
             suite.down()
+        suite = fresh(os.environ)
         suite.up()
     ports = suite.ports
     print(
@@ -68,7 +100,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="for scripts (status)")
     arguments = parser.parse_args()
     try:
-        suite = Suite(state_folder(), Ports.read(os.environ), say=lambda line: print(line, flush=True))
+        suite = suite_of(os.environ)
         return commands[arguments.command](suite, arguments.json)
     except (SuiteError, ValueError) as problem:
         print(f"penstock: {problem}", file=sys.stderr)

@@ -1,14 +1,13 @@
 """Starts, watches and stops the suite from one table of processes.
 
 A process starts when what it depends on is ready; readiness is asked of its admin port, never slept for. Stopping
-drains: SIGTERM in reverse order, SIGKILL only after the drain time. State lies in one folder: `run.json` (who runs),
-`logs/`, `etcd/`, `registry/`, `worker-N/`, `traces.jsonl`.
+drains: SIGTERM in reverse order, SIGKILL only after the drain time. State lies in one folder: `run.json` (who runs,
+runfile.py), `logs/`, `etcd/`, `registry/`, `worker-N/`, `traces.jsonl`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -18,12 +17,16 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deploy.local.etcd import etcd_command, find_etcd
 from deploy.local.ports import Ports
+from deploy.local.runfile import RunFile, began_at
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STOP_SECONDS = 40.0
+POOL = "local"
+"""Name of the one pool that a local run may have."""
 
 
 class SuiteError(Exception):
@@ -46,7 +49,8 @@ class Suite:
     say: gets one line per step, for people. environment: added to every process's own. trace_ratio: share of calls
     that are traced, None for no tracing at all. gateway_processes: that each gateway starts, 0 for one per core.
     workers, gateways: how many; those beyond deploy/ports.env need ports of their names. flags: after all others, by
-    name of the process.
+    name of the process. pool: least and most workers when the schedulers are to start and stop them; `workers` are then
+    the least.
     """
 
     def __init__(
@@ -61,9 +65,15 @@ class Suite:
         workers: int = 2,
         gateways: int = 1,
         flags: Mapping[str, Sequence[str]] | None = None,
+        pool: tuple[int, int] | None = None,
     ) -> None:
         self.state = state
         self.ports = ports
+        self.run = RunFile(state)
+        if pool is not None and "," in str(state):
+            raise SuiteError(f"{state} has a comma, which the schedulers' list of arguments cannot have")
+        self._pool = pool
+        workers = workers if pool is None else pool[0]
         self._say = say
         self._environment = dict(environment or {})
         self._trace_ratio = trace_ratio
@@ -74,18 +84,41 @@ class Suite:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self.etcd = find_etcd()
 
+    @classmethod
+    def found(cls, state: Path, say: Callable[[str], None] = lambda line: None) -> Suite:
+        """The suite that runs over this folder, with all its workers, as far as it can be seen from outside: the
+        environment is the caller's. Raises SuiteError when nothing runs."""
+        run = RunFile(state).read()
+        if not run.settings:
+            raise SuiteError(f"nothing runs over {state}")
+        settings: dict[str, Any] = {**run.settings, "pool": tuple(run.settings["pool"] or ()) or None}
+        suite = cls(state, Ports(run.ports), say=say, **settings)
+        running = suite.running()
+        if not running:
+            raise SuiteError(f"nothing runs over {state}")
+        if suite._pool is not None:
+            there = (name for name in running if name.startswith("worker-") and name not in run.leaving)
+            suite._workers = sorted(there, key=lambda name: int(name.rpartition("-")[2]))
+        return suite
+
+    def employ(self, name: str) -> None:
+        """Adds a worker to the table; its ports must be there."""
+        if name not in self._workers:
+            self._workers.append(name)
+
     # The table.
 
     def table(self) -> list[Process]:
         """Every process, in an order in which each comes after what it depends on."""
         ports, state = self.ports, self.state
         etcd = etcd_command(self.etcd.path, state / "etcd", ports["etcd_client"], ports["etcd_peer"])
+        labels = [] if self._pool is None else [f"--labels=pool={POOL}"]
         rows = [
             Process("etcd", etcd, f"http://127.0.0.1:{ports['etcd_client']}/health"),
             self._service("registry", "registry", f"--data-dir={state / 'registry'}"),
-            self._service("scheduler", "scheduler-1"),
-            self._service("scheduler", "scheduler-2"),
-            *(self._service("worker", name, f"--cache-dir={state / name}") for name in self._workers),
+            self._service("scheduler", "scheduler-1", *self._resizing()),
+            self._service("scheduler", "scheduler-2", *self._resizing()),
+            *(self._service("worker", name, f"--cache-dir={state / name}", *labels) for name in self._workers),
             *(
                 self._service(
                     "gateway",
@@ -97,6 +130,14 @@ class Suite:
             ),
         ]
         return rows
+
+    def _resizing(self) -> list[str]:
+        """Flags that let a scheduler start and stop workers."""
+        if self._pool is None:
+            return []
+        least, most = self._pool
+        command = ",".join((sys.executable, "-m", "deploy.local.resize", str(self.state)))
+        return ["--provider=command", f"--provider-command={command}", f"--pools={POOL}:{least}:{most}"]
 
     def _service(self, service: str, name: str, *flags: str) -> Process:
         key = _key(name)
@@ -127,6 +168,8 @@ class Suite:
                 f"port {port} ({name}) is in use by another program; "
                 f"move it with PENSTOCK_PORT_{name.upper()}=<port>, or stop that program"
             )
+        with self.run.changing() as run:
+            run.stopping, run.leaving, run.ports = False, [], {}
         if self.etcd.warning:
             self._say(f"note: {self.etcd.warning}")
         deadline = time.monotonic() + timeout
@@ -206,25 +249,34 @@ class Suite:
 
         Also stops a suite that another process started over the same state folder.
         """
+        if self.run.read().processes:
+            # Whoever would start a worker in place of one that stops must not.
+            with self.run.changing() as run:
+                run.stopping = True
         running = self.running()
         killed: list[str] = []
         waves = (("gateway",), ("worker",), ("scheduler", "registry"), ("etcd",))
         for wave in waves:
             group = {name: pid for name, pid in running.items() if name.startswith(wave)}
             for pid in group.values():
-                _signal(pid, signal.SIGTERM)
+                send(pid, signal.SIGTERM)
             deadline = time.monotonic() + timeout
             for name, pid in group.items():
                 while self._alive(name, pid) and time.monotonic() < deadline:
                     time.sleep(0.02)
                 if self._alive(name, pid):
                     killed.append(name)
-                    _signal(pid, signal.SIGKILL)
+                    send(pid, signal.SIGKILL)
                     while self._alive(name, pid):
                         time.sleep(0.02)
                 self._say(f"{name} {'was killed: it did not drain in time' if name in killed else 'stopped'}")
+        for child in self._children.values():
+            # One that had ended before was not stopped here, and has not been waited for yet.
+            if child.poll() is None:
+                child.kill()
+            child.wait()
         self._children.clear()
-        (self.state / "run.json").unlink(missing_ok=True)
+        self.run.remove()
         return killed
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
@@ -238,30 +290,28 @@ class Suite:
 
     def running(self) -> dict[str, int]:
         """Name to pid of what runs, by this object or by another over the same folder."""
-        path = self.state / "run.json"
-        known = json.loads(path.read_text())["processes"] if path.exists() else {}
-        return {name: pid for name, pid in known.items() if self._alive(name, pid)}
+        return {name: pid for name, pid in self.run.read().processes.items() if self._alive(name, pid)}
 
     def _alive(self, name: str, pid: int) -> bool:
         child = self._children.get(name)
         if child is not None and child.pid == pid:
             return child.poll() is None
-        try:
-            # A pid may have been given to another program since.
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return False
-        return stat[0] != "Z" and str(self.state).encode() in b" ".join(words)
+        # A pid may have been given to another program since.
+        return began_at(pid) == self.run.read().began.get(name, 0)
 
     def _write(self) -> None:
-        record = {
-            "processes": {name: child.pid for name, child in self._children.items()},
-            "ports": dict(self.ports.items()),
-        }
-        path = self.state / "run.json"
-        path.with_suffix(".tmp").write_text(json.dumps(record, indent=2) + "\n")
-        path.with_suffix(".tmp").replace(path)
+        with self.run.changing() as run:
+            others = {name: pid for name, pid in run.processes.items() if self._alive(name, pid)}
+            run.processes = {name: child.pid for name, child in self._children.items()} | others
+            run.began = {name: began_at(pid) or 0 for name, pid in run.processes.items()}
+            run.ports |= dict(self.ports.items())
+            run.settings = {
+                "trace_ratio": self._trace_ratio,
+                "gateway_processes": self._gateway_processes,
+                "workers": len(self._workers),
+                "gateways": len(self._gateways),
+                "pool": self._pool,
+            }
 
 
 def _key(name: str) -> str:
@@ -269,6 +319,7 @@ def _key(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
+def send(pid: int, number: signal.Signals) -> None:
+    """Sends a signal to a process, if it is there."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)

@@ -120,6 +120,9 @@ def _show(picture: pb.ClusterStatus, screen: Screen, name: str, *, again: bool) 
         screen.line()
         columns = ("WORKER", "ADDRESS", "MEMORY RESERVED", "OFFERED", "ENGINES", "STATE")
         screen.table(columns, [worker_row(worker) for worker in picture.workers], empty="no workers")
+        if picture.pools:
+            screen.line()
+            screen.table(("POOL", "WORKERS", "WANTED", "BOUNDS", "WHY"), [pool_row(pool) for pool in picture.pools])
         screen.line()
         rows = [(s.service, s.id, s.address, "leads" if s.id == picture.leader else "") for s in picture.services]
         screen.table(("SERVICE", "ID", "ADDRESS", ""), rows, empty="no services")
@@ -189,6 +192,12 @@ def problems(picture: pb.ClusterStatus) -> list[str]:
             if replica.state == pb.REPLICA_STATE_FAILED:
                 lines.append(f"{name}: failed on {replica.worker}: {replica.reason or 'no reason given'}")
     return lines
+
+
+def pool_row(pool: pb.PoolStatus) -> tuple[Cell, ...]:
+    """One pool as a row; what is in the way matters more than why it should be so."""
+    why: Cell = (pool.problem, "red") if pool.problem else pool.reason
+    return pool.name, str(pool.workers), str(pool.wanted), f"{pool.least} to {pool.most}", why
 
 
 def worker_row(worker: pb.WorkerStatus) -> tuple[Cell, ...]:

@@ -17,6 +17,7 @@ REPLICAS = PREFIX + "replicas/"
 ASSIGNMENTS = PREFIX + "assignments/"
 LEARNED = PREFIX + "learned/"
 DRAINS = PREFIX + "drains/"
+POOLS = PREFIX + "pools/"
 SERVICES = PREFIX + "services/"
 LEADER = PREFIX + "leader/scheduler"
 
@@ -79,6 +80,13 @@ TABLE = (
         "until it is taken back; deleted by the leading scheduler when the worker has been gone for 10 minutes",
     ),
     Key(
+        POOLS + "{name}",
+        POOLS + "cpu",
+        "PoolRecord",
+        "the leading scheduler, guarded by its term",
+        "until the pool is configured no more",
+    ),
+    Key(
         SERVICES + "{service}/{id}",
         SERVICES + "gateway/gateway-5e0c91a2",
         "ServiceRecord",
@@ -135,6 +143,11 @@ def drain(worker_id: str) -> str:
     return DRAINS + _segment(worker_id)
 
 
+def pool(name: str) -> str:
+    """How many workers a pool should have."""
+    return POOLS + _segment(name)
+
+
 def service(service_name: str, service_id: str) -> str:
     """What a gateway, registry or scheduler says of itself."""
     return f"{SERVICES}{_segment(service_name)}/{_segment(service_id)}"
@@ -175,6 +188,11 @@ def parse_learned(key: str) -> tuple[str, int]:
     if not key.startswith(LEARNED) or not at:
         raise ValueError(f"not the key of a size: {key!r}")
     return _segment(name), int(version)
+
+
+def parse_pool(key: str) -> str:
+    """The name of a pool's key; raises ValueError for another key."""
+    return _rest(key, POOLS)
 
 
 def parse_service(key: str) -> tuple[str, str]:

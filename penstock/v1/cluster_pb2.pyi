@@ -108,6 +108,7 @@ class ClusterStatus(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     SERVICES_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    POOLS_FIELD_NUMBER: _builtins.int
     leader: _builtins.str
     """Id of the leading scheduler; empty while there is none."""
     term: _builtins.int
@@ -126,6 +127,10 @@ class ClusterStatus(_message.Message):
     def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServiceStatus]:
         """Live gateways, registries and schedulers."""
 
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolStatus]:
+        """Pools of workers whose size the scheduler decides, by name."""
+
     def __init__(
         self,
         *,
@@ -135,10 +140,11 @@ class ClusterStatus(_message.Message):
         term: _builtins.int = ...,
         services: _abc.Iterable[Global___ServiceStatus] | None = ...,
         revision: _builtins.int = ...,
+        pools: _abc.Iterable[Global___PoolStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "revision", b"revision", "services", b"services", "term", b"term", "versions", b"versions", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "pools", b"pools", "revision", b"revision", "services", b"services", "term", b"term", "versions", b"versions", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,6 +419,52 @@ class DeviceStatus(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceStatus: _TypeAlias = DeviceStatus  # noqa: Y015
+
+@_typing.final
+class PoolStatus(_message.Message):
+    """PoolStatus is one group of like workers that grows and shrinks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name; its workers have the label `pool` with it."""
+    workers: _builtins.int
+    """Live workers that do not leave."""
+    wanted: _builtins.int
+    """How many it should have."""
+    least: _builtins.int
+    """The fewest that it may have."""
+    most: _builtins.int
+    """The most that it may have."""
+    reason: _builtins.str
+    """Why so many, for people."""
+    problem: _builtins.str
+    """What keeps it from having as many, for people; empty when nothing is known to."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        workers: _builtins.int = ...,
+        wanted: _builtins.int = ...,
+        least: _builtins.int = ...,
+        most: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["least", b"least", "most", b"most", "name", b"name", "problem", b"problem", "reason", b"reason", "wanted", b"wanted", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolStatus: _TypeAlias = PoolStatus  # noqa: Y015
 
 @_typing.final
 class ServiceStatus(_message.Message):

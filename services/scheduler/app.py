@@ -15,6 +15,10 @@ from .absence import Absences
 from .alarms import Alarms
 from .config import SchedulerConfig
 from .controller import Controller
+from .fleet import Fleet
+from .providers import Provider
+from .providers.command import Command
+from .providers.kubernetes import Api, Kubernetes
 from .reports import DemandService
 from .reservations import parse
 from .rpc import ClusterService
@@ -56,5 +60,22 @@ async def assemble(chassis: Chassis, config: SchedulerConfig) -> None:
     chassis.on_drain(membership.leave)
 
     election = Election(etcd, LeaderRecord(id=chassis.id, address=chassis.address), config.lease_seconds)
-    controller = Controller(view, election, metrics.ControllerMetrics())
+    fleet = None
+    if config.provider:
+        fleet = Fleet(
+            config.sizes, config.pace, provider_of(config), lambda: view.pools.records, metrics.FleetMetrics()
+        )
+        chassis.start(fleet.run(), "fleet")
+    controller = Controller(view, election, metrics.ControllerMetrics(), fleet)
     chassis.start(controller.run(), "controller")
+
+
+def provider_of(config: SchedulerConfig) -> Provider | None:
+    """The provider that is configured; None where the metric is all that is asked for."""
+    match config.provider:
+        case "command":
+            return Command(config.provider_command)
+        case "kubernetes":
+            return Kubernetes(Api.of_pod(), config.kubernetes_prefix)
+        case _:
+            return None

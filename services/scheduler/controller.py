@@ -19,6 +19,7 @@ from penstock.errors import PenstockError, TooLarge, Unavailable
 from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
 
+from .fleet import Fleet, outlook
 from .metrics import ControllerMetrics
 from .placement import changes
 from .snapshot import Replica, assignment_record, learned_record
@@ -31,12 +32,15 @@ log = get_logger()
 
 
 class Controller:
-    """Makes assignments what they should be, while it leads."""
+    """Makes assignments what they should be, while it leads. fleet: is told of every plan."""
 
-    def __init__(self, view: ClusterView, election: Election, metrics: ControllerMetrics) -> None:
+    def __init__(
+        self, view: ClusterView, election: Election, metrics: ControllerMetrics, fleet: Fleet | None = None
+    ) -> None:
         self._view = view
         self._election = election
         self._metrics = metrics
+        self._fleet = fleet
         self._seen: tuple[int, int] | None = None
         """Term and rewinds of the store since everything was read."""
 
@@ -53,6 +57,8 @@ class Controller:
             finally:
                 self._view.leading = False
                 self._metrics.leads(0)
+                if self._fleet is not None:
+                    self._fleet.rest()
 
     async def _follow(self, term: Term) -> None:
         """Carries out the plan again after every change, and when time alone changes it."""
@@ -95,6 +101,8 @@ class Controller:
             # Perhaps it was written all the same.
             self._seen = None
             raise
+        if self._fleet is not None:
+            self._fleet.note(term, outlook(view.intake.planner.known, planned, unsure=view.only_add))
 
     async def _remember(self, term: Term) -> None:
         """Writes down what sizes have turned out to be, and forgets drains of workers that are gone for good."""

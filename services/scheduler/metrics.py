@@ -46,3 +46,26 @@ def expose(workers: Callable[[], int], reporters: Callable[[], int]) -> None:
     """Gauges that are read when somebody looks."""
     gauge(signals.SCHEDULER_WORKERS).set_function(workers)
     gauge(signals.SCHEDULER_REPORTERS).set_function(reporters)
+
+
+class FleetMetrics:
+    """Of pools of workers; nothing while another scheduler leads."""
+
+    def __init__(self) -> None:
+        self._wanted = gauge(signals.SCHEDULER_POOL_WANTED)
+        self._workers = gauge(signals.SCHEDULER_POOL_WORKERS)
+        self._failures = counter(signals.SCHEDULER_POOL_FAILURES)
+
+    def decided(self, pool: str, wanted: int, workers: int) -> None:
+        """workers: live ones that stay."""
+        self._wanted.labels(pool).set(wanted)
+        self._workers.labels(pool).set(workers)
+        self._failures.labels(pool)
+
+    def failed(self, pool: str) -> None:
+        self._failures.labels(pool).inc()
+
+    def rest(self) -> None:
+        """Says nothing any more."""
+        self._wanted.clear()
+        self._workers.clear()

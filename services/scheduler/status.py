@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from penstock.internal.v1 import records_pb2 as records
 from penstock.v1 import cluster_pb2 as pb
 
+from .fitting import LABEL
 from .intake import Intake
 from .judge import Judge
 from .placement import Plan
@@ -26,6 +27,7 @@ class Picture:
     plan: Plan
     workers: Iterable[records.WorkerRecord]
     services: Iterable[records.ServiceRecord]
+    pools: Iterable[records.PoolRecord]
     leader: records.LeaderRecord
     term: int
     revision: int
@@ -49,6 +51,24 @@ def cluster_status(picture: Picture, name: str = "") -> pb.ClusterStatus:
             for item in sorted(picture.services, key=lambda item: (item.service, item.id))
         ],
         revision=picture.revision,
+        pools=[_pool(pool, picture) for pool in sorted(picture.pools, key=lambda item: item.name)],
+    )
+
+
+def _pool(pool: records.PoolRecord, picture: Picture) -> pb.PoolStatus:
+    staying = (
+        worker
+        for worker in picture.judge.intake.planner.known.workers.values()
+        if worker.labels.get(LABEL) == pool.name and not worker.draining and worker.id not in pool.leaving
+    )
+    return pb.PoolStatus(
+        name=pool.name,
+        workers=sum(1 for _ in staying),
+        wanted=pool.count,
+        least=pool.least,
+        most=pool.most,
+        reason=pool.reason,
+        problem=pool.problem,
     )
 
 

@@ -62,6 +62,7 @@ class ClusterView:
         self._drains = Mirror(etcd, keys.DRAINS, records.DrainRecord, self._workers_changed, on_record=intake.drain)
         self._services = Mirror(etcd, keys.SERVICES, records.ServiceRecord, self._changed)
         self._leader = Mirror(etcd, keys.LEADER, records.LeaderRecord, self._changed)
+        self.pools = Mirror(etcd, keys.POOLS, records.PoolRecord, self._changed)
         self._placing = (
             self._deployments,
             self.workers,
@@ -70,7 +71,7 @@ class ClusterView:
             self._learned,
             self._drains,
         )
-        self._mirrors = (*self._placing, self._services, self._leader)
+        self._mirrors = (*self._placing, self._services, self._leader, self.pools)
 
     async def run(self) -> None:
         """Keeps it fresh until cancelled."""
@@ -157,6 +158,7 @@ class ClusterView:
             plan=self.plan(),
             workers=self.workers.records.values(),
             services=self._services.records.values(),
+            pools=self.pools.records.values(),
             leader=self._leader.records.get(keys.LEADER, records.LeaderRecord()),
             term=self._leader.create_revision(keys.LEADER),
             revision=self.revision,

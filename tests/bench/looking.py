@@ -82,7 +82,7 @@ class Scheduler:
         """As the view makes it."""
         workers = [record for name in self.workers if (record := self.kept.get(name)) is not None]
         planned = self.judge.plan(self.now, 0, NOBODY, leading=True)
-        return Picture(self.judge, self.now, planned, workers, (), pb.LeaderRecord(), 1, 1)
+        return Picture(self.judge, self.now, planned, workers, (), (), pb.LeaderRecord(), 1, 1)
 
 
 def main() -> int:

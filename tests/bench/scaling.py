@@ -1,7 +1,8 @@
-"""`python -m tests.bench.scaling`: the autoscaling rule on made-up traces, beside the usual rule of Kubernetes' HPA.
+"""`python -m tests.bench.scaling`: the autoscaling rule on traces, beside the usual rule of Kubernetes' HPA.
 
-A model whose replicas serve 10 requests a second each and take 20 s to load. What is beyond their capacity waits in one
-queue. Ours looks every 5 s at outstanding requests, queue time and utilisation; the HPA rule every 15 s at utilisation.
+Four traces are made up, one of them by chance with a seed, and one was recorded at our own gateway (record.py). A model
+whose replicas serve 10 requests a second each and take 20 s to load. What is beyond their capacity waits in one queue.
+Ours looks every 5 s at outstanding requests, queue time and utilisation; the HPA rule every 15 s at utilisation.
 Seconds are the model's own: nothing is measured, so the table is the same on every machine.
 """
 
@@ -13,7 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from services.scheduler.scaling import Policy, Sample, desired, ratio
+from tests.bench.record import read
 
 CAPACITY = 10.0
 LOAD_SECONDS = 20
@@ -55,10 +59,25 @@ def flash_crowd(second: int) -> float:
     return 20 + 230 * min(1.0, (second - 1800) / 10) * math.exp(-max(0, second - 2400) / 900)
 
 
+def _noisy() -> list[float]:
+    """The same day, as it would be counted: swings of minutes that nobody foresees, and arrivals by chance."""
+    # The old generator, whose numbers are the same with every numpy.
+    luck = np.random.RandomState(4)
+    swing, counts = 0.0, []
+    for second in range(14_400):
+        swing = 0.99 * swing + luck.normal(0.0, 0.05)
+        counts.append(float(luck.poisson(diurnal(second) * math.exp(swing))))
+    return counts
+
+
+NOISY, SESSIONS = _noisy(), read("sessions")
+
 TRACES: dict[str, tuple[Trace, int, int]] = {
     "diurnal": (diurnal, 14_400, 0),
     "burst": (burst, 3_600, 540),
     "flash crowd": (flash_crowd, 5_400, 1800),
+    "noisy day": (NOISY.__getitem__, 14_400, 0),
+    "recorded": (SESSIONS.__getitem__, len(SESSIONS), 0),
 }
 RULES: dict[str, tuple[Rule, int]] = {
     "penstock": (lambda samples, now, current: desired(POLICY, samples, now, current).replicas, 5),

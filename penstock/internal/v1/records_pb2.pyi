@@ -541,6 +541,52 @@ class WantedVersion(_message.Message):
 Global___WantedVersion: _TypeAlias = WantedVersion  # noqa: Y015
 
 @_typing.final
+class PoolRecord(_message.Message):
+    """PoolRecord is how many workers a pool should have. Key: pools/{name}. Written by the leading scheduler, guarded by its
+    term, before anybody is told to start or stop one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    count: _builtins.int
+    reason: _builtins.str
+    """Why, in words."""
+    problem: _builtins.str
+    """What keeps it from being so; empty when nothing does."""
+    least: _builtins.int
+    most: _builtins.int
+    @_builtins.property
+    def leaving(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of workers that were chosen to go and are still there; not among `count`."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        count: _builtins.int = ...,
+        leaving: _abc.Iterable[_builtins.str] | None = ...,
+        reason: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        least: _builtins.int = ...,
+        most: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "least", b"least", "leaving", b"leaving", "most", b"most", "name", b"name", "problem", b"problem", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolRecord: _TypeAlias = PoolRecord  # noqa: Y015
+
+@_typing.final
 class LeaderRecord(_message.Message):
     """LeaderRecord names the leading scheduler. Key: leader/scheduler. Lives under a lease."""
 

@@ -59,7 +59,8 @@ class Plan:
 
     assignments: every live or held worker with all that it should run, in order of version.
     unplaced: why fewer replicas are placed than wanted, for people.
-    missing: how many replicas are wanted and not placed, retiring versions aside.
+    missing: how many replicas are wanted and not placed, retiring versions aside. lacking: the same by version, the
+    most important first.
     moves: versions with a worker that they are to leave once they are READY elsewhere.
     touched: workers whose part of the plan may differ from the plan before, or from what they were told.
     """
@@ -67,6 +68,7 @@ class Plan:
     assignments: Mapping[str, tuple[Replica, ...]]
     unplaced: Mapping[VersionId, str]
     missing: int
+    lacking: Mapping[VersionId, int] = field(default_factory=dict)
     moves: frozenset[tuple[VersionId, str]] = frozenset()
     touched: frozenset[str] = field(default=frozenset(), compare=False)
 
@@ -325,10 +327,12 @@ class Planner:
             if _is_unwritten(known, worker, self._assignments.get(worker)):
                 self._unwritten.add(worker)
         missing = {version: draft.missing(item) for version, item in self._missing.items()}
+        staying = sorted((item for item in self._missing.values() if not item.retiring), key=_weight)
         return Plan(
             assignments=dict(self._assignments),
             unplaced=Unplaced(draft, missing, frozenset(self._retiring_short)),
-            missing=sum(count for version, count in missing.items() if not self._missing[version].retiring),
+            missing=sum(missing[item.id] for item in staying),
+            lacking={item.id: missing[item.id] for item in staying},
             moves=frozenset((version, worker) for version, places in draft.leaving.items() for worker in places),
             touched=frozenset(touched),
         )

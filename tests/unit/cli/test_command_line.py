@@ -13,7 +13,7 @@ import pytest
 
 from penstock import errors
 from penstock.cli import infer, logs, main, messages, show
-from penstock.cli.cluster import problems, version_row, version_state
+from penstock.cli.cluster import pool_row, problems, version_row, version_state
 from penstock.cli.parser import UsageError, build
 from penstock.cli.show import Screen
 from penstock.oip import inference_pb2 as oip
@@ -388,3 +388,10 @@ def test_a_tail_survives_half_lines_and_replaced_files(tmp_path: Path) -> None:
     path.write_text("newer, and longer\n")
     assert [line.text for line in tail.new()] == ["newer, and longer"]
     tail.close()
+
+
+def test_a_pool_says_why_it_is_as_it_is_and_first_of_all_what_is_in_the_way() -> None:
+    pool = cluster.PoolStatus(name="cpu", workers=1, wanted=2, least=1, most=4, reason="b@1 has no place")
+    assert pool_row(pool) == ("cpu", "1", "2", "1 to 4", "b@1 has no place")
+    pool.problem = "the command is gone"
+    assert pool_row(pool)[-1] == ("the command is gone", "red")

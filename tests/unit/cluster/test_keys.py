@@ -82,6 +82,7 @@ def test_the_table_has_every_prefix_once_with_one_writer() -> None:
         keys.ASSIGNMENTS,
         keys.LEARNED,
         keys.DRAINS,
+        keys.POOLS,
         keys.SERVICES,
         keys.LEADER,
     ]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from penstock.v1 import cluster_pb2 as pb
 from services.scheduler import placement
+from services.scheduler.fitting import Cluster
 from services.scheduler.placement import Plan, Planner, plan
 from services.scheduler.snapshot import (
     PLAIN,
@@ -80,6 +81,14 @@ def carried_out(snapshot: ClusterSnapshot, planned: Plan) -> ClusterSnapshot:
         else:
             assignments[name] = replicas
     return replace(snapshot, assignments=assignments)
+
+
+def seen(snapshot: ClusterSnapshot, *, unsure: bool = False) -> Cluster:
+    """What a plan of this cluster hands on to decisions about workers."""
+    planned = plan(snapshot)
+    items = {item.id: item for item in snapshot.wanted}
+    lacking = [(items[version], count) for version, count in planned.lacking.items()]
+    return Cluster(snapshot.workers, planned.assignments, lacking, items.get, snapshot.ready, unsure)
 
 
 def with_ready(snapshot: ClusterSnapshot) -> ClusterSnapshot:
