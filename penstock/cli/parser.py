@@ -356,6 +356,18 @@ def _local(command: Command) -> None:
     init.add_argument("-o", "--output", metavar="FILE", help="manifest to write; else model.yaml beside the model")
     init.add_argument("--force", action="store_true", help="overwrite the manifest")
 
+    imported = command(
+        "import",
+        "write manifests for a Triton model repository, and publish its versions",
+        "penstock.cli.importing:run",
+        ["penstock import triton /srv/models", "penstock import triton /srv/models/resnet --publish"],
+        "Writes a model.yaml beside each model that Triton would serve. What is not supported is named; exits 1 then.",
+    )
+    imported.add_argument("source", choices=["triton"], help="whose layout it has")
+    imported.add_argument("folder", metavar="DIR", help="the repository, or the folder of one model")
+    imported.add_argument("--publish", action="store_true", help="publish each version under its own number")
+    imported.add_argument("--force", action="store_true", help="overwrite manifests")
+
     logs = command(
         "logs",
         "show the logs of a local run",

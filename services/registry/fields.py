@@ -23,7 +23,7 @@ SCHEMA: Final = "penstock/v1"
 MAX_BATCH: Final = 65_536
 MAX_MEMORY: Final = 1 << 50
 
-Format = Literal["onnx", "torch-export", "tensorrt"]
+Format = Literal["onnx", "torch-export", "tensorrt", "python"]
 # In the order of penstock.tensors.DATATYPES; a test compares.
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",

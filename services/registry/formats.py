@@ -13,12 +13,14 @@ from collections.abc import Callable
 from typing import Final
 
 from penstock.errors import InvalidArgument
+from penstock.plans import MAGIC, is_plan
 
 Peek = Callable[[int, int], bytes]
 """(offset, length) → up to that many bytes of the file."""
 
 FIELD: Final = "files.model"
 _MAX_FIELDS: Final = 100_000
+_MAX_SOURCE: Final = 4 << 20
 _MAX_DIRECTORY: Final = 16 << 20
 
 _MAGIC: Final = (
@@ -34,6 +36,7 @@ _MAGIC: Final = (
     (b"GGUF", "a GGUF file"),
     (b"ftrt", "a TensorRT plan"),
     (b"ptrt", "a TensorRT plan"),
+    (MAGIC, "a compiled plan"),
 )
 # ModelProto's fields by onnx.proto: number to wire type (0 varint, 2 length-delimited).
 _ONNX: Final = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
@@ -43,13 +46,19 @@ _REQUIRED: Final = {1, 7, 8}  # ir_version, graph, opset_import
 def check(format: str, size: int, peek: Peek) -> None:
     """Raises InvalidArgument when the model file cannot be of that format.
 
-    `tensorrt` takes ONNX too: plans are built here, since loading a plan runs whatever its author put in.
+    `tensorrt` takes what a builder of ours signed, and ONNX for it to compile; never a bare plan, since loading one
+    runs whatever its author put in. Whether the signature holds is for the worker to say, who has the keys.
     """
     head = peek(0, 16)
     if not head:
         raise _wrong("the file is empty")
+    if format == "python":
+        _check_python(head, size, peek)
+        return
     if _is_pickle(head):
         raise _wrong("this is a pickle, which can run code when it is loaded and is never read; export the model")
+    if format == "tensorrt" and is_plan(head):
+        return
     if format == "torch-export":
         _check_torch_export(head, size, peek)
     else:
@@ -127,6 +136,21 @@ def _check_torch_export(head: bytes, size: int, peek: Peek) -> None:
         raise _wrong(
             "this is an archive of torch.save or TorchScript with a pickle, which is never read; use torch.export.save"
         )
+
+
+# --- Python -----------------------------------------------------------------------------------------------------------
+
+
+def _check_python(head: bytes, size: int, peek: Peek) -> None:
+    """Source, or an archive with a model.py at its top. What the code does is for the operators of workers to allow."""
+    if head.startswith(b"PK\x03\x04"):
+        if "model.py" not in _archive_names(size, peek):
+            raise _wrong("format python needs a zip archive with a model.py at its top")
+    elif size > _MAX_SOURCE or b"\0" in head or _looks_like(head) != "something else":
+        raise _wrong(f"format python needs a model.py, or a zip archive that holds one; this is {_looks_like(head)}")
+
+
+# --- archives ---------------------------------------------------------------------------------------------------------
 
 
 def _archive_names(size: int, peek: Peek) -> list[str]:

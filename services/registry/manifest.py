@@ -28,7 +28,7 @@ MAX_PROBLEMS: Final = 10
 # A message of more than penstock.channel.MAX_TEXT_BYTES would be cut on the wire; whole lines are left out instead.
 _MAX_LINE, _MAX_MESSAGE = 400, 1000
 
-ENGINES: Final = {"onnx": "onnx", "torch-export": "torch", "tensorrt": "tensorrt"}
+ENGINES: Final = {"onnx": "onnx", "torch-export": "torch", "tensorrt": "tensorrt", "python": "python"}
 """The engine that runs a format."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -14,14 +15,16 @@ from penstock.cluster.reports import Reports
 from penstock.cluster.watch import Mirror
 from penstock.internal.v1.records_pb2 import AssignmentRecord, ServiceRecord, WorkerRecord
 from penstock.kit.service import Chassis
+from penstock.plans import public_keys
 
 from . import devices, memory, rpc
 from .artifacts import Artifacts
 from .config import WorkerConfig
 from .departure import Departure
 from .engines.catalogue import probe_all
+from .engines.engine import Means
 from .inference import Inference
-from .loading import Loader
+from .loading import Loader, Machine
 from .losses import Losses
 from .registry import Registries
 from .replica import Surroundings
@@ -59,17 +62,24 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         unix_socket=chassis.listen_unix(),
     )
     assignments = Mirror(etcd, own, AssignmentRecord, replicas.note_change)
-    record = await _record(chassis, config)
+    means = Means(
+        plan_keys=public_keys(Path(config.plan_keys)) if config.plan_keys else (),
+        python=config.python_engine,
+        python_seconds=config.python_seconds,
+    )
+    record = await _record(chassis, config, means)
     ledger = memory.Ledger(record.memory_bytes, {device.index: device.memory_bytes for device in record.devices})
     workers = Mirror(etcd, keys.WORKERS, WorkerRecord, lambda: departure.note_change())
     departure = Departure(record, membership, replicas, workers.records, config.drain_seconds)
 
     rpc.register(chassis, Inference(chassis.id, replicas, chassis.not_ready))
     await membership.put(keys.worker(chassis.id), record)
+    machine = await asyncio.to_thread(Machine.found, record.devices)
+    loader = Loader(threads=config.threads, load_timeout=config.load_timeout, means=means, machine=machine)
     surroundings = Surroundings(
         artifacts=artifacts,
         ledger=ledger,
-        start=Loader(threads=config.threads, load_timeout=config.load_timeout).start,
+        start=loader.start,
         announce=replicas.announce,
         told=membership.settled,
         run_timeout=config.run_timeout,
@@ -100,9 +110,9 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
     chassis.on_close(membership.leave)
 
 
-async def _record(chassis: Chassis, config: WorkerConfig) -> WorkerRecord:
+async def _record(chassis: Chassis, config: WorkerConfig, means: Means) -> WorkerRecord:
     """What the cluster is told of this worker."""
-    engines, missing = await asyncio.to_thread(probe_all)
+    engines, missing = await asyncio.to_thread(probe_all, means)
     started = Timestamp()
     started.GetCurrentTime()
     labels = dict(label.split("=", 1) for label in config.labels)

@@ -30,4 +30,9 @@ class WorkerConfig(ServiceConfig):
     threads: int = setting(0, "threads of an engine whose manifest names none; 0 takes half of the processors")
     load_timeout: float = setting(120.0, "seconds that an engine may take to load and warm up")
     run_timeout: float = setting(120.0, "seconds after which an engine that does not answer is restarted")
+    plan_keys: str = setting("", "PEM file of the builders' public keys whose compiled plans may run here; empty: none")
+    python_engine: str = setting(
+        "", "interpreter for models that are Python code, which may do what this user may; empty: none"
+    )
+    python_seconds: float = setting(30.0, "seconds that such a model may take for a batch")
     grace_seconds: float = setting(0.3, "how long a leaving replica takes requests of gateways that have not heard")

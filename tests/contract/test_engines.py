@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,52 @@ from penstock.errors import Internal, InvalidManifest, PenstockError, Unsupporte
 from penstock.v1 import manifest_pb2 as pb
 from services.worker.engines import catalogue
 from services.worker.engines.contract import validate
-from services.worker.engines.engine import Engine, dtype
+from services.worker.engines.engine import Engine, Means, dtype
+from tests.harness import fake_cuda, fake_tensorrt
 from tests.harness.engines import spec
 from tests.harness.models import ONNX_TYPES, OPSET
 
-WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3)
-BIAS = np.array([1, 10, 100], np.float32)
+WEIGHT, BIAS = fake_tensorrt.WEIGHT, fake_tensorrt.BIAS
+MEANS = Means(plan_keys=(fake_tensorrt.PUBLIC,), python=sys.executable)
+OPENED: list[Engine] = []
 NUMBERS = [name for name in ONNX_TYPES if name != "BYTES"]
 
 NO_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
-FORMATS = [pytest.param("onnx"), pytest.param("torch-export", marks=[NO_TORCH, pytest.mark.torch])]
+FORMATS = [
+    pytest.param("onnx"),
+    pytest.param("torch-export", marks=[NO_TORCH, pytest.mark.torch]),
+    # Over a device that is none, by the rules of the real one: see fake_tensorrt.
+    pytest.param("tensorrt"),
+]
+# Whose files do not say what they take: the manifest is believed.
+EVERY = [*FORMATS, pytest.param("python")]
+TENSORRT = {
+    "BOOL": "BOOL", "UINT8": "UINT8", "INT8": "INT8", "INT32": "INT32", "INT64": "INT64",
+    "FP16": "HALF", "BF16": "BF16", "FP32": "FLOAT",
+}  # fmt: skip
+KINDS = [
+    pytest.param(*each.values, datatype, marks=each.marks)
+    for each in EVERY
+    for datatype in NUMBERS
+    if each.values[0] != "tensorrt" or datatype in TENSORRT
+]
 pytestmark = pytest.mark.filterwarnings(
     # torch's own habits, on Python 3.11 and as it exports
     "ignore::DeprecationWarning:torch.*",
     "ignore::FutureWarning:torch.*",
 )
+
+
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a TensorRT engine runs on; in the end it has seen nothing that a real one would not forgive."""
+    gpu = fake_cuda.Gpu()
+    if hasattr(request.node, "callspec") and request.node.callspec.params.get("artifact_format") == "tensorrt":
+        fake_cuda.install(gpu, monkeypatch, tensorrt=fake_tensorrt.module(gpu))
+    yield
+    while OPENED:
+        OPENED.pop().close()
+    assert not gpu.violations
 
 
 def save_onnx(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], initial: Any = ()) -> Path:
@@ -59,6 +91,12 @@ def affine(artifact_format: str, folder: Path) -> Path:
                 numpy_helper.from_array(np.array([1], np.int64), "axes"),
             ],
         )
+    if artifact_format == "tensorrt":
+        return save_plan(folder, fake_tensorrt.affine())
+    if artifact_format == "python":
+        return save_source(
+            folder, f"{{'y': x @ np.array({WEIGHT.tolist()}, 'f4') + {BIAS.tolist()}, 'total': x.sum(1)}}"
+        )
     import torch
 
     class Affine(torch.nn.Module):  # type: ignore[misc]
@@ -83,6 +121,10 @@ def identity(artifact_format: str, folder: Path, datatype: str) -> Path:
             [helper.make_tensor_value_info("x", kind, ["n", 2])],
             [helper.make_tensor_value_info("y", kind, ["n", 2])],
         )
+    if artifact_format == "tensorrt":
+        return save_plan(folder, fake_tensorrt.identity(TENSORRT[datatype]))
+    if artifact_format == "python":
+        return save_source(folder, "{'y': x}")
     import torch
 
     class Identity(torch.nn.Module):  # type: ignore[misc]
@@ -92,6 +134,21 @@ def identity(artifact_format: str, folder: Path, datatype: str) -> Path:
     kinds = {"FP16": "float16", "BF16": "bfloat16", "FP32": "float32", "FP64": "float64"}
     kind = getattr(torch, kinds.get(datatype, datatype.lower()))
     return save_torch(folder / "identity.pt2", Identity(), torch.zeros(2, 2).to(kind))
+
+
+def save_plan(folder: Path, plan: bytes) -> Path:
+    path = folder / "model.plan"
+    path.write_bytes(plan)
+    return path
+
+
+def save_source(folder: Path, answer: str) -> Path:
+    path = folder / "model.py"
+    path.write_text(
+        "import numpy as np\n\nclass Model:\n    def run(self, inputs):\n        x = inputs['x']\n"
+        f"        return {answer}\n"
+    )
+    return path
 
 
 def save_torch(path: Path, module: Any, *example: Any) -> Path:
@@ -114,12 +171,13 @@ def affine_manifest(artifact_format: str) -> pb.Manifest:
 
 
 def load(path: Path, made: pb.Manifest, threads: int = 1) -> Engine:
-    engine = catalogue.by_format(made.format).load({"model": path}, made, threads)
+    engine = catalogue.by_format(made.format).load({"model": path}, made, threads, MEANS)
+    OPENED.append(engine)
     validate(made, engine)
     return engine
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", EVERY)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_model_says_what_it_takes_and_computes_it(artifact_format: str, threads: int, tmp_path: Path) -> None:
     engine = load(affine(artifact_format, tmp_path), affine_manifest(artifact_format), threads)
@@ -138,8 +196,7 @@ def test_a_model_says_what_it_takes_and_computes_it(artifact_format: str, thread
     engine.close()
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
-@pytest.mark.parametrize("datatype", NUMBERS)
+@pytest.mark.parametrize(("artifact_format", "datatype"), KINDS)
 def test_every_number_passes_bit_for_bit(artifact_format: str, datatype: str, tmp_path: Path) -> None:
     made = manifest(artifact_format, [spec("x", datatype, 2)], [spec("y", datatype, 2)])
     engine = load(identity(artifact_format, tmp_path, datatype), made)
@@ -209,7 +266,7 @@ def test_a_damaged_file_is_refused_without_showing_paths(artifact_format: str, d
     assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", EVERY)
 def test_a_link_in_place_of_the_file_is_not_followed(artifact_format: str, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(affine(artifact_format, tmp_path))
@@ -217,7 +274,7 @@ def test_a_link_in_place_of_the_file_is_not_followed(artifact_format: str, tmp_p
         load(link, affine_manifest(artifact_format))
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", EVERY)
 def test_a_model_that_breaks_says_so_and_lives_on(artifact_format: str, tmp_path: Path) -> None:
     engine = load(affine(artifact_format, tmp_path), affine_manifest(artifact_format))
     with pytest.raises(PenstockError, match=r"refuses the inputs|failed on these inputs") as caught:
@@ -281,24 +338,28 @@ def test_weights_outside_the_onnx_file_are_never_read(tmp_path: Path) -> None:
 
 def test_tensorrt_says_why_it_cannot_run() -> None:
     kind = catalogue.by_format("tensorrt")
+    reason = kind.probe(MEANS)
+    if reason is None:
+        pytest.skip("this machine has a device, a driver and TensorRT")
+    assert "TensorRT" in reason or "NVIDIA" in reason or "pycuda" in reason
     with pytest.raises(Unsupported) as caught:
-        kind.load({}, pb.Manifest(format="tensorrt"), 1)
-    assert caught.value.message == (kind.probe() or caught.value.message)
-    assert "TensorRT" in caught.value.message or "NVIDIA" in caught.value.message
+        kind.load({}, pb.Manifest(format="tensorrt"), 1, MEANS)
+    assert caught.value.message == reason
 
 
 def test_an_unknown_format_is_told_the_known_ones() -> None:
-    with pytest.raises(Unsupported, match="'pickle'; there are engines for onnx, torch-export, tensorrt"):
+    with pytest.raises(Unsupported, match="'pickle'; there are engines for onnx, torch-export, tensorrt, python"):
         catalogue.by_format("pickle")
 
 
 def test_the_catalogue_imports_no_library() -> None:
     import subprocess
-    import sys
 
     script = (
-        "import sys; from services.worker.engines import catalogue; catalogue.probe_all(); "
-        "print([name for name in ('onnxruntime', 'torch', 'tensorrt', 'PIL') if name in sys.modules])"
+        "import sys; from services.worker.engines import catalogue; "
+        "from services.worker.engines.engine import NOTHING; catalogue.probe_all(NOTHING); "
+        "names = ('onnxruntime', 'torch', 'tensorrt', 'tensorrt_rtx_bindings', 'pycuda', 'PIL', 'cryptography'); "
+        "print([name for name in names if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

@@ -168,6 +168,27 @@ async def test_scripts_get_one_json_document(penstock: Shell, gateway: SmallGate
     assert gateway.inference.requests[-1].parameters["p"].int64_param == 1
 
 
+async def test_a_triton_repository_is_imported_and_published(penstock: Shell, gateway: SmallGateway) -> None:
+    repository = penstock.folder / "repository"
+    side = "data_type: TYPE_FP32 dims: [ 3 ]"
+    for name, platform in (("first", "onnxruntime_onnx"), ("second", "tensorflow_graphdef")):
+        (repository / name / "4").mkdir(parents=True)
+        config = f'platform: "{platform}" input {{ name: "x" {side} }} output {{ name: "y" {side} }} max_batch_size: 8'
+        (repository / name / "config.pbtxt").write_text(config)
+        (repository / name / "4" / "model.onnx").write_bytes((penstock.folder / "model" / "digits.onnx").read_bytes())
+    outcome = await penstock("import", "triton", "repository", "--publish", "--json")
+    assert outcome.code == 1, outcome.err
+    (version,) = outcome.json["versions"]
+    assert (version["name"], version["version"], version["format"]) == ("first", 4, "onnx")
+    assert "'tensorflow_graphdef' is not supported" in outcome.json["failed"]["second"]
+    listed = await penstock("versions", "first", "--json")
+    assert [entry["version"] for entry in listed.json["versions"]] == [4]
+    again = await penstock("import", "triton", "repository/first")
+    assert again.code == 1 and "has a model.yaml already; --force" in again.err
+    assert (await penstock("import", "triton", "repository/first", "--force")).code == 0
+    assert (await penstock("import", "triton", "model")).code == 1
+
+
 async def test_failures_have_codes_and_hints(penstock: Shell, gateway: SmallGateway) -> None:
     (penstock.folder / "model" / "model.json").write_text(manifest(files={"model": "digits.onnx"}))
     missing = await penstock("versions", "nothing")

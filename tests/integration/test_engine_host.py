@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from penstock.errors import InvalidArgument, Unavailable
+from penstock.errors import Internal, InvalidArgument, Unavailable, Unsupported
 from penstock.tensors import DATATYPES, pack_bytes, unpack_bytes
+from services.worker.engines.engine import Means
 from services.worker.host.host import STOPPED, EngineHost
 from services.worker.host.samples import png
 from services.worker.processors.image import NOT_AN_IMAGE
@@ -211,6 +212,51 @@ async def test_a_polite_close_lets_the_run_finish(tmp_path: Path) -> None:
         await made.close(60)
         outcome = await run
         assert outcome.outputs[0].shape == (1,)
+
+
+async def test_code_of_somebody_elses_runs_two_processes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.py").write_text(
+        "import os\nclass Model:\n    def run(self, inputs):\n"
+        "        if inputs['x'][0, 0] < 0: os._exit(1)\n        return {'y': inputs['x'] + 1}\n"
+    )
+    side = [{"name": "x", "datatype": "FP32", "shape": [16]}]
+    document = {
+        "name": "code",
+        "format": "python",
+        "files": {"model": "model.py"},
+        "inputs": side,
+        "outputs": [{**side[0], "name": "y"}],
+        "batching": {"max_batch_size": 8},
+    }
+    manifest, files = of_document(document, tmp_path)
+    with pytest.raises(Unsupported, match="python_engine"):
+        await EngineHost.start(manifest, files, threads=1, load_timeout=60)
+    means = Means(python=sys.executable)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    made = await EngineHost.start(manifest, files, threads=1, load_timeout=60, means=means)
+    try:
+        child = made.pid
+        with pytest.raises(Internal, match="it is started anew"):
+            await made.run(1, staged(made, [floats(np.full((1, 16), -1, np.float32))]))
+        outcome = await made.run(2, staged(made, [floats(np.zeros((2, 16), np.float32))]))
+        assert np.frombuffer(outcome.outputs[0].data, np.float32).tolist() == [1.0] * 32
+        del outcome  # a view keeps its memory, and the error caught above keeps this frame
+        assert made.alive and made.pid == child
+        assert sum(name.startswith("penstock-python-") for name in os.listdir(tmp_path)) == 1
+    finally:
+        await made.close()
+    assert not any(name.startswith("penstock-python-") for name in os.listdir(tmp_path))
+
+
+async def test_a_child_keeps_to_its_processors(tmp_path: Path) -> None:
+    manifest, files = manifest_of(models.add_one(tmp_path))
+    own = min(os.sched_getaffinity(0))
+    made = await EngineHost.start(manifest, files, threads=1, load_timeout=60, processors=frozenset((own,)))
+    try:
+        threads = [int(name) for name in os.listdir(f"/proc/{made.pid}/task")]
+        assert {frozenset(os.sched_getaffinity(thread)) for thread in threads} == {frozenset((own,))}
+    finally:
+        await made.close()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -129,7 +129,7 @@ async def test_a_child_that_lies_is_killed(lie: str, tmp_path: Path, monkeypatch
     manifest, files = manifest_of(models.add_one(tmp_path))
     ends: list[socket.socket] = []
 
-    def spawn(threads: int, devices: Sequence[int]) -> tuple[Process, socket.socket]:
+    def spawn(threads: int, devices: Sequence[int | str], processors: frozenset[int]) -> tuple[Process, socket.socket]:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         ends.append(theirs)

@@ -114,13 +114,24 @@ class LoadCall(_message.Message):
     MANIFEST_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    PLAN_KEYS_FIELD_NUMBER: _builtins.int
+    PYTHON_FIELD_NUMBER: _builtins.int
+    PYTHON_SECONDS_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     manifest: _builtins.bytes
     """A serialised penstock.v1.Manifest."""
     threads: _builtins.int
+    python: _builtins.str
+    """The interpreter that may run models which are Python code; empty for none."""
+    python_seconds: _builtins.float
+    """How long it may take for a batch."""
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Path of each file by role."""
+
+    @_builtins.property
+    def plan_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Public keys of builders whose plans may run."""
 
     def __init__(
         self,
@@ -129,10 +140,13 @@ class LoadCall(_message.Message):
         manifest: _builtins.bytes = ...,
         files: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         threads: _builtins.int = ...,
+        plan_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        python: _builtins.str = ...,
+        python_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "files", b"files", "manifest", b"manifest", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "files", b"files", "manifest", b"manifest", "plan_keys", b"plan_keys", "python", b"python", "python_seconds", b"python_seconds", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -128,7 +128,7 @@ class WorkerRecord(_message.Message):
     """What fails together with it: its label `zone`, else its host. Empty from workers that do not say: then its id."""
     @_builtins.property
     def engines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Engines that can run here: onnx, torch, tensorrt."""
+        """Engines that can run here: onnx, torch, tensorrt, python."""
 
     @_builtins.property
     def missing_engines(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

@@ -9,13 +9,14 @@ from typing import Final
 
 from penstock.errors import Unsupported
 
-from . import onnx, tensorrt, torch
-from .engine import EngineKind
+from . import onnx, python, tensorrt, torch
+from .engine import EngineKind, Means
 
 ENGINES: Final = (
     EngineKind("onnx", ("onnx",), onnx.probe, onnx.load),
     EngineKind("torch", ("torch-export",), torch.probe, torch.load),
     EngineKind("tensorrt", ("tensorrt",), tensorrt.probe, tensorrt.load),
+    EngineKind("python", ("python",), python.probe, python.load),
 )
 
 
@@ -28,9 +29,9 @@ def by_format(artifact_format: str) -> EngineKind:
     raise Unsupported(f"no engine runs the format {artifact_format[:40]!r}; there are engines for {known}")
 
 
-def probe_all() -> tuple[list[str], dict[str, str]]:
-    """Names of the engines that run on this machine, and why each of the others does not."""
-    reasons = {kind.name: kind.probe() for kind in ENGINES}
+def probe_all(means: Means) -> tuple[list[str], dict[str, str]]:
+    """Names of the engines that run on this machine with these means, and why each of the others does not."""
+    reasons = {kind.name: kind.probe(means) for kind in ENGINES}
     return [name for name, reason in reasons.items() if reason is None], {
         name: reason for name, reason in reasons.items() if reason is not None
     }

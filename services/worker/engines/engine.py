@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,8 @@ class Engine(Protocol):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs that the manifest asks of the engine (contract.promised), by name; blocks.
 
-        Tensors that the model does not take may be among `inputs`; they are left aside.
+        Tensors that the model does not take may be among `inputs`; they are left aside. The arrays may be views of
+        memory that the next run writes to.
         Raises InvalidArgument when the model refuses the inputs, OutOfMemory (or MemoryError) when they are too many,
         DeviceLost when nothing can run in this process any more, Internal when it breaks in another way.
         """
@@ -75,18 +76,35 @@ class Engine(Protocol):
         ...
 
 
-# files by role, the manifest, number of threads -> the loaded model. Raises PenstockError with a public reason;
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What the operator of this worker lends to engines; nothing, unless it was configured.
+
+    plan_keys: public keys of builders whose compiled plans may run here, 32 bytes each (penstock/plans.py).
+    python: the interpreter that may run models which are Python code; empty for none. python_seconds: how long it may
+    take for a batch.
+    """
+
+    plan_keys: tuple[bytes, ...] = ()
+    python: str = ""
+    python_seconds: float = 30.0
+
+
+NOTHING: Final = Means()
+
+# files by role, the manifest, number of threads, means -> the loaded model. Raises PenstockError with a public reason;
 # DeviceLost as it is, so that the device is blamed and not the model.
-Factory = Callable[[Mapping[str, Path], pb.Manifest, int], Engine]
+Factory = Callable[[Mapping[str, Path], pb.Manifest, int, Means], Engine]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """A row of the catalogue. `probe` gives None where the engine can run, else the public reason why it cannot."""
+    """A row of the catalogue. `probe` gives None where the engine can run with these means, else the public reason why
+    it cannot."""
 
     name: str
     formats: tuple[str, ...]
-    probe: Callable[[], str | None]
+    probe: Callable[[Means], str | None]
     load: Factory
 
 

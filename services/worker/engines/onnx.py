@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU.
+"""ONNX Runtime, on the execution providers that it has here: see onnx_providers.py.
 
 The file is opened once, without following a link at its end, scanned for tensors that lie outside it (onnx_scan.py) and
 given to the runtime as bytes: what was checked is what is loaded, and the runtime never learns a path.
@@ -7,18 +7,22 @@ given to the runtime as bytes: what was checked is what is loaded, and the runti
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from penstock.errors import Internal, InvalidArgument, InvalidManifest
+from penstock.errors import Internal, InvalidArgument, InvalidManifest, PenstockError
 from penstock.untrusted.onnx_scan import refuse_external
 from penstock.v1 import manifest_pb2 as pb
 
 from .contract import promised
-from .engine import Array, TensorInfo, dtype, open_model, public
+from .engine import NOTHING, Array, DeviceLost, Means, OutOfMemory, TensorInfo, dtype, open_model, public
+from .onnx_binding import Binding
+from .onnx_providers import CPU, Provider, providers
+from .trt.driver import STICKY
 
 MAX_FILE = 2**31 - 1  # a protobuf message cannot be larger
 
@@ -39,16 +43,17 @@ _DATATYPES = {
     "tensor(string)": "BYTES",
 }
 _FLOAT, _BFLOAT16 = 1, 16  # TensorProto.DataType
+_CUDA_ERROR = re.compile(r"CUDA failure (\d{1,4}):")
 
 
-def probe() -> str | None:
+def probe(means: Means = NOTHING) -> str | None:
     """None where ONNX Runtime is installed, else what to install. Does not import it."""
     if importlib.util.find_spec("onnxruntime") is None:
         return "ONNX Runtime is not installed on this worker (install penstock[worker-onnx])"
     return None
 
 
-def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int) -> OnnxEngine:
+def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int, means: Means = NOTHING) -> OnnxEngine:
     """The model of role `model`. Raises InvalidManifest with a public reason where it cannot be loaded."""
     data = _read(files["model"])
     try:
@@ -59,14 +64,15 @@ def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int) -> Onnx
     import onnxruntime
 
     wanted = list(promised(manifest).wanted)
-    session = _session(onnxruntime, data, threads)
+    chosen = providers(onnxruntime.get_available_providers(), manifest)
+    session = _session(onnxruntime, data, threads, chosen)
     narrow = [arg.name for arg in session.get_outputs() if arg.name in wanted and arg.type == "tensor(bfloat16)"]
     if narrow:
-        session = _session(onnxruntime, data + widened(narrow), threads)
+        session = _session(onnxruntime, data + widened(narrow), threads, chosen)
     return OnnxEngine(session, onnxruntime.OrtValue, wanted, narrow)
 
 
-def _session(onnxruntime: Any, data: bytes, threads: int) -> Any:
+def _session(onnxruntime: Any, data: bytes, threads: int, chosen: Sequence[Provider]) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = max(1, threads)
     options.inter_op_num_threads = 1
@@ -76,7 +82,7 @@ def _session(onnxruntime: Any, data: bytes, threads: int) -> Any:
     # Several replicas share the cores: threads that wait by spinning would take them from each other.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(data, options, providers=[(name, dict(limits)) for name, limits in chosen])
     except Exception as error:  # the runtime's exceptions have no base class of their own
         raise InvalidManifest(
             f"files.model: ONNX Runtime cannot load it: {public(error)}", field="files.model", detail=str(error)
@@ -97,26 +103,31 @@ class OnnxEngine:
         self.outputs = {
             arg.name: _info(arg) for arg in session.get_outputs() if arg.type in _DATATYPES and arg.name not in twins
         }
+        # Text never leaves the processor, and bfloat16 needs values of its own.
+        plain = {"BYTES", "BF16"}.isdisjoint(info.datatype for info in (*self.inputs.values(), *self.outputs.values()))
+        on_gpu = session.get_providers()[0] != CPU
+        self._binding = Binding(session, ort_value, "cuda") if on_gpu and plain else None
         self._asked = {name: _twin(name) if name in narrow else name for name in wanted if name in self.outputs}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See Engine.run."""
         fed = {name: self._fed(inputs[name], info) for name, info in self.inputs.items()}
         try:
-            answer = self._session.run(list(self._asked.values()), fed)
+            asked = list(self._asked.values())
+            answer = self._binding.run(asked, fed) if self._binding else self._session.run(asked, fed)
         except MemoryError:
             raise
         except Exception as error:  # as in _session
             if type(error).__name__ == "InvalidArgument":
                 raise InvalidArgument(f"the model refuses the inputs: {public(error)}", detail=str(error)) from None
-            raise Internal("the model failed on these inputs", detail=str(error)) from None
+            raise _failure(str(error)) from None
         return {
             name: _given(array, self.outputs[name].datatype) for name, array in zip(self._asked, answer, strict=True)
         }
 
     def close(self) -> None:
         """See Engine.close."""
-        self._session = None
+        self._session = self._binding = None
 
     def _fed(self, array: Array, info: TensorInfo) -> Any:
         """What the runtime takes for an input: an array, strings, or for bfloat16 a value of its own."""
@@ -130,6 +141,15 @@ class OnnxEngine:
         if info.datatype == "BF16":
             return self._ort_value.ortvalue_from_numpy_with_onnx_type(plain, _BFLOAT16)
         return plain
+
+
+def _failure(words: str) -> PenstockError:
+    """What the runtime's words mean; it has no class for any of this."""
+    if (found := _CUDA_ERROR.search(words)) and int(found[1]) in STICKY:
+        return DeviceLost(f"the device of this replica is lost (CUDA error {found[1]})", detail=words)
+    if "CUDA failure 2:" in words or "Failed to allocate memory" in words:
+        return OutOfMemory("the batch needs more memory than is free", detail=words)
+    return Internal("the model failed on these inputs", detail=words)
 
 
 def widened(names: list[str]) -> bytes:

@@ -1,4 +1,7 @@
-"""Exported programs of PyTorch (`.pt2`), on the CPU. Nothing is ever unpickled: see penstock/untrusted.
+"""Exported programs of PyTorch (`.pt2`), on the processor or a GPU. Nothing is ever unpickled: see penstock/untrusted.
+
+A program runs on a GPU when its manifest asks for devices and PyTorch finds one, through CUDA graphs (torch_graphs.py).
+A package that a trusted builder compiled from it runs in its place (torch_compiled.py).
 
 Inputs have the names of the program's arguments. Outputs have names where the program returns a dict; a program that
 returns one tensor, or a list of them, gives them in the order in which the manifest asks the engine for them.
@@ -18,8 +21,11 @@ from penstock.errors import Internal, InvalidArgument, InvalidManifest, Penstock
 from penstock.untrusted.torch_archive import rewrite
 from penstock.v1 import manifest_pb2 as pb
 
+from . import torch_compiled
 from .contract import promised
-from .engine import Array, TensorInfo, dtype, open_model, public
+from .engine import NOTHING, Array, DeviceLost, Means, OutOfMemory, TensorInfo, dtype, open_model, public
+from .torch_graphs import Graphs
+from .trt import driver
 
 _DATATYPES = {
     "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
@@ -28,18 +34,19 @@ _DATATYPES = {
 }  # fmt: skip
 
 
-def probe() -> str | None:
+def probe(means: Means = NOTHING) -> str | None:
     """None where PyTorch is installed, else what to install. Does not import it."""
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed on this worker (install penstock[worker-torch])"
     return None
 
 
-def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int) -> TorchEngine:
+def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int, means: Means = NOTHING) -> TorchEngine:
     """The program of role `model`. Raises InvalidManifest with a public reason where it cannot be loaded."""
     try:
         program = _load_program(files["model"], threads)
-        engine = TorchEngine(program, promised(manifest))
+        device = _device(manifest)
+        engine = TorchEngine(program, promised(manifest), device, _compiled(files, means, device))
     except PenstockError as error:
         raise InvalidManifest(f"files.model: {error.message}", field="files.model", detail=error.detail) from None
     except Exception as error:  # whatever torch makes of a program that it does not understand
@@ -71,13 +78,30 @@ def _load_program(path: Path, threads: int) -> Any:
     return program
 
 
-class TorchEngine:
-    """The module of an exported program, run without gradients."""
+def _device(manifest: pb.Manifest) -> str:
+    import torch
 
-    def __init__(self, program: Any, promise: Any) -> None:
+    asked = manifest.resources.HasField("devices") and manifest.resources.devices.kind in ("", "gpu")
+    return "cuda" if asked and torch.cuda.is_available() else "cpu"
+
+
+def _compiled(files: Mapping[str, Path], means: Means, device: str) -> Any:
+    import torch
+
+    return torch_compiled.load(files, means, torch, device)
+
+
+class TorchEngine:
+    """The module of an exported program, or a package compiled from it, run without gradients.
+
+    device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, program: Any, promise: Any, device: str = "cpu", compiled: Any = None) -> None:
         import torch
 
         self._torch = torch
+        self._device = device
         self._limits = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
         self.batch_limit = 2**31
         nodes = {node.name: node for node in program.graph.nodes}
@@ -96,20 +120,19 @@ class TorchEngine:
         if any(not child.is_leaf() for child in (*positional.children(), *keywords.children())):
             raise InvalidArgument("the program takes nested arguments; give every tensor an argument of its own")
         # Shapes were checked against the manifest and the manifest against the program; guards are not loaded.
-        self._module = program.module(check_guards=False)
+        self._module = compiled or self._moved(program).module(check_guards=False)
+        self._graphs = Graphs(torch, self._called) if device == "cuda" else None
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See Engine.run."""
         fed = {name: self._tensor(inputs[name], info) for name, info in self.inputs.items()}
         try:
             with self._torch.inference_mode():
-                answer = self._module(
-                    *(fed[name] for name in self._positional), **{name: fed[name] for name in self._keywords}
-                )
+                answer = self._graphs.run(fed) if self._graphs else self._called(fed)
         except MemoryError:
             raise
         except Exception as error:  # torch raises RuntimeError, ValueError and more for what it dislikes
-            raise Internal("the model failed on these inputs", detail=repr(error)) from None
+            raise self._failure(error) from None
         values = answer.values() if isinstance(answer, dict) else answer
         if isinstance(values, self._torch.Tensor):
             values = (values,)
@@ -118,6 +141,26 @@ class TorchEngine:
     def close(self) -> None:
         """See Engine.close."""
         self._module = None
+        if self._graphs:
+            self._graphs.clear()
+            self._torch.cuda.empty_cache()
+
+    def _called(self, fed: Mapping[str, Any]) -> Any:
+        return self._module(*(fed[name] for name in self._positional), **{name: fed[name] for name in self._keywords})
+
+    def _moved(self, program: Any) -> Any:
+        if self._device == "cpu":
+            return program
+        from torch.export.passes import move_to_device_pass
+
+        return move_to_device_pass(program, self._device)
+
+    def _failure(self, error: Exception) -> PenstockError:
+        if isinstance(error, self._torch.OutOfMemoryError):
+            return OutOfMemory("the batch needs more memory than is free on the device", detail=repr(error))
+        if self._device == "cuda" and (status := driver.lost()):
+            return DeviceLost(f"the device of this replica is lost (CUDA error {status})", detail=repr(error))
+        return Internal("the model failed on these inputs", detail=repr(error))
 
     def _info(self, name: str, value: Any) -> TensorInfo:
         if not isinstance(value, self._torch.Tensor):
@@ -142,7 +185,7 @@ class TorchEngine:
         return tensor.view(self._torch.bfloat16) if info.datatype == "BF16" else tensor
 
     def _array(self, tensor: Any) -> Array:
-        plain = tensor.detach().contiguous()
+        plain = tensor.detach().cpu().contiguous()
         if plain.dtype == self._torch.bfloat16:
             return np.asarray(plain.view(self._torch.int16).numpy()).view("<u2")
         return np.asarray(plain.numpy())

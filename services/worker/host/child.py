@@ -1,4 +1,4 @@
-"""The child process of a replica: `python -m services.worker.host.child <descriptor> <parent's pid>`.
+"""The child process of a replica: `python -m services.worker.host.child <descriptor> <parent's pid> [processor...]`.
 
 Reads frames from its end of the socket pair, one at a time, answers each, and ends when the other end closes. It dies
 with its worker, is the kernel's first choice when memory runs out, leaves no core file, and refuses to unpickle
@@ -43,13 +43,16 @@ class Child:
         self._runner: Any = None
 
     def serve(self) -> None:
-        """Answers until the worker closes its end."""
+        """Answers until the worker closes its end; then the engine puts its things away."""
         while (frame := self._frame()) is not None:
             request = engine_pb2.HostRequest.FromString(frame)
             if request.WhichOneof("call") == "arena":
                 self._map(request.arena)
             else:
                 self._link.sendall(pack(self._response(request)))
+        if self._runner is not None:
+            with suppress(Exception):
+                self._runner.close()
 
     def _response(self, request: engine_pb2.HostRequest) -> engine_pb2.HostResponse:
         from .runner import Runner, as_penstock_error
@@ -133,6 +136,9 @@ def _refuse_pickle(event: str, arguments: tuple[object, ...]) -> None:
 def main() -> None:
     """Runs until the worker closes the link."""
     confine(int(sys.argv[2]))
+    if processors := set(map(int, sys.argv[3:])):
+        with suppress(OSError):  # one that has gone since: slower, and no reason not to run
+            os.sched_setaffinity(0, processors)
     with socket.socket(fileno=int(sys.argv[1])) as link:
         Child(link).serve()
     # Not sys.exit: an engine's threads and atexit hooks have nothing left to say, and may wait for each other.

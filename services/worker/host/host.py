@@ -19,7 +19,7 @@ from penstock.errors import DeadlineExceeded, Internal, PenstockError, Unavailab
 from penstock.internal.v1 import engine_pb2
 from penstock.v1 import manifest_pb2 as pb
 
-from ..engines.engine import DeviceLost
+from ..engines.engine import NOTHING, DeviceLost, Means
 from . import arena as arenas
 from .frames import (
     BrokenFrame,
@@ -78,21 +78,25 @@ class EngineHost:
         *,
         threads: int,
         load_timeout: float,
-        devices: Sequence[int] = (),
+        devices: Sequence[int | str] = (),
+        processors: frozenset[int] = frozenset(),
+        means: Means = NOTHING,
     ) -> EngineHost:
         """Starts a child that loads, checks and warms up the model.
 
         files: by role, inside the worker's cache. threads: of the engine; 0 means one. load_timeout: seconds.
-        devices: indices of the GPUs that the child may see; empty leaves it those that the worker sees.
+        devices: indices of the GPUs that the child may see, or names of MIG slices; empty leaves it those that the
+        worker sees. processors: those that the child may use; empty for all.
+        means: what the operator lends to engines.
         Raises the PenstockError that says why the model cannot be served: InvalidManifest where model and manifest
         disagree, Unsupported where this worker lacks an engine, DeadlineExceeded, Unavailable when the child died.
         """
         count = manifest.resources.threads or threads or 1
-        process, end_of_pair = spawn(count, devices)
+        process, end_of_pair = spawn(count, devices, processors)
         host = cls(manifest, process, Link(end_of_pair))
         try:
             async with asyncio.timeout(load_timeout):
-                await host._load(manifest, files, count)
+                await host._load(manifest, files, count, means)
         except TimeoutError:
             await host.close(0)
             raise DeadlineExceeded(f"the model did not load within {load_timeout:g} s") from None
@@ -176,13 +180,16 @@ class EngineHost:
             self._free(self._outputs)
             self._inputs = self._outputs = None
 
-    async def _load(self, manifest: pb.Manifest, files: Mapping[str, Path], threads: int) -> None:
+    async def _load(self, manifest: pb.Manifest, files: Mapping[str, Path], threads: int, means: Means) -> None:
         self._outputs = self._new_arena(None, 1, outputs=True)
         call = engine_pb2.LoadCall(
             engine=manifest.format,
             manifest=manifest.SerializeToString(deterministic=True),
             files={role: os.fspath(path) for role, path in files.items()},
             threads=threads,
+            plan_keys=means.plan_keys,
+            python=means.python,
+            python_seconds=means.python_seconds,
         )
         try:
             response = await self._ask(engine_pb2.HostRequest(id=self._new_id(), load=call))

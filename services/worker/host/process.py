@@ -26,8 +26,8 @@ _THREADS: Final = (
 )  # fmt: skip
 
 
-def environment(parent: Mapping[str, str], threads: int, devices: Sequence[int] = ()) -> dict[str, str]:
-    """What a child of a process with this environment gets (pure)."""
+def environment(parent: Mapping[str, str], threads: int, devices: Sequence[int | str] = ()) -> dict[str, str]:
+    """What a child of a process with this environment gets (pure). devices: numbers, or names of MIG slices."""
     kept = {name: value for name, value in parent.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
     path = [_ROOT, *filter(None, parent.get("PYTHONPATH", "").split(os.pathsep))]
     counts = dict.fromkeys(_THREADS, str(max(1, threads)))
@@ -76,14 +76,18 @@ class Process:
         self._ended.set()
 
 
-def spawn(threads: int, devices: Sequence[int] = ()) -> tuple[Process, socket.socket]:
+def spawn(
+    threads: int, devices: Sequence[int | str] = (), processors: frozenset[int] = frozenset()
+) -> tuple[Process, socket.socket]:
     """A child that waits for its first frame, and the worker's end of the socket pair.
 
-    On the loop's own thread: the kernel ends the child together with the thread that started it (child.py).
+    processors: those that it may use; empty for all. Call it on the loop's own thread: the kernel ends the child
+    together with the thread that started it (child.py).
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     command = [
-        sys.executable, "-P", "-m", "services.worker.host.child", str(theirs.fileno()), str(os.getpid())
+        sys.executable, "-P", "-m", "services.worker.host.child", str(theirs.fileno()), str(os.getpid()),
+        *map(str, sorted(processors)),
     ]  # fmt: skip
     try:
         with theirs:

@@ -19,7 +19,7 @@ from penstock.v1 import manifest_pb2 as pb
 
 from ..engines import catalogue, requirements
 from ..engines.contract import validate
-from ..engines.engine import Array, DeviceLost, Engine, OutOfMemory, dtype, public
+from ..engines.engine import Array, DeviceLost, Engine, Means, OutOfMemory, dtype, public
 from ..processors.pipeline import Pipeline
 from .arena import Arena
 from .frames import failure_of
@@ -44,11 +44,12 @@ class Runner:
         manifest = pb.Manifest.FromString(call.manifest)
         requirements.check(manifest)
         kind = catalogue.by_format(call.engine)
-        if reason := kind.probe():
+        means = Means(tuple(call.plan_keys), call.python, call.python_seconds)
+        if reason := kind.probe(means):
             raise Unsupported(reason)
         files = {role: Path(path) for role, path in call.files.items()}
         pipeline = Pipeline(manifest, files)
-        engine = kind.load(files, manifest, call.threads)
+        engine = kind.load(files, manifest, call.threads, means)
         try:
             validate(manifest, engine)
             runner = cls(manifest, engine, pipeline)
@@ -73,6 +74,10 @@ class Runner:
             outputs.view[reference.offset : reference.offset + len(part)] = part
         self._kept = None
         return result
+
+    def close(self) -> None:
+        """Frees what the engine holds beyond this process: device memory, folders, processes of its own."""
+        self._engine.close()
 
     def check(self) -> None:
         """Runs the smallest sample; raises what the engine says of it."""

@@ -12,7 +12,7 @@ import pytest
 
 from penstock.errors import InvalidArgument
 from services.registry import formats
-from tests.harness import models
+from tests.harness import fake_tensorrt, models
 
 
 def check(format: str, data: bytes) -> None:
@@ -35,6 +35,30 @@ def onnx(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.parametrize("format", ["onnx", "tensorrt"])
 def test_onnx_is_taken(format: str, onnx: bytes) -> None:
     check(format, onnx)
+
+
+def test_a_signed_plan_is_taken_as_a_plan_and_as_nothing_else() -> None:
+    plan = fake_tensorrt.affine()
+    check("tensorrt", plan)
+    with pytest.raises(InvalidArgument, match="needs an ONNX model"):
+        check("onnx", plan)
+    for bare in (b"ftrt" + bytes(99), b"ptrt" + bytes(99)):
+        with pytest.raises(InvalidArgument, match="this is a TensorRT plan"):
+            check("tensorrt", bare)
+
+
+def test_python_code_is_source_or_an_archive_with_a_model() -> None:
+    check("python", b"class Model: ...")  # begins like an old pickle, and is none
+    check("python", archive("model.py", "parts/other.py"))
+    for wrong, says in (
+        (archive("other.py"), "with a model.py at its top"),
+        (b"\x7fELF" + bytes(60), "this is a program"),
+        (b"\x80\x04\x00", "format python needs"),
+        (b"x" * ((4 << 20) + 1), "format python needs"),
+        (b"", "empty"),
+    ):
+        with pytest.raises(InvalidArgument, match=says):
+            check("python", wrong)
 
 
 def test_a_large_graph_is_skipped_and_not_read(onnx: bytes) -> None:

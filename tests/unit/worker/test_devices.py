@@ -9,7 +9,18 @@ import pytest
 
 from penstock.errors import InvalidArgument
 from penstock.internal.v1.records_pb2 import DeviceRecord
-from services.worker.devices import DECLARED, devices, parse_found, parse_used, used_by
+from services.worker.devices import (
+    DECLARED,
+    devices,
+    gpu_of,
+    names,
+    parse_addresses,
+    parse_found,
+    parse_slices,
+    parse_used,
+    used_by,
+    with_slices,
+)
 
 MIB = 2**20
 
@@ -51,3 +62,60 @@ def test_a_tool_that_fails_or_is_not_there_finds_nothing(tmp_path: Path, monkeyp
     assert [found.name for found in devices([])] == ["T4"]
     tool.write_text("#!/bin/sh\necho '0, 1000, T4'\nexit 9\n")
     assert devices([]) == []
+
+
+# What the tool printed on machines with MIG on (R450 and R535; the UUIDs are changed).
+LISTED = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-11111111-2222-3333-4444-555555555555)
+  MIG 3g.20gb     Device  0: (UUID: MIG-aaaaaaaa-0000-5000-8000-000000000001)
+  MIG 1g.5gb      Device  1: (UUID: MIG-aaaaaaaa-0000-5000-8000-000000000002)
+  MIG 1c.2g.10gb  Device  2: (UUID: MIG-aaaaaaaa-0000-5000-8000-000000000003)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-66666666-2222-3333-4444-555555555555)
+GPU 2: NVIDIA A100-SXM4-40GB (UUID: GPU-77777777-2222-3333-4444-555555555555)
+  MIG 1g.5gb+me   Device  0: (UUID: MIG-GPU-77777777-2222-3333-4444-555555555555/1/0)
+  MIG something else
+"""
+TABLE = "0, 40960, NVIDIA A100-SXM4-40GB\n1, 40960, NVIDIA A100-SXM4-40GB\n2, 40960, NVIDIA A100-SXM4-40GB\n"
+
+
+def test_a_gpu_that_is_cut_into_slices_is_offered_in_slices() -> None:
+    offered = with_slices(parse_found(TABLE), parse_slices(LISTED))
+    assert [(device.index, device.name) for device in offered] == [
+        (1, "NVIDIA A100-SXM4-40GB"),
+        (100, "NVIDIA A100-SXM4-40GB MIG 3g.20gb"),
+        (101, "NVIDIA A100-SXM4-40GB MIG 1g.5gb"),
+        (102, "NVIDIA A100-SXM4-40GB MIG 1c.2g.10gb"),
+        (300, "NVIDIA A100-SXM4-40GB MIG 1g.5gb+me"),
+    ]
+    assert [device.memory_bytes for device in offered[1:]] == [19 * 10**9, 475 * 10**7, 95 * 10**8, 475 * 10**7]
+    assert [gpu_of(device.index) for device in offered] == [1, 0, 0, 0, 2]
+
+
+def test_slices_that_nobody_could_use_are_left_out() -> None:
+    assert parse_slices("  MIG 1g.5gb Device 0: (UUID: MIG-1)\n") == []  # of no GPU
+    assert parse_slices("No devices were found\n") == []
+    assert with_slices([], parse_slices(LISTED)) == []
+    assert [device.index for device in with_slices(parse_found(TABLE), [])] == [0, 1, 2]
+
+
+def test_cuda_knows_slices_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    (tmp_path / "list").write_text(LISTED)
+    (tmp_path / "table").write_text(TABLE)
+    tool.write_text(f'#!/bin/sh\n[ "$1" = -L ] && exec /bin/cat {tmp_path}/list\nexec /bin/cat {tmp_path}/table\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    offered = devices([])
+    assert [device.index for device in offered] == [1, 100, 101, 102, 300]
+    assert names(offered) == {
+        100: "MIG-aaaaaaaa-0000-5000-8000-000000000001",
+        101: "MIG-aaaaaaaa-0000-5000-8000-000000000002",
+        102: "MIG-aaaaaaaa-0000-5000-8000-000000000003",
+        300: "MIG-GPU-77777777-2222-3333-4444-555555555555/1/0",
+    }
+    assert names(offered[:1]) == {}
+
+
+def test_addresses_are_read_line_by_line() -> None:
+    text = "0, 00000000:17:00.0\n1, 00000000:CA:00.0\n2, [N/A]\n"
+    assert parse_addresses(text) == {0: "00000000:17:00.0", 1: "00000000:CA:00.0"}
