@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from penstock import sources
 from penstock.cli import messages, options
 from penstock.cli.connect import connected, wait_seconds, watching
 from penstock.cli.parser import UsageError
@@ -54,7 +55,7 @@ async def publish(args: argparse.Namespace, screen: Screen) -> int:
         deployed = next(entry for entry in deployment.versions if entry.version == version.version)
         screen.line(f"deployed {version.name}@{version.version}, {options.wanted_words(deployed)} wanted: {done}")
     else:
-        screen.line(f"next: penstock deploy {version.name}@{version.version}")
+        screen.line(f"next: {_next(version)}")
     return 0
 
 
@@ -123,6 +124,16 @@ async def delete(args: argparse.Namespace, screen: Screen) -> int:
     if screen.as_json:
         screen.data({"name": name, "version": version})
     return 0
+
+
+def _next(version: pb.ModelVersion) -> str:
+    """What makes it serve."""
+    reference = f"{version.name}@{version.version}"
+    if version.manifest.format not in sources.CONVERTING:
+        return f"penstock deploy {reference}"
+    if version.manifest.HasField("build"):
+        return f"deploy what its build makes: penstock builds {version.name}"
+    return sources.command(version.name, version.version, version.manifest.format)
 
 
 def _version_table(screen: Screen, found: list[pb.ModelVersion]) -> None:

@@ -1,18 +1,20 @@
 """A model on the caller's disk: its manifest and the files that the manifest names.
 
 Files lie beside the manifest or below it; a path that leaves the folder, directly or through a link, is refused, so
-that a manifest from elsewhere cannot make `publish` upload a private key.
+that a manifest from elsewhere cannot make `publish` upload a private key. A manifest of a Hugging Face folder need not
+list its files (huggingface.py).
 """
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from penstock.client import document
+from penstock.client import document, huggingface
 from penstock.errors import InvalidArgument, InvalidManifest
 
 MANIFESTS: Final = ("model.yaml", "model.yml", "model.json")
@@ -42,6 +44,9 @@ def read(path: str | Path) -> Bundle:
     except UnicodeDecodeError:
         raise InvalidManifest(f"{manifest}: not UTF-8 text") from None
     content = _parse(text, manifest)
+    if content.get("format") == "huggingface" and "files" not in content:
+        content["files"] = huggingface.files(manifest.parent)
+        text = _with_files(text, content)
     files = content.get("files")
     if not isinstance(files, dict) or not files:
         raise InvalidManifest("files: name the model's files by role, such as `model: model.onnx`", field="files")
@@ -52,6 +57,13 @@ def read(path: str | Path) -> Bundle:
         name=str(content.get("name", "")),
         files={str(role): _inside(folder, str(role), name) for role, name in files.items()},
     )
+
+
+def _with_files(text: str, content: Mapping[str, Any]) -> str:
+    """The manifest's text with the files that were found: block YAML gets a line, everything else is JSON."""
+    if text.lstrip().startswith("{"):
+        return json.dumps(content, default=str)
+    return f"{text}\nfiles: {json.dumps(content['files'])}\n"
 
 
 def _find(path: Path) -> Path:

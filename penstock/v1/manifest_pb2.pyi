@@ -117,7 +117,9 @@ class Manifest(_message.Message):
     framework: _builtins.str
     """Library that the model was trained with, such as `scikit-learn`."""
     format: _builtins.str
-    """Artifact format, which decides the engine: `onnx`, `torch-export`, `tensorrt` or `python`."""
+    """Artifact format, which decides the engine: `onnx`, `torch-export`, `tensorrt` or `python`. No engine runs
+    `huggingface`, `sklearn`, `xgboost`, `lightgbm` or `tflite`: a build makes ONNX of them.
+    """
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels for search."""

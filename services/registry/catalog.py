@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from penstock import names
 from penstock.errors import InvalidArgument, InvalidManifest, NotFound
 from penstock.internal.v1 import records_pb2
+from penstock.sources import CONVERTING
 from penstock.v1 import manifest_pb2, models_pb2
 
-from . import formats, manifest
+from . import formats, manifest, sources
 from .blobs import BlobStore
 from .build.overrides import NONE, Override
 from .deployment_store import DeploymentStore, message
@@ -133,10 +135,7 @@ class Catalog:
         fingerprint: str,
     ) -> models_pb2.ModelVersion:
         files = self._files(described, digests)
-        model = files["model"]
-        formats.check(
-            described.format, model.size_bytes, lambda offset, length: self._blobs.peek(model.digest, offset, length)
-        )
+        self._check(described.format, files)
         if not described.resources.memory_bytes:
             described.resources.memory_bytes = memory_estimate(file.size_bytes for file in files.values())
         return self._store.publish(
@@ -150,6 +149,15 @@ class Catalog:
                 fingerprint=fingerprint,
             )
         )
+
+    def _check(self, format: str, files: Mapping[str, models_pb2.Artifact]) -> None:
+        """Raises InvalidArgument for a file that does not look like what its role and the format say."""
+        if format not in CONVERTING:
+            model = files["model"]
+            formats.check(format, model.size_bytes, partial(self._blobs.peek, model.digest))
+            return
+        for role, file in files.items():
+            sources.check(format, role, file.size_bytes, partial(self._blobs.peek, file.digest))
 
     def _files(self, described: manifest_pb2.Manifest, digests: Mapping[str, str]) -> dict[str, models_pb2.Artifact]:
         """The uploaded file of every role; raises InvalidArgument or NotFound with the role."""

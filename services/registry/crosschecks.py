@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
+from . import sources
 from .document import shown
 from .fields import After, Before, Image, Model, Pool, Tensor, Text, TopK
 
@@ -18,8 +19,7 @@ Problem = tuple[str, str]
 
 def check(model: Model) -> Iterator[Problem]:
     """Every problem between fields, in the order of the manifest."""
-    if "model" not in model.files:
-        yield "files.model", "is missing; name the model's file, such as `model: model.onnx`"
+    yield from sources.roles(model.format, model.files)
     yield from _unique("inputs", model.inputs)
     yield from _unique("outputs", model.outputs)
     yield from _steps("preprocess", model.preprocess)

@@ -14,6 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from penstock import sources
+from penstock.errors import Unsupported
 from penstock.internal.v1 import records_pb2
 from penstock.v1 import manifest_pb2, models_pb2
 
@@ -51,11 +53,12 @@ class DeploymentStore:
     ) -> models_pb2.Deployment:
         """Wants a version, None for the newest; wanted: None to keep what was said of it.
 
-        Raises NotFound, and GateFailed unless its gate is overridden.
+        Raises NotFound, Unsupported for a format that no engine runs, GateFailed unless its gate is overridden.
         """
         with self._database.write() as connection:
             lock_model(connection, name)
             number = find_number(connection, name, version)
+            _require_engine(connection, name, number)
             require(connection, name, number, override, self._clock())
             plan = _plan(connection, name)
             self._save(connection, name, plan, deploy(plan, number, wanted, keep_others=keep_others))
@@ -95,6 +98,17 @@ class DeploymentStore:
             connection.execute(deployments.delete().where(deployments.c.name == name))
         connection.execute(models.update().where(models.c.name == name).values(generation=models.c.generation + 1))
         return True
+
+
+def _require_engine(connection: Connection, name: str, number: int) -> None:
+    this = sa.and_(versions.c.name == name, versions.c.number == number)
+    format = connection.execute(sa.select(versions.c.format).where(this)).scalar_one()
+    if format not in ENGINES:
+        raise Unsupported(
+            f"model {name!r}: version {number} has the format {format}, which no engine runs; make a version that can "
+            f"be served of it: {sources.command(name, number, format)}",
+            field="version",
+        )
 
 
 def message(deployed: Deployed) -> models_pb2.Deployment:

@@ -23,7 +23,10 @@ SCHEMA: Final = "penstock/v1"
 MAX_BATCH: Final = 65_536
 MAX_MEMORY: Final = 1 << 50
 
-Format = Literal["onnx", "torch-export", "tensorrt", "python"]
+# Those that an engine runs, then those that only builds read (penstock/sources.py).
+Format = Literal[
+    "onnx", "torch-export", "tensorrt", "python", "huggingface", "sklearn", "xgboost", "lightgbm", "tflite",
+]  # fmt: skip
 # In the order of penstock.tensors.DATATYPES; a test compares.
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
@@ -379,3 +382,10 @@ class Model(Part):
     warmup: Warmup = Warmup()
     placement: Placement | None = None
     build: Build | None = None
+
+
+class SourceModel(Model):
+    """A model.yaml of a format that only builds read: the conversion tells inputs and outputs that it leaves out."""
+
+    inputs: Annotated[list[Tensor], Field(max_length=64)] = []
+    outputs: Annotated[list[Tensor], Field(max_length=64)] = []

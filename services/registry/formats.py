@@ -131,7 +131,7 @@ def _check_torch_export(head: bytes, size: int, peek: Peek) -> None:
         raise _wrong(
             f"format torch-export needs the .pt2 archive that torch.export.save writes; this is {_looks_like(head)}"
         )
-    names = _archive_names(size, peek)
+    names = archive_names(size, peek)
     if any(name.endswith((".pkl", ".pickle")) for name in names):
         raise _wrong(
             "this is an archive of torch.save or TorchScript with a pickle, which is never read; use torch.export.save"
@@ -144,7 +144,7 @@ def _check_torch_export(head: bytes, size: int, peek: Peek) -> None:
 def _check_python(head: bytes, size: int, peek: Peek) -> None:
     """Source, or an archive with a model.py at its top. What the code does is for the operators of workers to allow."""
     if head.startswith(b"PK\x03\x04"):
-        if "model.py" not in _archive_names(size, peek):
+        if "model.py" not in archive_names(size, peek):
             raise _wrong("format python needs a zip archive with a model.py at its top")
     elif size > _MAX_SOURCE or b"\0" in head or _looks_like(head) != "something else":
         raise _wrong(f"format python needs a model.py, or a zip archive that holds one; this is {_looks_like(head)}")
@@ -153,7 +153,7 @@ def _check_python(head: bytes, size: int, peek: Peek) -> None:
 # --- archives ---------------------------------------------------------------------------------------------------------
 
 
-def _archive_names(size: int, peek: Peek) -> list[str]:
+def archive_names(size: int, peek: Peek) -> list[str]:
     """Names in a zip's directory; nothing is unpacked."""
     _bound_directory(size, peek)
     try:

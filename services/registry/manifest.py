@@ -17,19 +17,20 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from penstock.errors import InvalidManifest
+from penstock.sources import CONVERTING
 from penstock.v1 import manifest_pb2 as pb
 
 from . import document
 from .crosschecks import Problem, check, nearest
 from .document import path_text, shown
-from .fields import Model
+from .fields import Model, SourceModel
 
 MAX_PROBLEMS: Final = 10
 # A message of more than penstock.channel.MAX_TEXT_BYTES would be cut on the wire; whole lines are left out instead.
 _MAX_LINE, _MAX_MESSAGE = 400, 1000
 
 ENGINES: Final = {"onnx": "onnx", "torch-export": "torch", "tensorrt": "tensorrt", "python": "python"}
-"""The engine that runs a format."""
+"""The engine that runs a format; those of penstock/sources.py have none."""
 
 
 def parse(text: str) -> pb.Manifest:
@@ -39,7 +40,8 @@ def parse(text: str) -> pb.Manifest:
     """
     data = document.read(text)
     try:
-        model = Model.model_validate(data)
+        described = SourceModel if data.get("format") in list(CONVERTING) else Model
+        model = described.model_validate(data)
     except ValidationError as error:
         raise _invalid([problem(detail) for detail in error.errors(include_url=False)]) from None
     problems = list(check(model))
@@ -50,11 +52,18 @@ def parse(text: str) -> pb.Manifest:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a model.yaml (draft 2020-12): everything but the checks between fields."""
-    schema = Model.model_json_schema(by_alias=True)
+    schema = SourceModel.model_json_schema(by_alias=True)
+    served = {"required": ["inputs", "outputs"], "properties": {}}
+    for tensors in served["required"]:
+        served["properties"][tensors] = {"minItems": 1}
+    source = {"properties": {"format": {"enum": sorted(CONVERTING)}}, "required": ["format"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Penstock model.yaml",
         **{key: value for key, value in schema.items() if key != "title"},
+        "description": "A model.yaml.",
+        "if": source,
+        "else": served,
     }
 
 

@@ -76,7 +76,7 @@ class Builds:
             return earlier
         source = await self._catalog.get(name, version)
         spec = spec or source.manifest.build
-        complete = await self._complete(spec, set(source.artifacts))
+        complete = await self._complete(spec, set(source.artifacts), source.manifest.format)
         new = NewBuild(name, source.version, complete, creator, request_key, fingerprint)
         try:
             return await self._threads.run(self._store.create, new)
@@ -140,7 +140,7 @@ class Builds:
     async def overrides(self, name: str, size: int) -> list[pb.GateOverride]:
         return await self._threads.run(overrides.listed, self._database, name, size)
 
-    async def _complete(self, spec: manifest_pb2.BuildSpec, source: set[str]) -> manifest_pb2.BuildSpec:
+    async def _complete(self, spec: manifest_pb2.BuildSpec, source: set[str], format: str) -> manifest_pb2.BuildSpec:
         """The spec with every id, parameter and input written out; raises InvalidArgument, Unsupported."""
         asked = dag.expand(
             [
@@ -158,7 +158,7 @@ class Builds:
         source = source | set(spec.files)
         described = await self._described(asked)
         made = manifest_pb2.BuildSpec(files=spec.files)
-        for node in dag.wire(asked, described, source):
+        for node in dag.wire(asked, described, source, onnx=format in dag.ONNX_FORMATS):
             parameters = json.dumps(node.parameters, sort_keys=True)
             made.steps.add(id=node.id, step=node.step, parameters=parameters, inputs=node.inputs)
         return made

@@ -22,6 +22,8 @@ MAX_TARGETS: Final = 16
 SOURCE: Final = "source"
 MODEL: Final = "model"
 COMPILE: Final = "compile"
+ONNX_FORMATS: Final = frozenset({"onnx", "tensorrt"})
+"""Formats whose model is an ONNX file."""
 
 _ID = re.compile(r"[a-z][a-z0-9-]{0,40}")
 ROLE: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -98,12 +100,17 @@ def expand(asked: Sequence[Asked], targets: Sequence[Mapping[str, Any]] = ()) ->
 
 
 def wire(
-    asked: Sequence[Asked], described: Sequence[Described], source: Mapping[str, str] | set[str]
+    asked: Sequence[Asked],
+    described: Sequence[Described],
+    source: Mapping[str, str] | set[str],
+    *,
+    onnx: bool = True,
 ) -> tuple[Node, ...]:
     """The job: every role of every step with its reference; raises InvalidArgument for what does not fit.
 
     source: roles of the version's files. A role that a step does not name is the newest file of that role that an
-    earlier step writes, else the source's file of that role; `source` is the source's model.
+    earlier step writes, else the source's file of that role; `source` is the source's model. onnx: whether that model
+    is ONNX; if it is not, `source` is the first model that a step wrote, which the conversion made.
     """
     files = set(source)
     written: dict[str, str] = {}
@@ -119,6 +126,8 @@ def wire(
             if role_name not in known and role_name.rpartition("-")[0] not in several:
                 raise _wrong(index, "inputs", f"{what.name} reads {', '.join(sorted(known))}; not {role_name[:40]!a}")
         outputs[one.id] = what.outputs
+        if MODEL in what.outputs and not onnx:
+            written.setdefault(SOURCE, f"{one.id}.{MODEL}")
         written |= {role_name: f"{one.id}.{role_name}" for role_name in what.outputs}
         nodes.append(Node(one.id, one.step, dict(one.parameters), inputs, what.outputs))
     return tuple(nodes)
@@ -208,10 +217,10 @@ def _list(value: Any) -> list[Any]:
 def _fill(index: int, role: Input, inputs: dict[str, str], written: Mapping[str, str], files: set[str]) -> None:
     """Gives a role the reference that it has when nobody says otherwise."""
     if role.name not in inputs:
-        if role.name == SOURCE and MODEL in files and SOURCE not in files:
-            inputs[role.name] = f"{SOURCE}.{MODEL}"
-        elif role.name in written:
+        if role.name in written:
             inputs[role.name] = written[role.name]
+        elif role.name == SOURCE and MODEL in files and SOURCE not in files:
+            inputs[role.name] = f"{SOURCE}.{MODEL}"
         elif role.name in files:
             inputs[role.name] = f"{SOURCE}.{role.name}"
         elif role.required:

@@ -8,8 +8,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from penstock.errors import InvalidManifest
+from penstock.sources import CONVERTING
 from penstock.v1 import builds_pb2 as pb
 from penstock.v1 import manifest_pb2
+
+from ..sources import read_by_conversion
+from .dag import MODEL
 
 _KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _MAX_ENTRIES: Final = 64
@@ -22,13 +27,20 @@ def manifest(
     """The manifest of the result: always ONNX, which is what every step but `compile` writes.
 
     version: number of the source; estimated: the source's memory was estimated from its files, so that of the result is
-    too. The result builds nothing further, and says where it comes from.
+    too. The result builds nothing further, and says where it comes from. Inputs and outputs that the source does not
+    declare are those that the conversion reports; raises InvalidManifest where none does, or where they cannot be
+    batched as the source says.
     """
     made = manifest_pb2.Manifest()
     made.CopyFrom(source)
     made.ClearField("build")
     made.format = "onnx"
+    for role in list(made.files):
+        if read_by_conversion(source.format, role):
+            del made.files[role]
     made.files["model"] = "model.onnx"
+    if source.format in CONVERTING:
+        _complete(made, [report(step) for step in steps])
     if estimated:
         made.resources.memory_bytes = 0
     made.lineage.parents[:] = [f"{source.name}@{version}"]
@@ -42,9 +54,11 @@ def manifest(
     return made
 
 
-def digests(source: Mapping[str, str], written: Mapping[str, str]) -> dict[str, str]:
-    """Digest by role of the result's files: those of the source, with what the job wrote in their place."""
-    return {role: written.get(role, digest) for role, digest in source.items()}
+def digests(format: str, source: Mapping[str, str], written: Mapping[str, str]) -> dict[str, str]:
+    """Digest by role of the result's files: the model that the job wrote and those of the source, with what the job
+    wrote in their place. format: the source's; what only its conversion reads is left out."""
+    kept = {role: written.get(role, digest) for role, digest in source.items() if not read_by_conversion(format, role)}
+    return kept | {MODEL: written[MODEL]}
 
 
 def engine(step: pb.StepStatus, build: pb.Build) -> pb.Engine | None:
@@ -67,6 +81,28 @@ def report(step: pb.StepStatus) -> dict[str, Any]:
     """What a step measured."""
     found = json.loads(step.report) if step.report else {}
     return found if isinstance(found, dict) else {}
+
+
+def _complete(made: manifest_pb2.Manifest, reports: Sequence[Mapping[str, Any]]) -> None:
+    """Declares the tensors that the first report with an `interface` tells of, where the source declared none."""
+    if made.inputs and made.outputs:
+        return
+    interface = next((found["interface"] for found in reports if "interface" in found), {})
+    for kind, declared in (("inputs", made.inputs), ("outputs", made.outputs)):
+        if declared:
+            continue
+        for tensor in interface.get(kind, ()):
+            shape = tensor["shape"]
+            if made.batching.max_batch_size:
+                if shape[:1] != [-1]:
+                    raise InvalidManifest(
+                        f"{kind}: {tensor['name']} has no batch dimension of any size; leave batching.max_batch_size out",
+                        field="batching.max_batch_size",
+                    )
+                shape = shape[1:]
+            declared.add(name=tensor["name"], datatype=tensor["datatype"], shape=shape)
+        if not declared:
+            raise InvalidManifest(f"{kind}: are not declared, and no step reported them; declare them", field=kind)
 
 
 def _numbers(found: Mapping[str, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, float]]:

@@ -150,7 +150,7 @@ class Job:
         outputs = {step.id: {role: one.digest for role, one in step.outputs.items()} for step in self._steps}
         written = dag.result(self._nodes, outputs)
         number = 0
-        if dag.MODEL in written and written[dag.MODEL] != source[dag.MODEL]:
+        if dag.MODEL in written and written[dag.MODEL] != source.get(dag.MODEL):
             number = await self._publish(version, source, written)
         if gated and number:
             hold = bench.store.hold
@@ -175,7 +175,7 @@ class Job:
         sizes = [artifact.size_bytes for artifact in version.artifacts.values()]
         estimated = version.manifest.resources.memory_bytes == memory_estimate(sizes)
         described = derive.manifest(version.manifest, work.number, work.id, self._steps, estimated=estimated)
-        digests = derive.digests(source, written)
+        digests = derive.digests(version.manifest.format, source, written)
         key = f"build-{work.id}"
         made = await self._bench.catalog.publish_built(described, digests, publisher=work.creator, request_key=key)
         self._say(f"published {work.name}@{made.version}")

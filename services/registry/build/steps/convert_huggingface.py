@@ -52,6 +52,7 @@ def run(work: StepContext[Parameters]) -> StepResult:
             "after": onnx_file.summary(path, model),
             "inputs": list(shape.inputs),
             "outputs": [encoder.OUTPUT],
+            "interface": onnx_file.interface(model),
             "left_out": unused,
         },
     )
@@ -96,7 +97,7 @@ def _tools(parameters: Parameters) -> dict[str, str]:
 
 STEP: Final = Step(
     name="convert-huggingface",
-    version=1,
+    version=2,
     text="an encoder of the BERT family (config.json and safetensors) to ONNX",
     parameters=Parameters,
     inputs=(

@@ -78,6 +78,7 @@ def run(work: StepContext[Parameters]) -> StepResult:
             "after": onnx_file.summary(made, model),
             "inputs": inputs,
             "outputs": outputs,
+            "interface": onnx_file.interface(model),
         },
     )
 
@@ -121,7 +122,7 @@ def _tools(parameters: Parameters) -> dict[str, str]:
 
 STEP: Final = Step(
     name="convert-tflite",
-    version=1,
+    version=2,
     text="a TensorFlow Lite model to ONNX",
     parameters=Parameters,
     inputs=(Role("model", "a .tflite file"),),

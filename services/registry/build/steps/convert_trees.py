@@ -82,6 +82,7 @@ def run(work: StepContext[Parameters]) -> StepResult:
             "after": onnx_file.summary(made, model),
             "inputs": inputs,
             "outputs": outputs,
+            "interface": onnx_file.interface(model),
         },
     )
 
@@ -202,7 +203,7 @@ def _tools(parameters: Parameters) -> dict[str, str]:
 
 STEP: Final = Step(
     name="convert-trees",
-    version=1,
+    version=2,
     text="scikit-learn (skops), XGBoost and LightGBM to ONNX",
     parameters=Parameters,
     inputs=(Role("model", "a .skops file, an XGBoost model as JSON or UBJSON, or a LightGBM model as text"),),

@@ -19,6 +19,13 @@ from ..step import Json
 
 MAX_FILE = 2**31 - 1  # a protobuf message cannot be larger
 
+DATATYPES = {
+    "BOOL": "BOOL", "UINT8": "UINT8", "UINT16": "UINT16", "UINT32": "UINT32", "UINT64": "UINT64", "INT8": "INT8",
+    "INT16": "INT16", "INT32": "INT32", "INT64": "INT64", "FLOAT16": "FP16", "BFLOAT16": "BF16", "FLOAT": "FP32",
+    "DOUBLE": "FP64", "STRING": "BYTES",
+}  # fmt: skip
+"""TensorProto.DataType → datatype of a manifest."""
+
 Array = NDArray[Any]
 Model = Any
 """onnx.ModelProto; onnx is imported where it is used."""
@@ -163,6 +170,26 @@ def drop_unused(model: Model) -> None:
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+
+
+def interface(model: Model) -> Json:
+    """The model's inputs and outputs as a manifest declares them; raises InvalidManifest for what cannot be served."""
+    import onnx
+
+    def tensor(value: Any) -> Json:
+        kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+        if kind not in DATATYPES:
+            raise InvalidManifest(
+                f"model: {value.name} has elements of type {kind}, which are not served", field="model"
+            )
+        dims = value.type.tensor_type.shape.dim
+        shape = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else -1 for dim in dims]
+        return {"name": value.name, "datatype": DATATYPES[kind], "shape": shape}
+
+    return {
+        "inputs": [tensor(value) for value in model.graph.input],
+        "outputs": [tensor(value) for value in model.graph.output],
+    }
 
 
 def summary(path: Path, model: Model) -> Json:

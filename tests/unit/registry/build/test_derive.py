@@ -31,7 +31,10 @@ def test_the_manifest_of_a_result() -> None:
 
 
 def test_the_files_of_a_result() -> None:
-    assert derive.digests({"model": "a", "labels": "b"}, {"model": "c", "plan": "d"}) == {"model": "c", "labels": "b"}
+    assert derive.digests("torch-export", {"model": "a", "labels": "b"}, {"model": "c", "plan": "d"}) == {
+        "model": "c",
+        "labels": "b",
+    }
 
 
 def test_an_engine_is_keyed_by_all_it_depends_on() -> None:

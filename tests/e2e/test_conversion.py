@@ -1,0 +1,148 @@
+"""What no engine runs, published as it is: its build makes the version that answers. Real processes throughout."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from penstock import Client, errors
+from penstock.v1 import builds_pb2
+from tests.harness.build_service import NAMESPACES
+
+pytestmark = pytest.mark.skipif(not NAMESPACES, reason="steps need namespaces, which this kernel does not give")
+
+WORDS, HIDDEN, HEADS, WIDE, EPSILON = 40, 16, 2, 32, 1e-5
+BUILD = "build: {steps: [%s]}\n"
+
+
+def weights() -> dict[str, np.ndarray]:
+    """A BERT of one layer, under the names of a checkpoint with a head."""
+    chance = np.random.default_rng(0)
+    found: dict[str, np.ndarray] = {"cls.seq_relationship.weight": np.ones((2, HIDDEN), "f4")}
+    for name, rows in (("word", WORDS), ("position", 24), ("token_type", 2)):
+        found[f"bert.embeddings.{name}_embeddings.weight"] = chance.normal(0, 1, (rows, HIDDEN)).astype("f4")
+    layer = "bert.encoder.layer.0"
+    for name, rows, columns in (
+        *((f"{layer}.attention.self.{part}", HIDDEN, HIDDEN) for part in ("query", "key", "value")),
+        (f"{layer}.attention.output.dense", HIDDEN, HIDDEN),
+        (f"{layer}.intermediate.dense", WIDE, HIDDEN),
+        (f"{layer}.output.dense", HIDDEN, WIDE),
+    ):
+        found[f"{name}.weight"] = chance.normal(0, 0.3, (rows, columns)).astype("f4")
+        found[f"{name}.bias"] = chance.normal(0, 0.1, rows).astype("f4")
+    for name in ("bert.embeddings", f"{layer}.attention.output", f"{layer}.output"):
+        found[f"{name}.LayerNorm.weight"] = chance.uniform(0.5, 1.5, HIDDEN).astype("f4")
+        found[f"{name}.LayerNorm.bias"] = chance.normal(0, 0.1, HIDDEN).astype("f4")
+    return found
+
+
+def encoded(found: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
+    """The last hidden state of one text, by the paper."""
+
+    def linear(name: str, rows: np.ndarray) -> np.ndarray:
+        return rows @ found[f"bert.{name}.weight"].T + found[f"bert.{name}.bias"]
+
+    def norm(name: str, rows: np.ndarray) -> np.ndarray:
+        centred = rows - rows.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + EPSILON)
+        return scaled * found[f"bert.{name}.LayerNorm.weight"] + found[f"bert.{name}.LayerNorm.bias"]
+
+    layer, table = "encoder.layer.0", "bert.embeddings.{}_embeddings.weight"
+    rows = found[table.format("word")][ids] + found[table.format("position")][: len(ids)]
+    rows = norm("embeddings", rows + found[table.format("token_type")][0])
+    query, key, value = (
+        linear(f"{layer}.attention.self.{part}", rows).reshape(len(ids), HEADS, -1).transpose(1, 0, 2)
+        for part in ("query", "key", "value")
+    )
+    scores = np.exp(query @ key.transpose(0, 2, 1) / math.sqrt(HIDDEN / HEADS))
+    mixed = (scores / scores.sum(-1, keepdims=True) @ value).transpose(1, 0, 2).reshape(len(ids), HIDDEN)
+    rows = norm(f"{layer}.attention.output", rows + linear(f"{layer}.attention.output.dense", mixed))
+    wide = linear(f"{layer}.intermediate.dense", rows)
+    wide = wide * (1 + np.vectorize(math.erf)(wide / math.sqrt(2))) / 2
+    return norm(f"{layer}.output", rows + linear(f"{layer}.output.dense", wide))
+
+
+def bert(folder: Path, shards: int) -> dict[str, np.ndarray]:
+    """Writes a folder as the hub has it, and its manifest, which lists no files."""
+    config = {
+        "model_type": "bert", "num_hidden_layers": 1, "hidden_size": HIDDEN, "num_attention_heads": HEADS,
+        "max_position_embeddings": 24, "layer_norm_eps": EPSILON, "hidden_act": "gelu", "pad_token_id": 0,
+    }  # fmt: skip
+    found = weights()
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04never read")
+    if shards == 1:
+        save_file(found, folder / "model.safetensors")
+    else:
+        names = {name: f"model-{index % shards + 1:05}-of-{shards:05}.safetensors" for index, name in enumerate(found)}
+        for file in set(names.values()):
+            save_file({name: found[name] for name in found if names[name] == file}, folder / file)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    text = f"schema: penstock/v1\nname: {folder.name}\nformat: huggingface\nbatching: {{max_batch_size: 8}}\n"
+    (folder / "model.yaml").write_text(text + BUILD % "{step: convert-huggingface}")
+    return found
+
+
+def converted(client: Client, folder: Path) -> Any:
+    """Publishes, waits for the build that the manifest asks for, deploys what it made."""
+    source = client.publish(folder)
+    with pytest.raises(errors.Unsupported, match=rf"no engine runs.*penstock build {source.name}@1 --step"):
+        client.deploy(source.name, source.version)
+    (asked,) = client.builds(source.name)
+    build = client.ended_build(asked, wait=100)
+    assert build.state == builds_pb2.BUILD_STATE_SUCCEEDED, build.reason
+    made = client.version(source.name, build.result_version)
+    assert made.manifest.format == "onnx" and set(made.manifest.files) == {"model"}
+    assert list(made.manifest.lineage.parents) == [f"{source.name}@1"]
+    client.deploy(made.name, made.version, wait=60)
+    return made.manifest
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_hugging_face_folder_is_published_built_and_answers(client: Client, tmp_path: Path, shards: int) -> None:
+    found = bert(tmp_path / f"tiny-bert-{shards}", shards)
+    manifest = converted(client, tmp_path / f"tiny-bert-{shards}")
+    told = [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in (*manifest.inputs, *manifest.outputs)]
+    assert told == [
+        ("input_ids", "INT64", [-1]), ("attention_mask", "INT64", [-1]), ("token_type_ids", "INT64", [-1]),
+        ("token_embeddings", "FP32", [-1, HIDDEN]),
+    ]  # fmt: skip
+    ids = np.array([[2, 7, 1, 39, 5], [11, 3, 0, 0, 0]])
+    mask = np.array([[1] * 5, [1, 1, 0, 0, 0]])
+    sent = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    answer = client.infer(manifest.name, sent)["token_embeddings"]
+    assert answer[0] == pytest.approx(encoded(found, ids[0]), abs=1e-4)
+    assert answer[1, :2] == pytest.approx(encoded(found, ids[1, :2]), abs=1e-4)
+    client.undeploy(manifest.name, wait=30)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("skops") is None, reason="skops is not installed (penstock[build-trees])")
+def test_a_scikit_learn_model_is_published_built_and_answers(client: Client, tmp_path: Path) -> None:
+    import skops.io
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+
+    rows, labels = load_iris(return_X_y=True)
+    model = LogisticRegression(max_iter=500).fit(rows, labels)
+    skops.io.dump(model, tmp_path / "model.skops")
+    (tmp_path / "model.yaml").write_text(
+        "schema: penstock/v1\nname: iris\nformat: sklearn\nfiles: {model: model.skops}\n"
+        + BUILD % "{step: convert-trees, parameters: {library: sklearn}}"
+    )
+    manifest = converted(client, tmp_path)
+    assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in manifest.inputs] == [
+        ("features", "FP32", [-1, 4])
+    ]
+    some = rows[::10].astype(np.float32)
+    answer = client.infer("iris", {"features": some})
+    assert answer[manifest.outputs[0].name].tolist() == model.predict(some).tolist()
+    assert answer[manifest.outputs[1].name] == pytest.approx(model.predict_proba(some), abs=1e-5)
+    client.undeploy("iris", wait=30)
