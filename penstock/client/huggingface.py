@@ -1,7 +1,7 @@
 """Which files of a Hugging Face folder a build reads, by role, for a manifest that does not list them.
 
-Weights are taken in safetensors alone. The folder's names are only looked for, and shards are named by its index: whether
-they lie in the folder is for bundle.py to check, as with files that a manifest lists.
+Weights are taken in safetensors alone. Shards are named by the folder's index; whether they lie in the folder is for
+bundle.py to check, as with files that a manifest lists.
 """
 
 from __future__ import annotations

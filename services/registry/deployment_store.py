@@ -105,8 +105,8 @@ def _require_engine(connection: Connection, name: str, number: int) -> None:
     format = connection.execute(sa.select(versions.c.format).where(this)).scalar_one()
     if format not in ENGINES:
         raise Unsupported(
-            f"model {name!r}: version {number} has the format {format}, which no engine runs; make a version that can "
-            f"be served of it: {sources.command(name, number, format)}",
+            f"model {name!r}: version {number} has the format {format}, which no engine runs; deploy what its build "
+            f"made (penstock builds {name}), or have it built: {sources.command(name, number, format)}",
             field="version",
         )
 

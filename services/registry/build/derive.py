@@ -96,7 +96,7 @@ def _complete(made: manifest_pb2.Manifest, reports: Sequence[Mapping[str, Any]])
             if made.batching.max_batch_size:
                 if shape[:1] != [-1]:
                     raise InvalidManifest(
-                        f"{kind}: {tensor['name']} has no batch dimension of any size; leave batching.max_batch_size out",
+                        f"{kind}: {tensor['name']} has a batch of one size only; leave batching.max_batch_size out",
                         field="batching.max_batch_size",
                     )
                 shape = shape[1:]

@@ -366,10 +366,51 @@ def test_the_documentation_names_every_field() -> None:
             assert f"`{prefix}.{name}`" in text, name
 
 
+def source(format: str, **files: str) -> dict[str, Any]:
+    return {"schema": "penstock/v1", "name": "a", "format": format, "files": files}
+
+
+HUB = source("huggingface", config="config.json", weights="model.safetensors")
+
+
+@pytest.mark.parametrize("described", [HUB, source("sklearn", model="m.skops"), source("tflite", model="m.tflite")])
+def test_what_only_builds_read_need_not_declare_its_tensors(described: dict[str, Any]) -> None:
+    made = manifest.parse(yaml.safe_dump(described))
+    assert made.format == described["format"] and not made.inputs and not made.outputs
+    jsonschema.validate(described, manifest.json_schema())
+
+
+@pytest.mark.parametrize(
+    ("described", "field", "words"),
+    [
+        (source("onnx", model="m.onnx"), "inputs", "missing"),
+        (source("sklearn", weights="m.skops"), "files.model", "is missing"),
+        (source("huggingface", weights="model.safetensors"), "files.config", "config: config.json"),
+        (source("huggingface", config="config.json"), "files.weights", "in safetensors"),
+        (source("huggingface", config="c", weights="w.safetensors", model="m"), "files.model", "made by the build"),
+        (
+            source("huggingface", config="c", weights="w.safetensors", **{"weights-2": "pytorch_model.bin"}),
+            "files.weights-2", "a .bin file is a pickle, which is never read",
+        ),
+        ({**HUB, "format": ["huggingface"]}, "format", "is not known"),
+    ],
+)  # fmt: skip
+def test_what_only_builds_read_is_checked_by_role(described: dict[str, Any], field: str, words: str) -> None:
+    with pytest.raises(InvalidManifest, match=re.escape(words)) as raised:
+        manifest.parse(yaml.safe_dump(described))
+    assert raised.value.field == field
+
+
 def test_the_json_schema_refuses_what_it_can() -> None:
     validator = jsonschema.Draft202012Validator(manifest.json_schema())
     assert not list(validator.iter_errors(SMALL)) and not list(validator.iter_errors(STEPS))
-    for path, value in (("format", "pickle"), ("naem", 1), ("inputs.0.datatype", "FLOAT"), ("warmup.runs", 0)):
+    for path, value in (
+        ("format", "pickle"),
+        ("naem", 1),
+        ("inputs.0.datatype", "FLOAT"),
+        ("warmup.runs", 0),
+        ("inputs", []),
+    ):
         assert list(validator.iter_errors(yaml.safe_load(changed(SMALL, path, value))))
 
 

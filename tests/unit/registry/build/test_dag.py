@@ -50,6 +50,16 @@ def test_what_is_no_job(asked: list[Asked], words: str) -> None:
         dag.expand(asked)
 
 
+@pytest.mark.parametrize("files", [{"model"}, {"config", "weights"}])
+def test_what_is_not_onnx_is_compared_as_it_was_converted(files: set[str]) -> None:
+    convert = step("convert", reads=tuple(Input(role) for role in sorted(files)))
+    gate = step("gate", reads=(Input("source"), MODEL), writes=())
+    asked = dag.expand([Asked("convert"), Asked("halve"), Asked("gate")])
+    nodes = dag.wire(asked, [convert, step("halve"), gate], files, onnx=False)
+    assert nodes[0].inputs == {role: f"source.{role}" for role in files}
+    assert nodes[2].inputs == {"source": "convert.model", "model": "halve.model"}
+
+
 def test_a_role_is_the_newest_file_of_that_role() -> None:
     gate = step("gate", reads=(Input("source"), MODEL, Input("samples", required=False)), writes=())
     asked = dag.expand([Asked("a"), Asked("b"), Asked("gate")])

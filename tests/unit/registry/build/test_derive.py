@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from penstock.errors import InvalidManifest
 from penstock.v1 import builds_pb2 as pb
 from penstock.v1 import manifest_pb2
 from services.registry.build import derive
@@ -35,6 +38,45 @@ def test_the_files_of_a_result() -> None:
         "model": "c",
         "labels": "b",
     }
+
+
+def converted(**report: object) -> list[pb.StepStatus]:
+    return [pb.StepStatus(id="c", step="convert-huggingface", report=json.dumps(report))]
+
+
+def folder(**fields: object) -> manifest_pb2.Manifest:
+    made = manifest_pb2.Manifest(name="bert", format="huggingface", **fields)  # type: ignore[arg-type]
+    for role in ("config", "weights", "weights-2", "weights-notes", "tokenizer"):
+        made.files[role] = role
+    return made
+
+
+IDS = {"name": "ids", "datatype": "INT64", "shape": [-1, -1]}
+ROWS = {"name": "rows", "datatype": "FP32", "shape": [-1, -1, 8]}
+
+
+def test_what_a_conversion_reports_is_declared_where_the_source_declares_nothing() -> None:
+    reports = converted(interface={"inputs": [IDS], "outputs": [ROWS]})
+    made = derive.manifest(folder(), 1, "b", reports, estimated=False)
+    assert set(made.files) == {"model", "weights-notes", "tokenizer"}
+    assert [(one.name, one.datatype, list(one.shape)) for one in (*made.inputs, *made.outputs)] == [
+        ("ids", "INT64", [-1, -1]), ("rows", "FP32", [-1, -1, 8]),
+    ]  # fmt: skip
+    own = manifest_pb2.TensorSpec(name="text", datatype="BYTES", shape=[1])
+    batched = folder(inputs=[own], batching=manifest_pb2.Batching(max_batch_size=4))
+    made = derive.manifest(batched, 1, "b", reports, estimated=False)
+    assert list(made.inputs) == [own] and list(made.outputs[0].shape) == [-1, 8]
+    source = {"config": "c", "weights": "w", "weights-2": "x", "tokenizer": "t"}
+    assert derive.digests("huggingface", source, {"model": "m"}) == {"tokenizer": "t", "model": "m"}
+
+
+def test_a_conversion_that_cannot_be_declared_is_refused() -> None:
+    with pytest.raises(InvalidManifest, match="inputs: are not declared, and no step reported them"):
+        derive.manifest(folder(), 1, "b", converted(), estimated=False)
+    fixed = converted(interface={"inputs": [IDS | {"shape": [1, 4]}], "outputs": [ROWS]})
+    batched = folder(batching=manifest_pb2.Batching(max_batch_size=4))
+    with pytest.raises(InvalidManifest, match="ids has a batch of one size only"):
+        derive.manifest(batched, 1, "b", fixed, estimated=False)
 
 
 def test_an_engine_is_keyed_by_all_it_depends_on() -> None:
