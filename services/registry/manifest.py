@@ -53,9 +53,8 @@ def parse(text: str) -> pb.Manifest:
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a model.yaml (draft 2020-12): everything but the checks between fields."""
     schema = SourceModel.model_json_schema(by_alias=True)
-    served = {"required": ["inputs", "outputs"], "properties": {}}
-    for tensors in served["required"]:
-        served["properties"][tensors] = {"minItems": 1}
+    tensors = ("inputs", "outputs")
+    served = {"required": list(tensors), "properties": {name: {"minItems": 1} for name in tensors}}
     source = {"properties": {"format": {"enum": sorted(CONVERTING)}}, "required": ["format"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from deploy.local.suite import Suite
@@ -26,10 +27,13 @@ WORDS, HIDDEN, HEADS, WIDE, EPSILON = 40, 16, 2, 32, 1e-5
 BUILD = "build: {steps: [%s]}\n"
 
 
-def weights() -> dict[str, np.ndarray]:
+Array = NDArray[Any]
+
+
+def weights() -> dict[str, Array]:
     """A BERT of one layer, under the names of a checkpoint with a head."""
     chance = np.random.default_rng(0)
-    found: dict[str, np.ndarray] = {"cls.seq_relationship.weight": np.ones((2, HIDDEN), "f4")}
+    found: dict[str, Array] = {"cls.seq_relationship.weight": np.ones((2, HIDDEN), "f4")}
     for name, rows in (("word", WORDS), ("position", 24), ("token_type", 2)):
         found[f"bert.embeddings.{name}_embeddings.weight"] = chance.normal(0, 1, (rows, HIDDEN)).astype("f4")
     layer = "bert.encoder.layer.0"
@@ -47,15 +51,16 @@ def weights() -> dict[str, np.ndarray]:
     return found
 
 
-def encoded(found: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
+def encoded(found: dict[str, Array], ids: Array) -> Array:
     """The last hidden state of one text, by the paper."""
 
-    def linear(name: str, rows: np.ndarray) -> np.ndarray:
-        return rows @ found[f"bert.{name}.weight"].T + found[f"bert.{name}.bias"]
+    def linear(name: str, rows: Array) -> Array:
+        product: Array = rows @ found[f"bert.{name}.weight"].T + found[f"bert.{name}.bias"]
+        return product
 
-    def norm(name: str, rows: np.ndarray) -> np.ndarray:
+    def norm(name: str, rows: Array) -> Array:
         centred = rows - rows.mean(-1, keepdims=True)
-        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + EPSILON)
+        scaled: Array = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + EPSILON)
         return scaled * found[f"bert.{name}.LayerNorm.weight"] + found[f"bert.{name}.LayerNorm.bias"]
 
     layer, table = "encoder.layer.0", "bert.embeddings.{}_embeddings.weight"
@@ -73,7 +78,7 @@ def encoded(found: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
     return norm(f"{layer}.output", rows + linear(f"{layer}.output.dense", wide))
 
 
-def bert(folder: Path, shards: int) -> dict[str, np.ndarray]:
+def bert(folder: Path, shards: int) -> dict[str, Array]:
     """Writes a folder as the hub has it, and its manifest, which lists no files; with shards, it is halved too."""
     config = {
         "model_type": "bert", "num_hidden_layers": 1, "hidden_size": HIDDEN, "num_attention_heads": HEADS,

@@ -6,18 +6,23 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from penstock.errors import InvalidManifest
 from penstock.sources import CONVERTING
 from penstock.v1 import builds_pb2 as pb
 from penstock.v1 import manifest_pb2
 
+from ..document import shown
+from ..fields import Tensor
 from ..sources import read_by_conversion
 from .dag import MODEL
 
 _KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _MAX_ENTRIES: Final = 64
+_TENSORS: Final = TypeAdapter(Annotated[list[Tensor], Field(min_length=1, max_length=64)])
 _ENGINE_FIELDS: Final = ("source_digest", "builder", "builder_version", "architecture", "precision", "profile")
 
 
@@ -85,24 +90,33 @@ def report(step: pb.StepStatus) -> dict[str, Any]:
 
 def _complete(made: manifest_pb2.Manifest, reports: Sequence[Mapping[str, Any]]) -> None:
     """Declares the tensors that the first report with an `interface` tells of, where the source declared none."""
-    if made.inputs and made.outputs:
-        return
-    interface = next((found["interface"] for found in reports if "interface" in found), {})
+    told: Mapping[str, Any] = next(
+        (found["interface"] for found in reports if isinstance(found.get("interface"), dict)), {}
+    )
     for kind, declared in (("inputs", made.inputs), ("outputs", made.outputs)):
         if declared:
             continue
-        for tensor in interface.get(kind, ()):
-            shape = tensor["shape"]
+        if kind not in told:
+            raise InvalidManifest(f"{kind}: are not declared, and no step reported them; declare them", field=kind)
+        for tensor in _tensors(kind, told[kind]):
+            shape = tensor.shape
             if made.batching.max_batch_size:
                 if shape[:1] != [-1]:
                     raise InvalidManifest(
-                        f"{kind}: {tensor['name']} has a batch of one size only; leave batching.max_batch_size out",
+                        f"{kind}: {shown(tensor.name)} has a batch of one size only; leave batching.max_batch_size out",
                         field="batching.max_batch_size",
                     )
                 shape = shape[1:]
-            declared.add(name=tensor["name"], datatype=tensor["datatype"], shape=shape)
-        if not declared:
-            raise InvalidManifest(f"{kind}: are not declared, and no step reported them; declare them", field=kind)
+            declared.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
+
+
+def _tensors(kind: str, told: Any) -> list[Tensor]:
+    """What a step reported of a file that it does not vouch for, held to the limits of a manifest."""
+    try:
+        return _TENSORS.validate_python(told)
+    except ValidationError:
+        text = f"{kind}: those of the converted model have names or shapes that a manifest cannot hold; rename them"
+        raise InvalidManifest(text, field=kind) from None
 
 
 def _numbers(found: Mapping[str, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, float]]:

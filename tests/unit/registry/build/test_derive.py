@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -73,9 +74,14 @@ def test_what_a_conversion_reports_is_declared_where_the_source_declares_nothing
 def test_a_conversion_that_cannot_be_declared_is_refused() -> None:
     with pytest.raises(InvalidManifest, match="inputs: are not declared, and no step reported them"):
         derive.manifest(folder(), 1, "b", converted(), estimated=False)
+    wrong: tuple[Any, ...] = ([IDS | {"name": "a\nb"}], [IDS] * 65, [IDS | {"shape": [0]}], [{}], [], "ids")
+    for strange in wrong:
+        with pytest.raises(InvalidManifest, match="inputs: those of the converted model"):
+            reports = converted(interface={"inputs": strange, "outputs": [ROWS]})
+            derive.manifest(folder(), 1, "b", reports, estimated=False)
     fixed = converted(interface={"inputs": [IDS | {"shape": [1, 4]}], "outputs": [ROWS]})
     batched = folder(batching=manifest_pb2.Batching(max_batch_size=4))
-    with pytest.raises(InvalidManifest, match="ids has a batch of one size only"):
+    with pytest.raises(InvalidManifest, match="'ids' has a batch of one size only"):
         derive.manifest(batched, 1, "b", fixed, estimated=False)
 
 
