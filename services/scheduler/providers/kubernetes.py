@@ -71,8 +71,9 @@ class Api:
         try:
             connection = self._connection()
             connection.request(method, path, content, headers)
-            answer = connection.getresponse()
-            data = answer.read(_MOST_BYTES + 1)
+            # An answer that is not read to its end keeps the socket open after the connection is closed.
+            with connection.getresponse() as answer:
+                data = answer.read(_MOST_BYTES + 1)
         except (OSError, http.client.HTTPException) as problem:
             raise Unavailable("the Kubernetes API cannot be reached", detail=repr(problem)) from None
         finally:
