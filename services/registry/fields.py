@@ -22,6 +22,7 @@ from .document import shown
 SCHEMA: Final = "penstock/v1"
 MAX_BATCH: Final = 65_536
 MAX_MEMORY: Final = 1 << 50
+MAX_INSTANCES: Final = 16
 
 Format = Literal["onnx", "torch-export", "tensorrt", "python"]
 # In the order of penstock.tensors.DATATYPES; a test compares.
@@ -379,3 +380,4 @@ class Model(Part):
     warmup: Warmup = Warmup()
     placement: Placement | None = None
     build: Build | None = None
+    instances: Annotated[int, Field(ge=1, le=MAX_INSTANCES)] = 1
