@@ -48,7 +48,7 @@ if "services.worker.host.child" in sys.orig_argv:
                 b"1" * int(number)
             return self._engine.run(inputs)
 
-    onnx.load = lambda files, manifest, threads: _Troubled(_load(files, manifest, threads))
+    onnx.load = lambda *given: _Troubled(_load(*given))
 '''
 
 
