@@ -105,7 +105,7 @@ def _tell(screen: Screen, found: list[Found], failed: dict[str, str], *, publish
                         "version": each.version,
                         "manifest": str(each.manifest),
                         "format": each.imported.manifest["format"],
-                        "replicas": each.imported.replicas,
+                        "instances": each.imported.manifest.get("instances", 1),
                         "notes": each.imported.notes,
                     }
                     for each in found

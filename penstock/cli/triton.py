@@ -20,6 +20,9 @@ PLATFORMS: Final = {
 FILES: Final = {"onnx": "model.onnx", "torch-export": "model.pt2", "tensorrt": "model.plan"}
 """The artifact in a version's folder, where the configuration names no other."""
 
+MAX_INSTANCES: Final = 16
+"""Of one replica, as the registry takes it."""
+
 _DATATYPES: Final = {
     f"TYPE_{name}": name
     for name in (
@@ -47,12 +50,11 @@ _BATCHING: Final = frozenset(
 
 @dataclass(slots=True)
 class Imported:
-    """manifest: a model.yaml as a mapping, without `files`. filename: the artifact in each version's folder. replicas:
-    as many as Triton ran. notes: what was left out."""
+    """manifest: a model.yaml as a mapping, without `files`. filename: the artifact in each version's folder. notes:
+    what was left out."""
 
     manifest: dict[str, Any]
     filename: str
-    replicas: int = 1
     notes: list[str] = field(default_factory=list)
 
 
@@ -155,13 +157,17 @@ def _batching(config: Message, notes: list[str]) -> dict[str, Any]:
 def _instances(config: Message, imported: Imported) -> None:
     groups = _messages(config, "instance_group")
     kinds = {str(group.get("kind", ["KIND_AUTO"])[0]) for group in groups}
-    imported.replicas = max(1, sum(_integer(group, "count", 1) for group in groups))
+    count = sum(max(1, _integer(group, "count", 1)) for group in groups)
+    if count > MAX_INSTANCES:
+        imported.notes.append(
+            f"Triton ran {count} instances, a replica has {MAX_INSTANCES} at most: deploy with more --replicas"
+        )
+    if count > 1:
+        imported.manifest["instances"] = min(count, MAX_INSTANCES)
     if "KIND_GPU" in kinds or (imported.manifest["format"] == "tensorrt"):
         imported.manifest["resources"] = {"devices": {"kind": "gpu", "count": 1}}
     if any("gpus" in group for group in groups):
         imported.notes.append("instance_group.gpus is left out: the scheduler chooses devices")
-    if imported.replicas > 1:
-        imported.notes.append(f"Triton ran {imported.replicas} instances: deploy with --replicas {imported.replicas}")
 
 
 def _text(message: Message, name: str) -> str:

@@ -106,6 +106,7 @@ class Manifest(_message.Message):
     WARMUP_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     BUILD_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
     schema: _builtins.str
     """Version of the manifest format; always `penstock/v1`."""
     name: _builtins.str
@@ -119,6 +120,10 @@ class Manifest(_message.Message):
     format: _builtins.str
     """Artifact format, which decides the engine: `onnx`, `torch-export`, `tensorrt` or `python`. No engine runs
     `huggingface`, `sklearn`, `xgboost`, `lightgbm` or `tflite`: a build makes ONNX of them.
+    """
+    instances: _builtins.int
+    """Engines of each replica, each in a process of its own, that take batches from one queue side by side; 1 to 16,
+    default 1. 0 in a manifest from before there were any says 1.
     """
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -199,10 +204,11 @@ class Manifest(_message.Message):
         warmup: Global___Warmup | None = ...,
         placement: Global___Placement | None = ...,
         build: Global___BuildSpec | None = ...,
+        instances: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "build", b"build", "lineage", b"lineage", "placement", b"placement", "resources", b"resources", "warmup", b"warmup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "batching", b"batching", "build", b"build", "dependencies", b"dependencies", "description", b"description", "environment", b"environment", "files", b"files", "format", b"format", "framework", b"framework", "inputs", b"inputs", "lineage", b"lineage", "name", b"name", "outputs", b"outputs", "placement", b"placement", "postprocess", b"postprocess", "preprocess", b"preprocess", "resources", b"resources", "schema", b"schema", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "batching", b"batching", "build", b"build", "dependencies", b"dependencies", "description", b"description", "environment", b"environment", "files", b"files", "format", b"format", "framework", b"framework", "inputs", b"inputs", "instances", b"instances", "lineage", b"lineage", "name", b"name", "outputs", b"outputs", "placement", b"placement", "postprocess", b"postprocess", "preprocess", b"preprocess", "resources", b"resources", "schema", b"schema", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -518,7 +524,9 @@ Global___Batching: _TypeAlias = Batching  # noqa: Y015
 
 @_typing.final
 class Resources(_message.Message):
-    """Resources of one replica."""
+    """Resources of one replica. Bytes and threads are those of one instance; a replica takes them as often as it has
+    instances.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -550,7 +558,7 @@ Global___Resources: _TypeAlias = Resources  # noqa: Y015
 
 @_typing.final
 class Devices(_message.Message):
-    """Devices that one replica uses, all on one worker."""
+    """Devices that one replica uses, all on one worker and shared by its instances."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -564,9 +572,9 @@ class Devices(_message.Message):
     count: _builtins.int
     """How many; default 1."""
     memory_bytes: _builtins.int
-    """Memory in bytes that it reserves on each."""
+    """Memory in bytes that each instance reserves on each."""
     percent: _builtins.int
-    """Share of each device's memory that it reserves, 1 to 100; the greater of both counts."""
+    """Share of each device's memory that the replica reserves, 1 to 100; the greater of both counts."""
     exclusive: _builtins.bool
     """True to have each device alone; the default when neither bytes nor percent are given."""
     def __init__(

@@ -190,11 +190,15 @@ def _deployed(head: sa.Row[Any], rows: Sequence[sa.Row[Any]], pointing: dict[str
 
 
 def _wanted(row: sa.Row[Any]) -> records_pb2.WantedVersion:
+    """What the cluster is told of a version. Bytes in a manifest are those of one instance, in a record those of a
+    replica."""
     manifest = manifest_pb2.Manifest.FromString(row.manifest)
+    # Manifests from before there were instances say 0.
+    instances = max(1, manifest.instances)
     wanted = records_pb2.WantedVersion(
         version=row.number,
         replicas=row.replicas,
-        memory_bytes=row.memory_bytes,
+        memory_bytes=row.memory_bytes * instances,
         manifest_digest=row.manifest_digest,
         engine=ENGINES[row.format],
         retiring=row.retiring,
@@ -202,6 +206,7 @@ def _wanted(row: sa.Row[Any]) -> records_pb2.WantedVersion:
     )
     if manifest.resources.HasField("devices"):
         wanted.devices.CopyFrom(manifest.resources.devices)
+        wanted.devices.memory_bytes *= instances
     if row.placement is not None:
         # Also where it is empty: that takes back what the manifest asks for.
         wanted.placement.SetInParent()

@@ -22,6 +22,7 @@ from .document import shown
 SCHEMA: Final = "penstock/v1"
 MAX_BATCH: Final = 65_536
 MAX_MEMORY: Final = 1 << 50
+MAX_INSTANCES: Final = 16
 
 # Those that an engine runs, then those that only builds read (penstock/sources.py).
 Format = Literal[
@@ -382,6 +383,7 @@ class Model(Part):
     warmup: Warmup = Warmup()
     placement: Placement | None = None
     build: Build | None = None
+    instances: Annotated[int, Field(ge=1, le=MAX_INSTANCES)] = 1
 
 
 class SourceModel(Model):

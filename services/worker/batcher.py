@@ -1,8 +1,11 @@
-"""Many callers in, one engine call out. One task, `run`, owns the engine; `batching` decides, this module does.
+"""Many callers in, one engine call out. One task an engine owns it; `batching` decides, this module does.
+
+There is one queue, however many engines a replica has: whichever is free takes the next batch, and batches begin in the
+queue's order. An engine that is lost is given up alone while another one serves.
 
 Promises, whatever is cancelled, late or broken: every submitted request ends exactly once; it gets its own rows and
 nobody else's; what fails one row fails its request alone; what fails the engine fails exactly the batch that was in it
-and the loop lives on. A caller who leaves is taken out of the queue; from a running batch, his rows are dropped.
+and its loop lives on. A caller who leaves is taken out of the queue; from a running batch, his rows are dropped.
 """
 
 from __future__ import annotations
@@ -11,90 +14,68 @@ import asyncio
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 from penstock.errors import Cancelled, DeadlineExceeded, Internal, PenstockError, Unavailable
-from penstock.internal.v1 import engine_pb2
 from penstock.kit import telemetry
 from penstock.kit.log import get_logger
 from penstock.kit.telemetry import Span
 
 from . import rows
 from .batching import BatchPolicy, BatchQueue, ServiceEstimate, Waiting, timeout_expired
-from .canary import Canary
+from .canary import EVERY
 from .codec import Request, Tensor
 from .engines.engine import DeviceLost, OutOfMemory
 from .halving import halves
+from .instance import HUNG, LOST, EngineHung, EngineRunner, Instance, Outcome
 from .metrics import ReplicaMetrics
 from .references import unstaged
 from .seat import Ended, Result, Ride, Seat
 from .staging import stage
 from .statistics import Statistics
+from .tasks import first
 from .work import Work
 
 STOPPED: Final = "the model stopped serving on this worker"
-HUNG: Final = "the model's engine does not answer; it is being restarted"
-
 LATE: Final = 3.0
 BATCH_SPAN: Final = "engine.batch"
 
 log = get_logger()
 
 
-class Outcome(Protocol):
-    """What one run of an engine gave. The outputs' data is valid until the next run."""
-
-    @property
-    def outputs(self) -> Sequence[rows.Output]: ...
-    @property
-    def row_failures(self) -> Mapping[int, PenstockError]: ...
-    @property
-    def preprocess_ns(self) -> int: ...
-    @property
-    def infer_ns(self) -> int: ...
-    @property
-    def postprocess_ns(self) -> int: ...
-
-
-class EngineRunner(Protocol):
-    """The part of host.EngineHost that the batcher uses."""
-
-    def staging(self, size: int) -> memoryview: ...
-    async def run(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef]) -> Outcome: ...
-    async def check(self) -> None: ...
-
-
-class EngineHung(Unavailable):
-    """The engine has not answered for so long that it is given up."""
+async def _not_renewed(engine: EngineRunner, problem: PenstockError) -> EngineRunner:
+    raise problem
 
 
 class Batcher:
     """The queue in front of one loaded replica.
 
     Args:
-        run_timeout: seconds after which an engine that does not answer counts as hung; `run` then raises EngineHung.
+        engines: all of the same model.
+        run_timeout: seconds after which an engine that does not answer counts as hung.
+        renew: told of an engine that is lost, and why, while others serve; gives the one that takes its place.
     """
 
     def __init__(
         self,
-        engine: EngineRunner,
+        engines: Sequence[EngineRunner],
         policy: BatchPolicy,
         *,
         statistics: Statistics,
         metrics: ReplicaMetrics,
         run_timeout: float,
+        renew: Callable[[EngineRunner, PenstockError], Awaitable[EngineRunner]] = _not_renewed,
     ) -> None:
-        self._engine = engine
+        self._instances = [Instance(engine) for engine in engines]
+        self._renew = renew
         self._policy = policy
         self._statistics = statistics
         self._metrics = metrics
         self._run_timeout = run_timeout
-        self._queue: BatchQueue[Seat] = BatchQueue(policy, ServiceEstimate())
-        self._canary = Canary()
-        self.work = Work()
-        self._batches = 0
+        self._queue: BatchQueue[Seat] = BatchQueue(policy, ServiceEstimate(), len(engines))
+        self.work = Work(len(engines))
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -116,8 +97,9 @@ class Batcher:
 
     @property
     def late(self) -> bool:
-        """Whether what runs should have ended LATE seconds ago."""
-        return 0.0 < self._free_at < self._clock() - LATE
+        """Whether something that runs should have ended LATE seconds ago."""
+        ago = self._clock() - LATE
+        return any(0.0 < instance.free_at < ago for instance in self._instances)
 
     def enter(self, request: Request, deadline: float, ended: Ended, span: Span | None = None) -> Seat:
         """Queues a request; `ended` is told how it ended, later, unless its caller leaves before (`Seat.cancel`).
@@ -176,36 +158,21 @@ class Batcher:
         return result
 
     async def run(self) -> None:
-        """Serves until cancelled. Raises EngineHung when the engine does not come back, DeviceLost when it said that it
-        cannot; then nobody is left waiting."""
+        """Serves until cancelled. Raises what the last engine was lost by: EngineHung when it does not come back,
+        DeviceLost when it said that it cannot, Unavailable when it ended or fails its checks; then nobody is left
+        waiting."""
         try:
-            while True:
-                self._arrived.clear()
-                decision = self._queue.take(self._clock())
-                for waiting, error in decision.refused:
-                    self.work.dequeued(1, self._clock() - waiting.item.arrived)
-                    self._refuse(waiting.item, error)
-                if decision.batch:
-                    await self._execute(decision.batch)
-                elif self._canary.due:
-                    await self._check()
-                elif decision.wake == math.inf:
-                    await self._arrived.wait()
-                else:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout_at(decision.wake):
-                            await self._arrived.wait()
+            await first(*[self._lane(instance) for instance in self._instances])
         finally:
             self.close(Unavailable(STOPPED))
 
     async def watch(self) -> None:
-        """Has the engine checked whenever it has done nothing for a while, until cancelled; `run` does it."""
+        """Has an engine checked whenever it has done nothing for a while, until cancelled; `run` does it."""
         while True:
-            before = self._batches
-            await asyncio.sleep(self._canary.pause)
-            if self._batches == before and not self._outstanding:
-                self._canary.due = True
-                self._arrived.set()
+            await asyncio.sleep(max((instance.canary.pause for instance in self._instances), default=EVERY))
+            for instance in self._instances:
+                instance.look()
+            self._arrived.set()
 
     async def drained(self) -> None:
         """Waits until no request waits or runs."""
@@ -216,6 +183,48 @@ class Batcher:
         self._closed = self._closed or error
         for waiting in self._queue.clear():
             self._refuse(waiting.item, error)
+
+    async def _lane(self, instance: Instance) -> None:
+        """Serves with one engine and, once that is lost, with the one that takes its place. Raises what it was lost by
+        when no other serves."""
+        while True:
+            try:
+                await first(self._serve(instance), instance.ended())
+            except PenstockError as error:
+                problem = error
+            self._instances.remove(instance)
+            if not self._instances:
+                self.close(Unavailable(problem.message))
+                raise problem
+            self._note_instances()
+            instance = Instance(await self._renew(instance.engine, problem))
+            self._instances.append(instance)
+            self._note_instances()
+
+    async def _serve(self, instance: Instance) -> None:
+        """Takes batch after batch while the engine lives; raises what it is lost by."""
+        while instance.engine.alive:
+            self._arrived.clear()
+            decision = self._queue.take(self._clock())
+            for waiting, error in decision.refused:
+                self.work.dequeued(1, self._clock() - waiting.item.arrived)
+                self._refuse(waiting.item, error)
+            if decision.batch:
+                await self._execute(instance, decision.batch)
+            elif instance.canary.due:
+                await instance.check(self._clock)
+            elif decision.wake == math.inf:
+                await self._arrived.wait()
+            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(decision.wake):
+                        await self._arrived.wait()
+        raise Unavailable(LOST)
+
+    def _note_instances(self) -> None:
+        """How many engines there are or what they do has changed."""
+        self._queue.engines = len(self._instances)
+        self._free_at = min(instance.free_at for instance in self._instances)
 
     def _waiting(self, seat: Seat) -> Waiting[Seat]:
         request, policy = seat.request, self._policy
@@ -275,39 +284,40 @@ class Batcher:
         self._metrics.queue_seconds.observe(ride.queue_seconds)
         seat.tell(result)
 
-    async def _execute(self, batch: Sequence[Waiting[Seat]]) -> None:
+    async def _execute(self, instance: Instance, batch: Sequence[Waiting[Seat]]) -> None:
         """Runs one batch; each of its requests has ended when this returns or raises. What the engine has no memory for
         is tried once more, in two halves."""
         now = self._clock()
         self.work.dequeued(len(batch), len(batch) * now - sum([waiting.item.arrived for waiting in batch]))
         try:
-            for half in await self._attempt(batch, again=True):
-                await self._attempt(half)
+            for half in await self._attempt(instance, batch, again=True):
+                await self._attempt(instance, half)
         finally:
             self._refuse_all(batch, Unavailable(STOPPED))
 
     async def _attempt(
-        self, batch: Sequence[Waiting[Seat]], again: bool = False
+        self, instance: Instance, batch: Sequence[Waiting[Seat]], again: bool = False
     ) -> tuple[Sequence[Waiting[Seat]], ...]:
         """Runs it once; the halves to run in its place, where `again` allows it and they may fit, else nothing. Of a
         batch that is not halved each request has ended."""
-        self._batches += 1
+        instance.batches += 1
         started = self._clock()
         size = sum(waiting.rows for waiting in batch)
-        self._free_at = started + self._queue.estimate.seconds(size)
+        instance.free_at = started + self._queue.estimate.seconds(size)
+        self._note_instances()
         span = _batch_span(batch, size)
         self.work.began(started)
         failure: PenstockError = Unavailable(STOPPED)
         smaller: tuple[Sequence[Waiting[Seat]], ...] = ()
         try:
             requests = [waiting.item.request for waiting in batch]
-            references = stage(requests, self._engine.staging, batched=bool(self._policy.max_batch_size))
+            references = stage(requests, instance.engine.staging, batched=bool(self._policy.max_batch_size))
             for waiting in batch:
                 if waiting.item.request.sources and (problem := unstaged(waiting.item.request.sources)) is not None:
                     self._refuse(waiting.item, problem)
             staged_ns = int((self._clock() - started) * 1e9)
             async with asyncio.timeout(self._run_timeout):
-                outcome = await self._engine.run(size if self._policy.max_batch_size else 0, references)
+                outcome = await instance.engine.run(size if self._policy.max_batch_size else 0, references)
             self._deliver(batch, outcome, size, started, staged_ns)
             self._queue.estimate.observe(size, self._clock() - started)
         except TimeoutError:
@@ -324,7 +334,8 @@ class Batcher:
             log.exception("batch_failed", rows=size)
             failure = Internal("the model failed to run this request", detail=repr(error))
         finally:
-            self._free_at = 0.0
+            instance.free_at = 0.0
+            self._note_instances()
             self.work.ended(self._clock())
             if span is not None:
                 span.end()
@@ -333,23 +344,6 @@ class Batcher:
         self._metrics.batch_seconds.observe(self._clock() - started)
         self._metrics.batch_rows.observe(size)
         return smaller
-
-    async def _check(self) -> None:
-        """Raises EngineHung, DeviceLost, or Unavailable when the engine fails its samples."""
-        self._canary.due = False
-        started = self._clock()
-        try:
-            async with asyncio.timeout(self._canary.limit):
-                await self._engine.check()
-            self._canary.sang(self._clock() - started)
-        except TimeoutError:
-            raise EngineHung(HUNG) from None
-        except DeviceLost:
-            raise
-        except PenstockError as error:
-            log.warning("check_failed", problem=error.message, detail=error.detail)
-            if self._canary.failed():
-                raise Unavailable("the model's engine fails to run; it is being restarted") from None
 
     def _deliver(
         self, batch: Sequence[Waiting[Seat]], outcome: Outcome, size: int, started: float, staged_ns: int

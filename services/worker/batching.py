@@ -144,9 +144,13 @@ class ServiceEstimate:
 
 
 class BatchQueue(Generic[T]):
-    """Requests that wait for one engine. Belongs to one task; knows no clock: every method is told the time."""
+    """Requests that wait for an engine. Belongs to one event loop; knows no clock: every method is told the time.
 
-    def __init__(self, policy: BatchPolicy, estimate: ServiceEstimate) -> None:
+    engines: how many take batches from it side by side.
+    """
+
+    def __init__(self, policy: BatchPolicy, estimate: ServiceEstimate, engines: int = 1) -> None:
+        self.engines = engines
         self.policy = policy
         self.estimate = estimate
         # Ordered dictionaries, not deques: a caller who leaves is taken out at once, wherever he stands.
@@ -162,7 +166,7 @@ class BatchQueue(Generic[T]):
         return any(waiting in level for level in self._levels.values())
 
     def admit(self, waiting: Waiting[T], now: float, busy_for: float) -> None:
-        """Queues a request. `busy_for`: expected seconds until the engine is free, 0 when it is.
+        """Queues a request. `busy_for`: expected seconds until an engine is free, 0 when one is.
 
         Raises InvalidArgument when it can never fit a batch, DeadlineExceeded when it is late already, and
         ResourceExhausted when the queue is full or so long that the deadline would pass in it.
@@ -333,7 +337,9 @@ class BatchQueue(Generic[T]):
         ahead = sum(count for other, count in self._rows.items() if other <= level)
         full, rest = divmod(ahead, capacity)
         last = min(capacity, rest + rows)
-        return busy_for + full * self.estimate.seconds(capacity) + (self.estimate.seconds(last) if last else 0.0)
+        # Full batches run side by side, the last one beside the last of them.
+        rounds = full // self.engines if last else -(-full // self.engines)
+        return busy_for + rounds * self.estimate.seconds(capacity) + (self.estimate.seconds(last) if last else 0.0)
 
 
 def timeout_expired() -> Unavailable:

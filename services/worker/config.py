@@ -27,7 +27,7 @@ class WorkerConfig(ServiceConfig):
     taints: tuple[str, ...] = setting((), "each keeps away every model that does not tolerate it", pattern=_WORD)
     cache_dir: str = setting("data/worker", "folder of the artifact cache; each worker needs its own")
     cache_bytes: int = setting(20 << 30, "size of the artifact cache; what is in use is kept even beyond it")
-    threads: int = setting(0, "threads of an engine whose manifest names none; 0 takes half of the processors")
+    threads: int = setting(0, "threads of a replica whose manifest names none; 0 takes half of the processors")
     load_timeout: float = setting(120.0, "seconds that an engine may take to load and warm up")
     run_timeout: float = setting(120.0, "seconds after which an engine that does not answer is restarted")
     plan_keys: str = setting("", "PEM file of the builders' public keys whose compiled plans may run here; empty: none")

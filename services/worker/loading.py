@@ -50,7 +50,7 @@ class Loader:
     already keep some.
 
     Args:
-        threads: of an engine whose manifest names none; 0 takes half of the processors.
+        threads: of the engines of a replica together, where its manifest names none; 0 takes half of the processors.
         load_timeout: seconds from the start of the process to the end of the warm-up.
         means: what the operator lends to engines.
         machine: where they run.
@@ -63,29 +63,36 @@ class Loader:
         self._means = means
         self._machine = machine
         self._placed: dict[EngineHost, tuple[int, int]] = {}
+        self._loading: dict[int | None, int] = {}
         self._turns = asyncio.Semaphore(half)
 
     async def start(self, manifest: pb.Manifest, files: Mapping[str, Path], devices: Sequence[int] = ()) -> EngineHost:
         """A loaded and warm engine on these devices; raises the PenstockError that says why there is none."""
         async with self._turns:
-            threads = manifest.resources.threads or self._threads
+            # Those of one replica work at the same time: together they get what a single one would.
+            share = max(1, self._threads // max(1, manifest.instances))
+            threads = manifest.resources.threads or share
             node = self._node(threads, devices)
-            host = await EngineHost.start(
-                manifest,
-                files,
-                threads=self._threads,
-                load_timeout=self._load_timeout,
-                devices=[self._machine.names.get(index, index) for index in devices],
-                processors=frozenset() if node is None else self._machine.nodes[node],
-                means=self._means,
-            )
+            self._loading[node] = self._loading.get(node, 0) + threads
+            try:
+                host = await EngineHost.start(
+                    manifest,
+                    files,
+                    threads=share,
+                    load_timeout=self._load_timeout,
+                    devices=[self._machine.names.get(index, index) for index in devices],
+                    processors=frozenset() if node is None else self._machine.nodes[node],
+                    means=self._means,
+                )
+            finally:
+                self._loading[node] -= threads
             if node is not None:
                 self._placed[host] = (node, threads)
             return host
 
     def _node(self, threads: int, devices: Sequence[int]) -> int | None:
         self._placed = {host: place for host, place in self._placed.items() if host.alive}
-        taken: dict[int, int] = {}
+        taken = {node: count for node, count in self._loading.items() if node is not None}
         for node, count in self._placed.values():
             taken[node] = taken.get(node, 0) + count
         near = next((self._machine.near[index] for index in devices if index in self._machine.near), None)

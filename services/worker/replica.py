@@ -1,6 +1,6 @@
 """One replica's life: PULLING → LOADING → READY → DRAINING, or FAILED and again after a growing pause.
 
-Each replica has its engine in a child process of its own, so what breaks one leaves the others alone. What it holds
+Each replica has its engines in child processes of their own, so what breaks one leaves the others alone. What it holds
 (files in the cache, memory in the ledger, the child) is given back on every way out, the failed and the cancelled ones
 included. Its state is told to the cluster at every step, before it is acted on.
 """
@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from penstock.errors import Internal, PenstockError, Unavailable
+from penstock.errors import Internal, PenstockError
 from penstock.internal.v1 import records_pb2
 from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
@@ -24,10 +24,12 @@ from penstock.v1 import cluster_pb2
 from penstock.v1 import manifest_pb2 as pb
 
 from .artifacts import Artifacts
-from .batcher import Batcher, EngineRunner
+from .batcher import Batcher
 from .batching import BatchPolicy
 from .codec import Schema
 from .engines.engine import DeviceLost
+from .instance import EngineRunner
+from .instances import LONGEST_PAUSE, STABLE_SECONDS, Host, Instances
 from .lifecycle import Identity
 from .memory import Ledger, Reservation
 from .metrics import ReplicaMetrics
@@ -38,10 +40,7 @@ from .tasks import first
 MANIFEST_LIMIT: Final = 4 << 20
 """Largest manifest artifact in bytes; a model.yaml may have 1 MiB."""
 FIRST_PAUSE: Final = 1.0
-LONGEST_PAUSE: Final = 60.0
-"""Seconds between tries: doubling from the first to the longest, each shortened at random."""
-STABLE_SECONDS: Final = 60.0
-"""A replica that was READY for so long starts its pauses anew when it breaks."""
+"""Seconds before the first try of what broke."""
 SETTLE_SECONDS: Final = 2.0
 """How long at most a draining replica waits for etcd to hold the news."""
 
@@ -54,17 +53,6 @@ DRAINING: Final = cluster_pb2.REPLICA_STATE_DRAINING
 FAILED: Final = cluster_pb2.REPLICA_STATE_FAILED
 
 log = get_logger()
-
-
-class Host(EngineRunner, Protocol):
-    """A loaded engine in its child process: host.EngineHost."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def memory_bytes(self) -> int: ...
-    async def died(self) -> object: ...
-    async def close(self) -> None: ...
 
 
 async def _nobody(devices: Sequence[int]) -> None:
@@ -153,10 +141,15 @@ class Replica:
                 for role, file in sorted(published.files.items())
             }
             reservation = await self._reserved(held)
-            host = await around.start(manifest, files, list(reservation.devices))
-            held.push_async_callback(host.close)
-            await self._measure(host, reservation)
-            await self._serve(host, manifest, began)
+            devices = list(reservation.devices)
+            instances = Instances(
+                lambda: around.start(manifest, files, devices), self._instance_failed, around.first_pause
+            )
+            held.push_async_callback(instances.close)
+            # Manifests from before there were instances say 0.
+            await instances.start(max(1, manifest.instances))
+            await self._measure(instances, reservation)
+            await self._serve(instances, manifest, began)
 
     async def _reserved(self, held: AsyncExitStack) -> Reservation:
         """Its bytes in the ledger, once they are free."""
@@ -172,35 +165,43 @@ class Replica:
             await self._enter(LOADING)
         return reservation
 
-    async def _measure(self, host: Host, reservation: Reservation) -> None:
-        """Corrects the ledger by what the warm engine takes, which is also told to the cluster."""
-        self._measured = host.memory_bytes
+    async def _measure(self, instances: Instances, reservation: Reservation) -> None:
+        """Corrects the ledger by what the warm engines take together, which is also told to the cluster."""
+        self._measured = instances.memory_bytes
         on_devices = 0
         if reservation.devices:
-            on_devices = await asyncio.to_thread(self._around.device_bytes, host.pid)
+            for host in instances.hosts:
+                on_devices += await asyncio.to_thread(self._around.device_bytes, host.pid)
             self._measured_device = -(-on_devices // len(reservation.devices))
         reservation.correct(self._measured, on_devices)
 
-    async def _serve(self, host: Host, manifest: pb.Manifest, began: float) -> None:
-        """READY until retired and drained; raises Unavailable when the engine is lost, DeviceLost when a device is.
-        began: when loading did."""
+    async def _serve(self, instances: Instances, manifest: pb.Manifest, began: float) -> None:
+        """READY until retired and drained; raises Unavailable when no engine is left, DeviceLost when a device was
+        lost. began: when loading did."""
+        name, version = self.identity
+
+        async def renew(lost: EngineRunner, problem: PenstockError) -> Host:
+            host = await instances.renew(lost, problem)
+            log.info("instance_ready", model=name, version=version)
+            return host
+
         batcher = Batcher(
-            host,
+            instances.hosts,
             BatchPolicy.from_manifest(manifest.batching),
             statistics=self._statistics,
             metrics=self._metrics,
             run_timeout=self._around.run_timeout,
+            renew=renew,
         )
-        name, version = self.identity
         schema = Schema(name, version, manifest)
         serving = Serving(
-            name, version, manifest, schema, batcher, self._statistics, self._metrics, lambda: host.memory_bytes
+            name, version, manifest, schema, batcher, self._statistics, self._metrics, lambda: instances.memory_bytes
         )
         self._ready_at = asyncio.get_running_loop().time()
         self._load_seconds = self._ready_at - began
         try:
             await self._enter(READY, serving=serving)
-            await first(batcher.run(), batcher.watch(), self._watch(host, batcher), self._drain(batcher, serving))
+            await first(batcher.run(), batcher.watch(), self._drain(batcher, serving))
         except PenstockError as error:
             # At once, though closing what is left of the engine may take seconds: no more requests should come.
             await self._enter(FAILED, error.message)
@@ -209,12 +210,20 @@ class Replica:
             # Before the host is closed: nobody may find a batcher without an engine.
             self.standing = Standing(name, version, self.standing.state, "", None)
 
-    async def _watch(self, host: Host, batcher: Batcher) -> None:
-        """Raises when the engine's process ends, after ending whatever waits for it."""
-        await host.died()
-        lost = Unavailable("the model's engine ended unexpectedly; it is being restarted")
-        batcher.close(lost)
-        raise lost
+    async def _instance_failed(self, problem: PenstockError, seconds: float) -> None:
+        """One of several engines is lost, or not there again yet; the others serve."""
+        name, version = self.identity
+        self._metrics.engine_failures.inc()
+        log.warning(
+            "instance_failed",
+            model=name,
+            version=version,
+            problem=problem.message,
+            detail=problem.detail,
+            retry_seconds=round(seconds, 1),
+        )
+        if isinstance(problem, DeviceLost):
+            await self._around.lost([device.index for device in self.assigned.devices])
 
     async def _drain(self, batcher: Batcher, serving: Serving) -> None:
         """Waits to be retired, then until everybody has heard of it and what came before is answered."""

@@ -1,9 +1,10 @@
-"""Structured waiting: run several coroutines until one of them ends."""
+"""Structured waiting: run several coroutines until one of them ends, or all have."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -12,12 +13,33 @@ async def first(*coroutines: Coroutine[Any, Any, object]) -> None:
 
     Raises what the first one that failed raised. Cancelling the caller cancels all.
     """
-    try:
+    with _one_failure():
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
+            # Here, not in the group's exit: there Python 3.11 leaves the caller marked as cancelled when a task fails.
+            await asyncio.wait(tasks)
+
+
+async def every(*coroutines: Coroutine[Any, Any, object]) -> None:
+    """Returns when all have ended. When one fails the others are cancelled, and what it raised is raised.
+
+    Cancelling the caller cancels all.
+    """
+    with _one_failure():
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+            if tasks:
+                await asyncio.wait(tasks)
+
+
+@contextmanager
+def _one_failure() -> Iterator[None]:
+    """The first failure of a task group instead of the group of them."""
+    try:
+        yield
     except BaseExceptionGroup as failures:
         caller = asyncio.current_task()
         if caller is not None and caller.cancelling():

@@ -71,6 +71,7 @@ class _Engine:
     """Gives its inputs back."""
 
     def __init__(self) -> None:
+        self.alive = True
         self._arena = bytearray(1 << 20)
 
     def staging(self, size: int) -> memoryview:
@@ -82,6 +83,9 @@ class _Engine:
 
     async def check(self) -> None:
         return
+
+    async def died(self) -> None:
+        await asyncio.get_running_loop().create_future()
 
 
 class _Shelf:
@@ -114,7 +118,7 @@ class Chain:
         loop = asyncio.get_running_loop()
         statistics, metrics = Statistics(), ReplicaMetrics("add1", 1)
         policy = BatchPolicy(max_batch_size=AT_ONCE, max_queue_size=4 * AT_ONCE)
-        self._batcher = Batcher(_Engine(), policy, statistics=statistics, metrics=metrics, run_timeout=30.0)
+        self._batcher = Batcher([_Engine()], policy, statistics=statistics, metrics=metrics, run_timeout=30.0)
         schema = Schema("add1", 1, MANIFEST)
         serving = Serving("add1", 1, MANIFEST, schema, self._batcher, statistics, metrics, lambda: 1)
         standing = Standing("add1", 1, cluster_pb2.REPLICA_STATE_READY, "", serving)

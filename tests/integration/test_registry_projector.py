@@ -60,6 +60,8 @@ class Setting:
 def publish(store: Store) -> None:
     manifest = manifest_pb2.Manifest(schema="penstock/v1", name="digits", format="onnx")
     manifest.resources.devices.count = 2
+    manifest.instances = 3
+    manifest.resources.memory_bytes, manifest.resources.devices.memory_bytes = 10, 5
     manifest.placement.selector["zone"] = "a"
     files = {"model": models_pb2.Artifact(digest="sha256:" + "0" * 64, size_bytes=1)}
     store.publish(NewVersion(manifest, files, "t", seal=lambda number: f"sha256:{number:064x}"))
@@ -101,6 +103,8 @@ async def test_deployments_appear_change_and_go(made: Setting) -> None:
     assert record == made.deployments.read_all()["digits"].record
     (wanted,) = record.versions
     assert (wanted.devices.count, dict(wanted.placement.selector)) == (2, {"zone": "a"})
+    # What a manifest says of one instance, as often as a replica has instances.
+    assert (wanted.memory_bytes, wanted.devices.memory_bytes) == (30, 15)
     await asyncio.to_thread(made.store.set_alias, "digits", "prod", 1, None)
     made.projector.note_change()
     await made.until(lambda record: record and dict(record.aliases) == {"prod": 1})

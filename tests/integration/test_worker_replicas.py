@@ -128,6 +128,32 @@ async def test_a_killed_engine_comes_back_and_leaves_the_others_alone(worker: Be
     assert await worker.inferences("steady") == 20
 
 
+async def test_a_replica_of_two_engines_serves_while_either_is_replaced(worker: Bench, tmp_path: Path) -> None:
+    folder = models.add_one(tmp_path / "m")
+    with (folder / "model.yaml").open("a") as file:
+        file.write("instances: 2\n")
+    await worker.assign(worker.publish(folder))
+    await worker.reaches("add1", READY)
+    for victim in engine_processes(worker.pid):
+        assert len(engine_processes(worker.pid)) == 2
+        requests = [asyncio.ensure_future(worker.add_one(NUMBERS)) for _ in range(20)]
+        kill(victim)
+        await worker.process.event("instance_failed")
+        ends = await asyncio.gather(*requests, return_exceptions=True)
+        assert all(isinstance(end, Unavailable) or end[0] == PLUS_ONE for end in ends)  # type: ignore[index]
+        assert (await worker.add_one(NUMBERS))[0] == PLUS_ONE
+        await worker.process.event("instance_ready")
+    rows = [[float(number)] * 16 for number in range(100)]
+    answers = await asyncio.gather(*(worker.add_one(row) for row in rows))
+    assert [answer for answer, _ in answers] == [[row[0] + 1] * 16 for row in rows]
+    record = worker.record("add1")
+    assert record is not None and record.state == READY
+    assert "replica_failed" not in worker.process.events()
+    await worker.assign()
+    await worker.gone("add1")
+    assert engine_processes(worker.pid) == []
+
+
 async def test_the_cache_serves_while_the_registry_is_away(worker: Bench, tmp_path: Path) -> None:
     assigned = worker.publish(models.add_one(tmp_path / "m"))
     await worker.assign(assigned)

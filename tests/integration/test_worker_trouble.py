@@ -92,7 +92,7 @@ async def test_a_device_that_is_lost_three_times_is_cordoned(worker: Bench, trou
 
     await worker.changed.until(cordoned, 60)
     assert cordoned() == [1]
-    record = worker.record("add1")
-    assert record is not None
+    # The device is told first, the replica's state after it.
+    record = await worker.reaches("add1", FAILED)
     assert "device" in record.reason
     assert "CUDA" not in record.reason

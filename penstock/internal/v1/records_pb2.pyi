@@ -500,6 +500,7 @@ class WantedVersion(_message.Message):
     replicas: _builtins.int
     """At least so many where `scaling` is set."""
     memory_bytes: _builtins.int
+    """Of one replica, all of its instances together; so are the bytes in `devices`."""
     manifest_digest: _builtins.str
     engine: _builtins.str
     retiring: _builtins.bool

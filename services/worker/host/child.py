@@ -1,4 +1,4 @@
-"""The child process of a replica: `python -m services.worker.host.child <descriptor> <parent's pid> [processor...]`.
+"""The child process of an engine: `python -m services.worker.host.child <descriptor> <parent's pid> [processor...]`.
 
 Reads frames from its end of the socket pair, one at a time, answers each, and ends when the other end closes. It dies
 with its worker, is the kernel's first choice when memory runs out, leaves no core file, and refuses to unpickle

@@ -69,11 +69,12 @@ def test_a_configuration_becomes_a_manifest() -> None:
             "max_queue_size": 64,
             "default_timeout_microseconds": 5000,
         },
+        "instances": 2,
         "resources": {"devices": {"kind": "gpu", "count": 1}},
     }
-    assert (imported.filename, imported.replicas) == ("model.onnx", 2)
+    assert imported.filename == "model.onnx"
     assert {note.split(" ")[0] for note in imported.notes} == {
-        "dynamic_batching.preserve_ordering", "instance_group.gpus", "Triton", "label_filename", "parameters",
+        "dynamic_batching.preserve_ordering", "instance_group.gpus", "label_filename", "parameters",
     }  # fmt: skip
     assert triton.chosen(pbtxt.parse(RESNET), [1, 10, 2]) == [2, 10]
 
@@ -182,12 +183,20 @@ def test_a_version_that_is_not_there_is_named() -> None:
         triton.chosen(pbtxt.parse("version_policy { specific { versions: 7 } }"), [1])
 
 
+def test_instances_of_all_groups_are_those_of_a_replica_as_far_as_it_may_have_them() -> None:
+    several = convert(minimal("instance_group [ { count: 2 kind: KIND_CPU }, { kind: KIND_CPU } ]"))
+    assert (several.manifest["instances"], several.notes) == (3, [])
+    many = convert(minimal("instance_group { count: 40 }"))
+    assert many.manifest["instances"] == 16
+    assert many.notes == ["Triton ran 40 instances, a replica has 16 at most: deploy with more --replicas"]
+
+
 def test_defaults_and_other_platforms() -> None:
     imported = convert(minimal())
     assert imported.manifest["name"] == "folder"
     assert imported.manifest["batching"] == {"max_batch_size": 0}
-    assert imported.notes == [] and imported.replicas == 1
-    assert "resources" not in imported.manifest
+    assert imported.notes == []
+    assert not {"resources", "instances"} & imported.manifest.keys()
     torch = convert(minimal(platform='"pytorch_libtorch"', extra="max_batch_size: 4"))
     assert (torch.manifest["format"], torch.filename) == ("torch-export", "model.pt2")
     assert torch.notes == ["requests are put together up to max_batch_size, as if dynamic_batching were there"]

@@ -146,6 +146,9 @@ BAD = [
     (STEPS, "batching.default_priority_level", 1, "batching.default_priority_level", "set both or neither"),
     (STEPS, "batching.max_queue_size", 0, "batching.max_queue_size", "at least 1"),
     (STEPS, "batching.max_queue_delay_microseconds", -1, "batching.max_queue_delay_microseconds", "at least 0"),
+    (SMALL, "instances", 0, "instances", "at least 1"),
+    (SMALL, "instances", 17, "instances", "at most 16"),
+    (SMALL, "instance", 2, "instance", "did you mean `instances`?"),
     (SMALL, "resources.memory_bytes", -5, "resources.memory_bytes", "at least 0"),
     (SMALL, "resources.memory", 5, "resources.memory", "did you mean `memory_bytes`?"),
     (SMALL, "dependencies", ["onnx runtime"], "dependencies[0]", "is not a Python requirement"),
@@ -294,7 +297,7 @@ def test_defaults_are_filled_in() -> None:
     assert made.postprocess[1].pool.mode == "mean"
     assert made.batching.max_queue_size == 1024
     assert (made.warmup.runs, list(made.warmup.batch_sizes)) == (1, [1, 8])
-    assert made.resources.memory_bytes == 0
+    assert (made.resources.memory_bytes, made.instances) == (0, 1)
     assert [step.WhichOneof("kind") for step in made.postprocess] == ["top_k", "pool"]
 
 

@@ -1,4 +1,4 @@
-"""An engine in this process, behind the same contract as EngineHost (staging, run, died, close), and requests for it.
+"""An engine in this process, behind the contract of EngineHost (alive, staging, run, died, close), and requests for it.
 
 The double echoes: output `y` of a row is input `x` of that row. It checks what the batcher promises the engine: tensors
 that lie inside the arena, do not overlap and have the size that their shape says.
@@ -74,6 +74,10 @@ class EchoEngine:
         self._behave = behave
         self._arena = bytearray()
         self._answer = bytearray(1 << 16)
+
+    @property
+    def alive(self) -> bool:
+        return not self.gone.is_set()
 
     def staging(self, size: int) -> memoryview:
         if len(self._arena) < size:
@@ -162,11 +166,11 @@ def request(
 
 
 def batcher(
-    engine: EchoEngine, *, statistics: Statistics | None = None, run_timeout: float = 30.0, **policy: Any
+    *engines: EchoEngine, statistics: Statistics | None = None, run_timeout: float = 30.0, **policy: Any
 ) -> Batcher:
-    """A batcher in front of that engine."""
+    """A batcher in front of those engines."""
     return Batcher(
-        engine,
+        engines,
         BatchPolicy(**{"max_batch_size": 4, **policy}),
         statistics=statistics or Statistics(),
         metrics=ReplicaMetrics("m", 1),

@@ -18,8 +18,9 @@ from penstock.errors import (
 )
 from penstock.tensors import pack_bytes
 from services.worker import batcher as batching_loop
-from services.worker.batcher import Batcher, EngineHung
+from services.worker.batcher import Batcher
 from services.worker.codec import Request
+from services.worker.instance import EngineHung
 from services.worker.seat import Result
 from services.worker.statistics import Statistics
 from tests.unit.worker.doubles import EchoEngine, batcher, request

@@ -54,6 +54,7 @@ class World:
     failing_rows: frozenset[tuple[int, int]]
     seconds_per_batch: float
     seconds_per_row: float
+    engines: int
 
 
 @dataclass
@@ -64,6 +65,8 @@ class History:
     ended_at: dict[int, float] = field(default_factory=dict)
     batches: list[list[bytes]] = field(default_factory=list)
     begun: set[int] = field(default_factory=set)
+    starts: list[list[bytes]] = field(default_factory=list)
+    """The batches in the order in which they began; `batches` has them in that of their ends."""
     statistics: Statistics = field(default_factory=Statistics)
 
 
@@ -80,6 +83,7 @@ class Engine(EchoEngine):
         (x,) = inputs
         data = bytes(self.staging(0)[x.offset : x.offset + x.size_bytes])
         rows = split_rows(x.datatype, list(x.shape), data) if batch_size else [data]
+        self._history.starts.append(rows)
         self._history.begun |= {int.from_bytes(row[:4], "big") for row in rows}
         await asyncio.sleep(self._world.seconds_per_batch + self._world.seconds_per_row * max(1, batch_size))
         # Read at the end: whatever the batcher writes to the arena while a batch runs shows up as mixed rows.
@@ -130,6 +134,7 @@ def worlds(draw: st.DrawFn) -> World:
         draw(st.frozensets(st.tuples(st.integers(0, count - 1), st.integers(0, 2)), max_size=4)),
         draw(st.sampled_from([0.0005, 0.005])),
         draw(st.sampled_from([0.0, 0.001])),
+        draw(st.sampled_from([1, 1, 2])),
     )
 
 
@@ -159,8 +164,8 @@ async def call(caller: Caller, under_test: Batcher, history: History, batched: b
 
 async def live(world: World) -> History:
     history = History()
-    engine = Engine(world, history)
-    under_test = batcher(engine, statistics=history.statistics, **world.policy)
+    engines = [Engine(world, history) for _ in range(world.engines)]
+    under_test = batcher(*engines, statistics=history.statistics, **world.policy)
     batched = bool(world.policy["max_batch_size"])
     loop = asyncio.get_running_loop()
     serving = asyncio.ensure_future(under_test.run())
@@ -171,7 +176,7 @@ async def live(world: World) -> History:
     await asyncio.gather(*tasks, return_exceptions=True)
     assert all(task.cancelled() or task.exception() is None for task in tasks)
     assert under_test.depth == under_test.outstanding == 0
-    assert engine.broken == []
+    assert [engine.broken for engine in engines] == [[]] * world.engines
     serving.cancel()
     with suppress(asyncio.CancelledError):
         await serving
@@ -189,7 +194,8 @@ def test_the_batcher_keeps_its_promises(world: World) -> None:
     _one_end_each(world, history)
     _own_rows_only(world, history, callers)
     _sound_batches(world, history, batches, callers, largest)
-    _order_inside_a_priority(world, batches, callers)
+    starts = [_callers_in(rows, callers, bool(largest)) for rows in history.starts]
+    _order_inside_a_priority(world, starts, callers)
     _nobody_refused_was_run(history)
     message = history.statistics.message("m", 1, 0)
     assert message.inference_stats.success.count + message.inference_stats.fail.count <= len(callers)

@@ -8,6 +8,7 @@ import pytest
 
 from penstock.errors import PenstockError, ResourceExhausted
 from services.worker.engines.engine import DeviceLost, OutOfMemory
+from services.worker.instance import Instance
 from tests.unit.worker.doubles import EchoEngine, batcher, request
 from tests.unit.worker.test_batcher import answer, ends_with, held, later, queued, running
 
@@ -103,6 +104,5 @@ async def test_a_check_that_meets_a_lost_device_ends_the_loop_at_once() -> None:
 
     engine = EchoEngine()
     engine.sick = lost
-    under_test = batcher(engine)
     with pytest.raises(DeviceLost):
-        await under_test._check()
+        await Instance(engine).check(asyncio.get_running_loop().time)

@@ -8,8 +8,9 @@ import pytest
 
 from penstock.errors import Internal, Unavailable
 from services.worker import canary
-from services.worker.batcher import Batcher, EngineHung
+from services.worker.batcher import Batcher
 from services.worker.canary import Canary
+from services.worker.instance import EngineHung
 from tests.unit.worker.doubles import EchoEngine, batcher, request
 
 

@@ -14,6 +14,7 @@ from penstock.internal.v1.records_pb2 import AssignedDevice, AssignedReplica, Pu
 from penstock.v1 import cluster_pb2
 from penstock.v1 import manifest_pb2 as pb
 from services.worker.artifacts import Artifacts
+from services.worker.engines.engine import DeviceLost
 from services.worker.memory import Ledger
 from services.worker.replica import Replica, Surroundings
 from services.worker.serving import Serving, Standing
@@ -31,9 +32,11 @@ MANIFEST = pb.Manifest(
 MODEL = b"weights" * 10
 
 
-def published(version: int = 1) -> bytes:
+def published(version: int = 1, instances: int = 0) -> bytes:
     file = PublishedFile(digest=digest_of(MODEL), size_bytes=len(MODEL))
-    message = PublishedVersion(name="m", version=version, manifest=MANIFEST.SerializeToString(), files={"model": file})
+    manifest = pb.Manifest(instances=instances)
+    manifest.MergeFrom(MANIFEST)
+    message = PublishedVersion(name="m", version=version, manifest=manifest.SerializeToString(), files={"model": file})
     return message.SerializeToString(deterministic=True)
 
 
@@ -41,7 +44,9 @@ class Stage:
     """Everything around a replica. problems: what the next starts raise, in turn."""
 
     def __init__(self, folder: Path) -> None:
-        self.shelf = Shelf(MODEL, published())
+        self.shelf = Shelf(MODEL, published(), published(instances=3))
+        self.instances = 0
+        self.lost: list[list[int]] = []
         self.artifacts = Artifacts(str(folder), self.shelf, capacity_bytes=1 << 20)
         self.ledger = Ledger(100)
         self.engines: list[EchoEngine] = []
@@ -55,7 +60,7 @@ class Stage:
         self.changed = Changed()
 
     async def start(self, manifest: pb.Manifest, files: Mapping[str, Path], devices: Sequence[int] = ()) -> EchoEngine:
-        assert manifest == MANIFEST
+        assert (manifest.name, manifest.instances) == ("m", self.instances)
         assert await asyncio.to_thread(files["model"].read_bytes) == MODEL
         if self.loading is not None:
             await self.loading.wait()
@@ -70,6 +75,9 @@ class Stage:
         self.told.append((standing, retry_seconds))
         self.states.append(cluster_pb2.ReplicaState.Name(standing.state).removeprefix("REPLICA_STATE_"))
         self.changed()
+
+    async def note_lost(self, devices: Sequence[int]) -> None:
+        self.lost.append(list(devices))
 
     async def heard(self) -> None:
         return None
@@ -93,11 +101,12 @@ class Stage:
             drain_seconds=30.0,
             first_pause=0.001,
             device_bytes=lambda pid: on_devices,
+            lost=self.note_lost,
         )
         assigned = AssignedReplica(
             name="m",
             version=version,
-            manifest_digest=digest_of(published()),
+            manifest_digest=digest_of(published(instances=self.instances)),
             memory_bytes=memory_bytes,
             devices=[AssignedDevice(index=index, memory_bytes=size) for index, size in (devices or {}).items()],
         )
@@ -337,3 +346,43 @@ async def test_what_the_engine_takes_is_booked_and_told(stage: Stage) -> None:
     replica.retire()
     await task
     assert (stage.ledger.reserved_bytes, stage.ledger.device_reserved) == (0, {0: 0, 1: 0})
+
+
+async def test_a_replica_of_several_engines_stays_ready_while_one_is_replaced(stage: Stage) -> None:
+    stage.instances = 3
+    stage.ledger = Ledger(100, {0: 50})
+    stage.engine_bytes = 30
+    replica = stage.replica(devices={0: 20}, on_devices=10)
+    task = asyncio.ensure_future(replica.run())
+    await stage.changed.until(stage.count("READY"))
+    assert len(stage.engines) == 3
+    assert (stage.ledger.reserved_bytes, stage.ledger.device_reserved) == (90, {0: 30})
+    assert (replica.standing.measured_bytes, replica.standing.measured_device_bytes) == (90, 30)
+    stage.problems = [DeviceLost("the device is lost")]
+    stage.engines[0].gone.set()
+    while len(stage.engines) < 4:
+        result = await serving(replica).batcher.submit(request(b"a"), later())
+        assert bytes(result.outputs[0].data) == b"a"
+    assert [engine.closed for engine in stage.engines] == [True, False, False, False]
+    assert stage.lost == [[0]]
+    assert stage.states == ["PULLING", "LOADING", "READY"]
+    replica.retire()
+    await task
+    assert all(engine.closed for engine in stage.engines)
+    assert (stage.ledger.reserved_bytes, stage.ledger.device_reserved) == (0, {0: 0})
+
+
+async def test_a_replica_of_several_engines_fails_once_none_is_left(stage: Stage) -> None:
+    stage.instances = 3
+    task = asyncio.ensure_future(stage.replica().run())
+    await stage.changed.until(stage.count("READY"))
+    stage.loading = asyncio.Event()
+    for engine in stage.engines:
+        engine.gone.set()
+    await stage.changed.until(stage.count("FAILED"))
+    assert stage.told[-1][0].reason == "the model's engine ended unexpectedly; it is being restarted"
+    stage.loading.set()
+    await stage.changed.until(lambda: stage.states.count("READY") == 2)
+    assert [engine.closed for engine in stage.engines] == [True] * 3 + [False] * 3
+    await cancelled(task)
+    assert all(engine.closed for engine in stage.engines)

@@ -30,6 +30,19 @@ def test_each_interval_is_told_once() -> None:
     assert work.taken("m", 1, 21.0) is None
 
 
+def test_several_engines_are_busy_for_the_mean_of_their_times() -> None:
+    work = Work(2)
+    work.began(10.0)
+    work.began(11.0)
+    told = work.taken("m", 1, 14.0)
+    assert told is not None
+    assert told.busy_seconds == pytest.approx(3.5)
+    work.ended(15.0)
+    told = work.taken("m", 1, 16.0)
+    assert told is not None
+    assert told.busy_seconds == pytest.approx(1.5)
+
+
 async def test_the_batcher_counts_batches_and_what_waits_too_long() -> None:
     gate = asyncio.Semaphore(0)
     engine = EchoEngine(gate)
