@@ -1,4 +1,4 @@
-"""When a worker lets go of callers who cannot hear it any more. Pure: times are passed in, seconds of a monotonic clock.
+"""When a worker lets go of callers who cannot hear it any more. Pure: times are passed in, monotonic seconds.
 
 Once its lease is over, by its own clock, the cluster counts a worker as lost, and what it does for callers who are cut
 off from it too is done for nobody. So it asks every caller for a sign of life, and lets go of those who give none, as
