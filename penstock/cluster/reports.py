@@ -8,7 +8,7 @@ Reports are never repeated: the next one is a second away, and says how things a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -32,6 +32,12 @@ LONGEST_PAUSE: Final = 5.0
 """Seconds for which a scheduler that does not answer is left alone at most."""
 OLD_PAUSE: Final = 60.0
 """Seconds for which one is left alone that does not know reports."""
+
+MOST_VERSIONS: Final = 10_000
+MOST_GRAY: Final = 1_000
+"""Entries of one message at most; a report of more comes in parts."""
+MOST_PARTS: Final = 10
+"""Of one report; what does not fit into them is left out."""
 
 OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -96,9 +102,10 @@ class Reports:
                     self._news_at = now
                 if now - self._news_at > QUIET:
                     continue
+                parts = parts_of(report)
                 for scheduler in await self._there():
                     if scheduler.free(now):
-                        group.create_task(scheduler.tell(report, self._heard))
+                        group.create_task(scheduler.tell(parts, self._heard))
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -127,6 +134,29 @@ class Reports:
         return list(self._known.values())
 
 
+def parts_of(report: pb.ReportDemandRequest) -> Sequence[pb.ReportDemandRequest]:
+    """The report in messages that a scheduler takes: itself, if it is one. Of more than all parts hold, what is waited
+    for and asked for most is told."""
+    count = max(-(-len(report.versions) // MOST_VERSIONS), -(-len(report.gray) // MOST_GRAY))
+    if count <= 1:
+        return [report]
+    versions: Sequence[pb.VersionDemand] = report.versions
+    if count > MOST_PARTS:
+        count = MOST_PARTS
+        versions = sorted(versions, key=lambda told: (told.waiting, told.outstanding, told.requests), reverse=True)
+    return [
+        pb.ReportDemandRequest(
+            source=report.source,
+            seconds=report.seconds,
+            versions=versions[part * MOST_VERSIONS : (part + 1) * MOST_VERSIONS],
+            gray=report.gray[part * MOST_GRAY : (part + 1) * MOST_GRAY],
+            parts=count,
+            part=part,
+        )
+        for part in range(count)
+    ]
+
+
 class _Scheduler:
     """One that is told. record: as it was when the channel was made."""
 
@@ -142,12 +172,15 @@ class _Scheduler:
         """Whether it may be told something now: it has answered the last report, and is not left alone."""
         return not self._busy and now >= self._next
 
-    async def tell(self, report: pb.ReportDemandRequest, heard: Callable[[pb.ReportDemandResponse], None]) -> None:
-        """One report; does not raise for what becomes of it."""
+    async def tell(
+        self, parts: Sequence[pb.ReportDemandRequest], heard: Callable[[pb.ReportDemandResponse], None]
+    ) -> None:
+        """One report, of one part or more; does not raise for what becomes of it."""
         self._busy = True
         try:
             with raising():
-                answer = await self._stub.ReportDemand(report, timeout=TIMEOUT)
+                for part in parts:
+                    answer = await self._stub.ReportDemand(part, timeout=TIMEOUT)
         except (PenstockError, grpc.aio.UsageError) as problem:
             pause = OLD_PAUSE if isinstance(problem, Unsupported) else self._pauses.next()
             self._next = self._clock() + pause

@@ -94,6 +94,15 @@ class Front:
         if self._unix is not None:
             await self._server.start_on(self._unix)
 
+    def ask(self) -> None:
+        """Asks every caller beyond this host for a sign of life."""
+        if self._server is not None:
+            self._server.ask()
+
+    def reset_unanswered(self) -> int:
+        """Ends the connections of those who gave none since, with everything that they asked for; returns how many."""
+        return self._server.reset_unanswered() if self._server is not None else 0
+
     async def drain(self, seconds: float) -> None:
         """Stops accepting and waits for what is in flight; cuts off what is left after `seconds`."""
         if self._server is not None:

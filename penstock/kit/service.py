@@ -118,19 +118,23 @@ class Chassis(Life):
         """Whether it is one of several processes, whose supervisor speaks for all of them."""
         return self._place.line is not None
 
+    @property
+    def front(self) -> Front:
+        """The data plane's port; for processes that were run with `data_plane`."""
+        assert self._front is not None
+        return self._front
+
     def ready_check(self, name: str, check: Callable[[], str | None]) -> None:
         """Adds a condition of readiness: None when fulfilled, otherwise the public reason. Called from any thread."""
         self._checks[name] = check
 
     def serve_inference(self, methods: Mapping[str, Method]) -> None:
         """Puts methods on the data plane's port; for processes that were run with `data_plane`."""
-        assert self._front is not None
-        self._front.add(methods)
+        self.front.add(methods)
 
     def listen_unix(self) -> str:
         """A unix socket beside the data plane's port, for processes of this user on this host: its path, or empty."""
-        assert self._front is not None
-        return self._front.listen_unix(self.runtime_dir)
+        return self.front.listen_unix(self.runtime_dir)
 
     def serve_beside(self, serve: Callable[[], Coroutine[Any, Any, object]], name: str) -> None:
         """Adds a server on a port of its own: it begins when the others do, and when it is cancelled it takes no new

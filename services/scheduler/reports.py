@@ -10,17 +10,16 @@ import math
 from typing import Any, Final
 
 from penstock import names
+from penstock.cluster.reports import MOST_GRAY, MOST_PARTS, MOST_VERSIONS
 from penstock.errors import InvalidArgument
 from penstock.internal.v1 import demand_pb2 as pb
 from penstock.internal.v1 import demand_pb2_grpc as rpc
 
 from .demand import Said
+from .parts import Parts, Report
 from .snapshot import VersionId
 from .view import ClusterView
 
-MOST_VERSIONS: Final = 10_000
-MOST_GRAY: Final = 1_000
-"""Entries of one report at most."""
 MOST_SECONDS: Final = 60.0
 """Length of an interval at most: what is older says nothing about now."""
 MOST_SOURCE: Final = 128
@@ -32,15 +31,22 @@ class DemandService(rpc.DemandServiceServicer):
 
     def __init__(self, view: ClusterView) -> None:
         self._view = view
+        self._parts = Parts()
 
     async def ReportDemand(self, request: pb.ReportDemandRequest, context: Any) -> pb.ReportDemandResponse:
-        """One interval of one process. Raises InvalidArgument for a report that none of ours would send."""
+        """One interval of one process, or a part of it. Raises InvalidArgument for a report that none of ours would
+        send."""
         _check(request)
-        versions = {_version(item): _said(item, request.seconds) for item in request.versions}
-        gray = [(_version(item), item.worker) for item in request.gray]
+        told = Report(
+            {_version(item): _said(item, request.seconds) for item in request.versions},
+            [(_version(item), item.worker) for item in request.gray],
+        )
         judge, now = self._view.judge, asyncio.get_running_loop().time()
-        judge.report(request.source, versions, gray, now)
-        waited = [version for version, said in versions.items() if said.waiting]
+        whole = self._parts.take(request.source, request.parts, request.part, told, now)
+        if whole is None:
+            return pb.ReportDemandResponse()
+        judge.report(request.source, whole.versions, whole.gray, now)
+        waited = [version for version, said in whole.versions.items() if said.waiting]
         if not waited or not self._view.known:
             return pb.ReportDemandResponse()
         self._view.look()
@@ -64,6 +70,10 @@ def _check(request: pb.ReportDemandRequest) -> None:
         raise InvalidArgument(
             f"seconds: {request.seconds} is not above 0 and at most {MOST_SECONDS:g}", field="seconds"
         )
+    if not 0 <= request.parts <= MOST_PARTS:
+        raise InvalidArgument(f"parts: {request.parts} is not 0 to {MOST_PARTS}", field="parts")
+    if not 0 <= request.part < max(request.parts, 1):
+        raise InvalidArgument(f"part: {request.part} is none of {request.parts} parts, from 0", field="part")
     if len(request.versions) > MOST_VERSIONS:
         raise InvalidArgument(f"versions: {len(request.versions)} of at most {MOST_VERSIONS}", field="versions")
     if len(request.gray) > MOST_GRAY:

@@ -23,6 +23,7 @@ from .config import WorkerConfig
 from .departure import Departure
 from .engines.catalogue import probe_all
 from .engines.engine import Means
+from .fencing import keep_fence
 from .inference import Inference
 from .loading import Loader, Machine
 from .losses import Losses
@@ -98,6 +99,7 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         "cluster", lambda: None if assignments.revision else "the coordination store has not answered yet"
     )
     chassis.start(membership.run(), "membership")
+    chassis.start(keep_fence(membership, chassis.front), "fence")
     chassis.start(registry_records.run(), "mirror of registries")
     chassis.start(assignments.run(), "mirror of my assignment")
     chassis.start(workers.run(), "mirror of workers")

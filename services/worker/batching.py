@@ -223,8 +223,8 @@ class BatchQueue(Generic[T]):
         while (leader := self._leader()) is not None:
             batch, start, doubtful = self._form(leader.kind, now, decision.refused)
             kept_idle |= doubtful
-            if not batch:
-                continue  # everybody of this kind was refused
+            if not batch or batch[0] is not leader:
+                continue  # it was refused, and its kind does not inherit its turn
             if start > now:
                 batch, start = self._other_ready(leader.kind, now, start, decision.refused)
             if start <= now:

@@ -1,4 +1,5 @@
-"""Row 17: a thousand requests at once for a model that is loaded on demand, and is not."""
+"""Row 17: a thousand requests at once for a model that is loaded on demand, and is not; workers that all start at once,
+with nothing on their disks."""
 
 from __future__ import annotations
 
@@ -29,14 +30,26 @@ WEIGHT: Final = 2 << 20
 
 def prepare(stand: Stand) -> int:
     """Publishes the model and deploys it to be loaded on demand; the size of its file."""
+    version, size = _published(stand)
+    stand.client.deploy(HERD, version, scaling=pb.Scaling(max_replicas=1))
+    return size
+
+
+def prepare_everywhere(stand: Stand) -> int:
+    """Publishes the model and has every worker serve it; the size of its file."""
+    version, size = _published(stand)
+    stand.client.deploy(HERD, version, replicas=len(WORKERS), wait=60)
+    return size
+
+
+def _published(stand: Stand) -> tuple[int, int]:
+    """Version and size of a model that no worker has seen."""
     folder = models.add_one(stand.suite.state / "models" / HERD, HERD)
     file = folder / "model.onnx"
     model = onnx.load(file)
     model.graph.doc_string = secrets.token_hex(WEIGHT // 2)
     onnx.save(model, file)
-    version = stand.client.publish(folder)
-    stand.client.deploy(HERD, version.version, scaling=pb.Scaling(max_replicas=1))
-    return file.stat().st_size
+    return stand.client.publish(folder).version, file.stat().st_size
 
 
 def herd(addresses: Sequence[str]) -> Counter[str]:

@@ -13,7 +13,7 @@ import time
 
 from tests.fault import cold_start, engines, leadership, machine, network
 from tests.fault.result import LEASE, Result, Scenario, answers_again, no_stale_commands, only_the_first_fail, proxied
-from tests.fault.stand import GATEWAYS, PROXIED, SCHEDULERS, Stand, wait_until
+from tests.fault.stand import GATEWAYS, PROXIED, SCHEDULERS, WORKERS, Stand, wait_until
 
 ETCD_GONE = 30.0
 """Seconds for which etcd is gone."""
@@ -236,6 +236,38 @@ def cold_start_herd(stand: Stand) -> Result:
     return result
 
 
+def workers_restarted(stand: Stand) -> Result:
+    """Row 17: SIGKILL of all workers at once, their disks emptied, all started at once."""
+    result = Result()
+    size = cold_start.prepare_everywhere(stand)
+    with stand.load() as load:
+        at = time.monotonic()
+        for worker in WORKERS:
+            stand.kill(worker)
+        for worker in WORKERS:
+            shutil.rmtree(stand.suite.state / worker)  # its cache
+            stand.suite.start(worker)
+        for worker in WORKERS:
+            stand.suite.wait_ready(worker)
+        # Records of before last as long as their lease: who answers is asked, and who has read.
+        for worker in WORKERS:
+            answers_again(load, lambda entry, worker=worker: entry.worker == worker)  # type: ignore[misc]
+        wait_until(lambda: min(cold_start.downloaded(stand)) >= size)
+        end = time.monotonic()
+        stand.settle()
+        load.wait_for(int(2 * stand.rate))
+    read = [each / size for each in cold_start.downloaded(stand)]
+    stand.client.undeploy(cold_start.HERD)
+    # A request that came just before lives for as long as its caller waits.
+    failed = [entry.sent for entry in load.ledger.entries.values() if entry.endings and not entry.right]
+    result.take(load.ledger, most=len(failed))
+    result.measured["blob reads of a node"] = ", ".join(f"{each:.2f}" for each in read)
+    result.must(all(1 <= each < 2 for each in read), "a node did not read the file once")
+    result.must(not [sent for sent in failed if sent > end], "requests failed that were sent when all was ready again")
+    result.timed("all ready again", end - at, 2 * LEASE)
+    return result
+
+
 def worker_slower(stand: Stand) -> Result:
     """Row 16: a worker stands still three tenths of the time."""
     result = Result()
@@ -331,6 +363,13 @@ SCENARIOS = (
         f"{cold_start.COUNT} requests at once for a model that is not loaded",
         "all answered by one load, blob reads of a node 1, p99 of others ≤ 1.2 times",
         cold_start_herd,
+    ),
+    Scenario(
+        "17",
+        "workers-restarted",
+        "SIGKILL of all workers at once, disks emptied, all started at once",
+        "blob reads of a node 1, all READY again ≤ 10 s, then failed 0",
+        workers_restarted,
     ),
     Scenario("22", "rolling-restart", "SIGTERM and start of every process in turn", "failed 0", rolling_restart),
     *engines.SCENARIOS,

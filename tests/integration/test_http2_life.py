@@ -6,10 +6,11 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from penstock.wire.http2 import Limits, Server
+from penstock.wire.http2 import Limits, Server, unix
 from penstock.wire.http2 import frames as f
 from penstock.wire.http2.client import ConnectionLost, Peer
 from penstock.wire.http2.server import ServerLink
@@ -263,3 +264,45 @@ async def test_a_server_that_turns_everybody_away_is_not_asked_for_ever() -> Non
     assert server.turned_away >= 1000 - 3
     await peer.close()
     await server.close()
+
+
+async def test_peers_that_do_not_answer_when_asked_are_let_go_with_what_they_asked_for() -> None:
+    service = Service()
+    async with ours(service) as (server, address):
+        deaf, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+        forever = plain_block(tuple((name, "/t.T/Forever" if name == ":path" else value) for name, value in FIELDS))
+        writer.write(HELLO + request(1, block=forever))
+        await within(service.begun)
+        service.begun.clear()
+        peer = Peer(address)
+        answer = asyncio.create_task(ask(peer, "Hang"))
+        await within(service.begun)
+        assert server.unanswered == 0, "nobody has been asked yet"
+        server.ask()
+        async with asyncio.timeout(10):
+            while server.unanswered != 1:  # noqa: ASYNC110 (nothing tells)
+                await asyncio.sleep(0.01)
+        assert server.reset_unanswered() == 1
+        await within(service.cancelled)
+        # Reset, not closed: whatever was under way to the peer is nobody's any more.
+        with pytest.raises(ConnectionResetError):
+            async with asyncio.timeout(10):
+                while await deaf.read(1 << 20):
+                    pass
+        service.release.set()
+        assert (await answer).payload == b"late"
+        await peer.close()
+
+
+async def test_peers_that_no_network_is_between_are_not_asked(tmp_path: Path) -> None:
+    async with ours(Service()) as (server, _):
+        bound, path = unix.bound(str(tmp_path))
+        await server.start_on(bound)
+        with unix.connected(path) as silent:
+            silent.setblocking(False)
+            await asyncio.get_running_loop().sock_sendall(silent, HELLO)
+            async with asyncio.timeout(10):
+                while not server.connections:  # noqa: ASYNC110 (nothing tells)
+                    await asyncio.sleep(0.01)
+            server.ask()
+            assert server.unanswered == 0

@@ -126,3 +126,25 @@ async def test_wishes_that_come_together_are_one_report_at_once() -> None:
                 it.soon()
             await one.changed.until(lambda: one.reports)
             assert len(one.reports) == 1
+
+
+async def test_what_is_too_large_for_one_message_comes_in_parts_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reports, "MOST_VERSIONS", 2)
+    known = Known()
+
+    def report(now: float) -> pb.ReportDemandRequest:
+        versions = [pb.VersionDemand(name=f"m{number}", version=1, requests=1) for number in range(5)]
+        return pb.ReportDemandRequest(seconds=1.0, versions=versions)
+
+    async with scheduler() as one:
+        known.add(one.record)
+        made = Reports("gateway-1", known, report, interval=0.02)
+        running = asyncio.create_task(made.run())
+        await one.changed.until(lambda: len(one.reports) >= 6)
+        running.cancel()
+        await made.close()
+        assert [(each.source, each.part, len(each.versions)) for each in one.reports[:6]] == [
+            ("gateway-1", part, size) for part, size in ((0, 2), (1, 2), (2, 1))
+        ] * 2

@@ -10,10 +10,11 @@ import grpc
 import pytest
 
 from penstock.cluster import Etcd, keys
+from penstock.cluster.reports import MOST_PARTS, MOST_VERSIONS
 from penstock.internal.v1 import demand_pb2 as pb
 from penstock.internal.v1 import demand_pb2_grpc as rpc
 from penstock.v1 import cluster_pb2 as cluster
-from services.scheduler.reports import MOST_VERSIONS, DemandService
+from services.scheduler.reports import DemandService
 
 from .test_scheduler import MIB, Scheduler, deploy, join, on_demand, running, say, served, version, watch_until
 
@@ -128,9 +129,27 @@ async def test_a_replica_that_is_gray_leaves_once_another_is_ready(
         report("a", outstanding=float("inf")),
         report("a", busy_seconds=float("nan")),
         pb.ReportDemandRequest(source="g1", seconds=1, gray=[pb.GrayReplica(worker="w1", name="a")]),
+        pb.ReportDemandRequest(source="g1", seconds=1, parts=MOST_PARTS + 1),
+        pb.ReportDemandRequest(source="g1", seconds=1, parts=2, part=2),
+        pb.ReportDemandRequest(source="g1", seconds=1, part=-1),
     ],
 )
 async def test_a_report_that_none_of_ours_would_send_is_refused(store: Etcd, broken: pb.ReportDemandRequest) -> None:
     async with listening(Scheduler(store, "s1")) as (stub,):
         with pytest.raises(grpc.aio.AioRpcError):
             await stub.ReportDemand(broken)
+
+
+async def test_what_is_waited_for_in_any_part_of_a_report_is_answered_with_the_last(store: Etcd) -> None:
+    scheduler = Scheduler(store, "s1")
+    async with running(store, scheduler) as assignments, listening(scheduler) as (stub,):
+        await join(store, "w1")
+        await deploy(store, "a", on_demand(1))
+        await deploy(store, "b", version(1))
+        await assignments.become({"w1": ["b@1"]})
+        first, last = report("a", waiting=2, outstanding=2.0), report("b")
+        for number, part in enumerate((first, last)):
+            part.parts, part.part = 2, number
+        assert not (await stub.ReportDemand(first)).estimates
+        assert [found.name for found in (await stub.ReportDemand(last)).estimates] == ["a"]
+        await assignments.become({"w1": ["a@1", "b@1"]})

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!penstock/internal/v1/demand.proto\x12\x14penstock.internal.v1\"\x9e\x01\n\x13ReportDemandRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x35\n\x08versions\x18\x03 \x03(\x0b\x32#.penstock.internal.v1.VersionDemand\x12/\n\x04gray\x18\x04 \x03(\x0b\x32!.penstock.internal.v1.GrayReplica\"\xbb\x01\n\rVersionDemand\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x10\n\x08requests\x18\x03 \x01(\x03\x12\x13\n\x0boutstanding\x18\x04 \x01(\x01\x12\x0f\n\x07waiting\x18\x05 \x01(\x05\x12\x14\n\x0cidle_seconds\x18\x06 \x01(\x01\x12\x10\n\x08\x64\x65queued\x18\x07 \x01(\x03\x12\x15\n\rqueue_seconds\x18\x08 \x01(\x01\x12\x14\n\x0c\x62usy_seconds\x18\t \x01(\x01\"L\n\x0bGrayReplica\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"M\n\x14ReportDemandResponse\x12\x35\n\testimates\x18\x01 \x03(\x0b\x32\".penstock.internal.v1.LoadEstimate\"P\n\x0cLoadEstimate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x10\n\x08obstacle\x18\x04 \x01(\t2v\n\rDemandService\x12\x65\n\x0cReportDemand\x12).penstock.internal.v1.ReportDemandRequest\x1a*.penstock.internal.v1.ReportDemandResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!penstock/internal/v1/demand.proto\x12\x14penstock.internal.v1\"\xbb\x01\n\x13ReportDemandRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x35\n\x08versions\x18\x03 \x03(\x0b\x32#.penstock.internal.v1.VersionDemand\x12/\n\x04gray\x18\x04 \x03(\x0b\x32!.penstock.internal.v1.GrayReplica\x12\r\n\x05parts\x18\x05 \x01(\x05\x12\x0c\n\x04part\x18\x06 \x01(\x05\"\xbb\x01\n\rVersionDemand\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x10\n\x08requests\x18\x03 \x01(\x03\x12\x13\n\x0boutstanding\x18\x04 \x01(\x01\x12\x0f\n\x07waiting\x18\x05 \x01(\x05\x12\x14\n\x0cidle_seconds\x18\x06 \x01(\x01\x12\x10\n\x08\x64\x65queued\x18\x07 \x01(\x03\x12\x15\n\rqueue_seconds\x18\x08 \x01(\x01\x12\x14\n\x0c\x62usy_seconds\x18\t \x01(\x01\"L\n\x0bGrayReplica\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"M\n\x14ReportDemandResponse\x12\x35\n\testimates\x18\x01 \x03(\x0b\x32\".penstock.internal.v1.LoadEstimate\"P\n\x0cLoadEstimate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x10\n\x08obstacle\x18\x04 \x01(\t2v\n\rDemandService\x12\x65\n\x0cReportDemand\x12).penstock.internal.v1.ReportDemandRequest\x1a*.penstock.internal.v1.ReportDemandResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.internal.v1.demand
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REPORTDEMANDREQUEST']._serialized_start=60
-  _globals['_REPORTDEMANDREQUEST']._serialized_end=218
-  _globals['_VERSIONDEMAND']._serialized_start=221
-  _globals['_VERSIONDEMAND']._serialized_end=408
-  _globals['_GRAYREPLICA']._serialized_start=410
-  _globals['_GRAYREPLICA']._serialized_end=486
-  _globals['_REPORTDEMANDRESPONSE']._serialized_start=488
-  _globals['_REPORTDEMANDRESPONSE']._serialized_end=565
-  _globals['_LOADESTIMATE']._serialized_start=567
-  _globals['_LOADESTIMATE']._serialized_end=647
-  _globals['_DEMANDSERVICE']._serialized_start=649
-  _globals['_DEMANDSERVICE']._serialized_end=767
+  _globals['_REPORTDEMANDREQUEST']._serialized_end=247
+  _globals['_VERSIONDEMAND']._serialized_start=250
+  _globals['_VERSIONDEMAND']._serialized_end=437
+  _globals['_GRAYREPLICA']._serialized_start=439
+  _globals['_GRAYREPLICA']._serialized_end=515
+  _globals['_REPORTDEMANDRESPONSE']._serialized_start=517
+  _globals['_REPORTDEMANDRESPONSE']._serialized_end=594
+  _globals['_LOADESTIMATE']._serialized_start=596
+  _globals['_LOADESTIMATE']._serialized_end=676
+  _globals['_DEMANDSERVICE']._serialized_start=678
+  _globals['_DEMANDSERVICE']._serialized_end=796
 # @@protoc_insertion_point(module_scope)

@@ -28,10 +28,18 @@ class ReportDemandRequest(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
     GRAY_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Id of the process that reports, unique among all gateways' and workers' processes."""
     seconds: _builtins.float
     """Length of the interval that ends now."""
+    parts: _builtins.int
+    """A report that is too large for one message comes in so many parts, one after the other, 0 or 1 for a whole one. It
+    counts once its last part is there, and is forgotten where one is missing.
+    """
+    part: _builtins.int
+    """Which of them this is, from 0."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionDemand]:
         """Versions of which there is something to say."""
@@ -47,10 +55,12 @@ class ReportDemandRequest(_message.Message):
         seconds: _builtins.float = ...,
         versions: _abc.Iterable[Global___VersionDemand] | None = ...,
         gray: _abc.Iterable[Global___GrayReplica] | None = ...,
+        parts: _builtins.int = ...,
+        part: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gray", b"gray", "seconds", b"seconds", "source", b"source", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gray", b"gray", "part", b"part", "parts", b"parts", "seconds", b"seconds", "source", b"source", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

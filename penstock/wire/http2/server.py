@@ -6,8 +6,10 @@ What it serves is a mapping from full path to Method. It knows nothing of infere
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
+import struct
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -28,6 +30,8 @@ _HEARD_SECONDS: Final = 1.0
 """How long a peer may take to notice that we leave, before requests of its are refused."""
 _TURNS_TO_CONNECT: Final = 3
 _PING: Final = f.frame(f.PING, 0, 0, b"are you?")
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+"""As SO_LINGER: closing sends a reset, and nothing that is still to be sent (socket(7))."""
 
 
 class Server:
@@ -141,6 +145,25 @@ class Server:
             self._common.deadlines.close()
         await asyncio.sleep(0)
 
+    def ask(self) -> None:
+        """Pings everybody at the other end of a network, for `unanswered` a while later."""
+        now = asyncio.get_running_loop().time()
+        for link in list(self._links):
+            link.ask(now)
+
+    @property
+    def unanswered(self) -> int:
+        """Connections whose peers have given no sign of life since they were asked."""
+        return sum(link.unanswered for link in self._links)
+
+    def reset_unanswered(self) -> int:
+        """Ends these connections and cancels what was asked over them; no byte is sent over them any more, whenever the
+        network is whole again. Returns how many there were."""
+        silent = [link for link in self._links if link.unanswered]
+        for link in silent:
+            link.reset()
+        return len(silent)
+
     @property
     def connections(self) -> int:
         """How many there are now."""
@@ -200,6 +223,8 @@ class ServerLink(Link):
         self.over: asyncio.Future[None] = loop.create_future()
         self._pinged = 0.0
         self._left = 0.0
+        self._asked = 0.0
+        self._unread_then = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes the connection, unless there are too many or its other end is a stranger on this host."""
@@ -267,6 +292,32 @@ class ServerLink(Link):
             if now - self.began > limits.max_age + limits.max_age_grace:
                 self.connection.end(f.NO_ERROR)
                 self.flush()
+
+    def ask(self, now: float) -> None:
+        """Pings the peer, unless no network is between it and us."""
+        if self.transport is None or self.closing or self._kind == "unix":
+            return
+        self._asked = now
+        # The loop's clock counts milliseconds, so that what came just before and the answer may bear the same time.
+        self.heard = min(self.heard, math.nextafter(now, 0.0))
+        self.connection.put(_PING)
+        self.flush()
+        self._unread_then = self.unread if self.stalled else 0
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the peer has given no sign of life since it was asked. One that is slow is not read from, and what it
+        takes is its sign."""
+        if self.closing or self.heard >= self._asked:
+            return False
+        if self.stalled or self._unread_then:
+            return self.unread >= (self._unread_then or math.inf)
+        return True
+
+    def reset(self) -> None:
+        """Closes now; what the kernel still holds for the peer is not sent either."""
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.abort()
 
 
 def _kind(transport: asyncio.BaseTransport) -> str:

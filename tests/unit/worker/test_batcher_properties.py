@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import DeadlineExceeded, Internal, InvalidArgument, PenstockError, ResourceExhausted, Unavailable
@@ -183,7 +183,22 @@ async def live(world: World) -> History:
     return history
 
 
+def _inherited_turn() -> World:
+    """Of a model without batch dimension: who is next cannot be answered in time any more, and the last has its shape.
+    Who came between them is next then."""
+    callers = [
+        Caller(number, number / 1000, 0, rows, 0, deadline, None, None)
+        for number, (rows, deadline) in enumerate(((1, 60.0), (1, 0.006), (2, 60.0), (1, 60.0)))
+    ]
+    policy: dict[str, Any] = {
+        "max_batch_size": 0, "max_delay": 0.0, "preferred": (), "max_queue_size": 1024, "priority_levels": 0,
+        "default_priority": 2,
+    }  # fmt: skip
+    return World(callers, policy, frozenset(), frozenset(), 0.005, 0.0)
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(_inherited_turn())
 @given(worlds())
 def test_the_batcher_keeps_its_promises(world: World) -> None:
     history = run(live(world))  # raises Stuck where somebody would hang
