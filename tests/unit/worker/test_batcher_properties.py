@@ -194,7 +194,7 @@ def _inherited_turn() -> World:
         "max_batch_size": 0, "max_delay": 0.0, "preferred": (), "max_queue_size": 1024, "priority_levels": 0,
         "default_priority": 2,
     }  # fmt: skip
-    return World(callers, policy, frozenset(), frozenset(), 0.005, 0.0)
+    return World(callers, policy, frozenset(), frozenset(), 0.005, 0.0, engines=1)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
