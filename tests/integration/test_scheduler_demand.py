@@ -102,11 +102,17 @@ async def test_a_replica_that_is_gray_leaves_once_another_is_ready(
 ) -> None:
     monkeypatch.setattr("services.scheduler.shunning.HELD", 0.0)
     scheduler = Scheduler(store, "s1")
-    async with running(store, scheduler) as assignments, listening(scheduler) as (stub,):
+    async with (
+        running(store, scheduler) as assignments,
+        listening(scheduler) as (stub,),
+        served(store, scheduler) as (_, status),
+    ):
         await join(store, "w1", "w2")
         await deploy(store, "a", version(1))
         await assignments.become({"w1": ["a@1"]})
         await say(store, "w1", "a", 1, cluster.REPLICA_STATE_READY)
+        # A report may overtake what the store tells.
+        await watch_until(status, lambda found: any(each.ready for each in found.versions))
         gray = report("a")
         gray.gray.add(worker="w1", name="a", version=1, reason="silent")
         await stub.ReportDemand(gray)
