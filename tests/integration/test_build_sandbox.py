@@ -125,6 +125,17 @@ async def test_a_step_sees_nothing_of_the_registry(builder: Builder, monkeypatch
     assert said == ['sees ["builds"] processes 2 secrets []']
 
 
+@confined
+async def test_a_step_does_not_run_where_the_registry_cannot_be_hidden(builder: Builder, tmp_path: Path) -> None:
+    elsewhere = replace(builder, hidden=tmp_path / "missing")
+    with pytest.raises(errors.Unsupported, match=r"the registry's folder is open to it .* `build_unconfined`"):
+        await work(elsewhere, "look")
+    said: list[str] = []
+    await work(replace(elsewhere, confined=False), "look", said, ignored=str(tmp_path))
+    assert said[0].startswith("not confined: the registry's folder is open to this step")
+    await gone(elsewhere)
+
+
 async def test_a_step_that_hangs_is_ended(builder: Builder) -> None:
     short = replace(builder, limits=replace(builder.limits, wall_seconds=3.0))
     with pytest.raises(errors.ResourceExhausted, match="took longer than the 3 s"):

@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from penstock.errors import Internal, PenstockError, ResourceExhausted
+from penstock.kit.child import tie_to
 
 from . import confinement
 from .confinement import Limits
 from .protocol import line
 
+_OOM_SCORE: Final = 700
+"""Before engines, which have 600: a build can wait."""
 _REFUSED: Final = {
     errno.EFBIG: "the step wrote a file larger than a build may",
     errno.ENOSPC: "the builder has no room left",
@@ -124,20 +127,22 @@ def main(arguments: list[str]) -> int:
     """Serves one step; returns the exit status."""
     link = socket.socket(fileno=int(arguments[0]))
     settings = json.loads(arguments[2])
-    confinement.bind_to(int(arguments[1]))
-    problem = confinement.separate()
+    tie_to(int(arguments[1]), "penstock-build", oom_score=_OOM_SCORE)
     child = Child(link, None)
+    problem, open_to = confinement.separate(), "the network is"
+    if not problem:
+        confinement.fork_within()
+        problem, open_to = (
+            confinement.hide(settings["hidden"], os.path.dirname(os.getcwd())),
+            "the registry's folder is",
+        )
+        confinement.give_up_capabilities()
     if problem and settings["confined"]:
-        text = f"this builder cannot keep a step from the network ({problem}); see `build_unconfined`"
+        text = f"this builder cannot confine a step: {open_to} open to it ({problem}); see `build_unconfined`"
         child.tell("failed", code="UNSUPPORTED", message=text)
         return 1
     if problem:
-        child.tell("say", text=f"without namespaces of its own ({problem}): the network is open to this step")
-    else:
-        confinement.fork_within()
-        if problem := confinement.hide(settings["hidden"], os.path.dirname(os.getcwd())):
-            child.tell("say", text=f"the registry's folder is not hidden from this step ({problem})")
-        confinement.give_up_capabilities()
+        child.tell("say", text=f"not confined: {open_to} open to this step ({problem})")
     confinement.adopt_orphans()
     try:
         confinement.limit(Limits(**settings["limits"]))

@@ -13,15 +13,12 @@ import resource
 import select
 import signal
 import struct
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
 _PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_PR_SET_NO_NEW_PRIVS: Final = 38
 _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWIPC: Final = 0x08000000
 _CLONE_NEWUSER: Final = 0x10000000
@@ -31,7 +28,6 @@ _MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
 _MS_BIND: Final = 4096
 _MS_REC_PRIVATE: Final = 16384 | (1 << 18)
 _CAPABILITY_VERSION: Final = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
-_OOM_SCORE: Final = "700"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +41,6 @@ class Limits:
     folder_bytes: int = 32 << 30
     open_files: int = 1024
     processes: int = 512
-
-
-def bind_to(parent: int) -> None:
-    """Ends this process together with its parent's thread, and takes away privileges and core files."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above could take effect
-        os._exit(1)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    libc.prctl(_PR_SET_NAME, b"penstock-build", 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write(_OOM_SCORE)
 
 
 def separate() -> str:

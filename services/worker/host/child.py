@@ -12,7 +12,6 @@ import ctypes
 import faulthandler
 import gc
 import os
-import resource
 import signal
 import socket
 import sys
@@ -20,15 +19,13 @@ from contextlib import suppress
 from typing import Any, Final
 
 from penstock.internal.v1 import engine_pb2
+from penstock.kit.child import tie_to
 
 from .arena import Arena
 from .frames import HEADER, MAX_FRAME, failure_of, pack
 from .memory import resident_bytes
 
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
-_PR_SET_NO_NEW_PRIVS: Final = 38
-_OOM_SCORE: Final = "600"
+_OOM_SCORE: Final = 600
 _INT: Final = array.array("i").itemsize
 
 
@@ -113,15 +110,7 @@ class Child:
 
 def confine(parent: int) -> None:
     """Ties this process to its worker and takes away what it does not need."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above could take effect
-        os._exit(1)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    libc.prctl(_PR_SET_NAME, b"penstock-engine", 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write(_OOM_SCORE)
+    tie_to(parent, "penstock-engine", oom_score=_OOM_SCORE)
     # Ctrl-C at a terminal is the worker's to hear; this process ends when its worker closes the link.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
