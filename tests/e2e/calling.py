@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 import time
 from collections.abc import Callable
@@ -13,13 +14,21 @@ from penstock import Client, errors
 ONES = np.ones((1, 16), np.float32)
 
 
-class Load:
-    """Calls add1 without pause from a few threads until told to stop; keeps every outcome."""
+def by_grpc(client: Client, timeout: float = 10) -> Callable[[], bool]:
+    """A call of add1 by the SDK: whether the answer is right."""
+    return lambda: bool((client.infer("add1", {"x": ONES}, timeout=timeout)["y"] == 2).all())
 
-    def __init__(self, client: Client, callers: int = 4) -> None:
-        self._client = client
+
+class Load:
+    """Makes calls without pause, a thread for each of `calls`, until told to stop; keeps every outcome.
+
+    right, wrong: answers. failures: what was raised instead. slowest: seconds of the longest call.
+    """
+
+    def __init__(self, *calls: Callable[[], bool]) -> None:
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._call) for _ in range(callers)]
+        self._threads = [threading.Thread(target=self._repeat, args=(call,)) for call in calls]
+        self._lock = threading.Lock()
         self.right = 0
         self.wrong = 0
         self.failures: list[Exception] = []
@@ -38,23 +47,24 @@ class Load:
     def wait_for(self, more: int) -> None:
         """Waits for so many more right answers."""
         goal = self.right + more
-        wait_until(lambda: self.right > goal)
+        wait_until(lambda: self.right >= goal)
 
-    def _call(self) -> None:
+    def _repeat(self, call: Callable[[], bool]) -> None:
         while not self._stop.is_set():
             begun = time.monotonic()
             try:
-                result = self._client.infer("add1", {"x": ONES}, timeout=5)
-                if (result["y"] == 2).all():
-                    self.right += 1
-                else:
-                    self.wrong += 1
-            except errors.PenstockError as error:
-                self.failures.append(error)
+                right = call()
+            except (errors.PenstockError, OSError, http.client.HTTPException) as failure:
+                self.failures.append(failure)
+                time.sleep(0.02)  # a refusal comes at once: no need to fill the log with them
+            else:
+                with self._lock:
+                    self.right += right
+                    self.wrong += not right
             self.slowest = max(self.slowest, time.monotonic() - begun)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"

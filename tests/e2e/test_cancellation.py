@@ -14,6 +14,7 @@ import pytest
 from deploy.local.suite import Suite
 from penstock import Client
 from penstock.oip import inference_pb2 as oip
+from tests.e2e.calling import wait_until
 from tests.e2e.conftest import grpc_address, serve
 from tests.harness import models
 
@@ -36,13 +37,6 @@ def metrics(suite: Suite) -> tuple[int, dict[str, int]]:
                 code = labels.partition('code="')[2].partition('"')[0]
                 ended[code] = ended.get(code, 0) + int(float(value))
     return under_way, ended
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 def times(count: int) -> bytes:

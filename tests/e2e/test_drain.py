@@ -15,7 +15,7 @@ from deploy.local.ports import Ports
 from deploy.local.suite import ROOT, Suite
 from penstock import Client, errors
 from penstock.v1 import cluster_pb2 as pb
-from tests.e2e.calling import Load, wait_until
+from tests.e2e.calling import Load, by_grpc, wait_until
 from tests.e2e.conftest import grpc_address, serve
 from tests.harness import models
 
@@ -47,7 +47,7 @@ def worker(client: Client, name: str) -> pb.WorkerStatus:
 
 def test_a_drain_under_load_loses_nothing(caller: Client) -> None:
     (first,) = places(caller, "add1")
-    with Load(caller) as load:
+    with Load(*[by_grpc(caller, 5)] * 4) as load:
         load.wait_for(50)
         caller.drain(first, wait=60)
         assert first not in places(caller, "add1")
@@ -67,7 +67,7 @@ def test_a_drain_under_load_loses_nothing(caller: Client) -> None:
 def test_what_fits_nowhere_else_goes_on_serving_and_it_is_said_why(caller: Client) -> None:
     caller.deploy("add1", replicas=2, wait=60)
     told: list[pb.ClusterStatus] = []
-    with Load(caller) as load:
+    with Load(*[by_grpc(caller, 5)] * 4) as load:
         with pytest.raises(
             errors.DeadlineExceeded, match=r"worker-1: 1 replica left; add1@1: stays: 1 of 2 replicas not"
         ):

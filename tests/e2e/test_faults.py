@@ -22,7 +22,7 @@ import pytest
 from deploy.local.ports import Ports
 from deploy.local.suite import Suite
 from penstock import Client, errors, signals
-from tests.e2e.calling import ONES, Load, wait_until
+from tests.e2e.calling import ONES, Load, by_grpc, wait_until
 from tests.e2e.conftest import grpc_address, serve
 from tests.harness import models
 
@@ -47,7 +47,7 @@ def caller(troubled: Suite, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_a_killed_worker_costs_no_answer(troubled: Suite, caller: Client) -> None:
     """Every request in flight is answered elsewhere; the lost replicas come back when the worker does."""
-    with Load(caller) as load:
+    with Load(*[by_grpc(caller, 5)] * 4) as load:
         load.wait_for(50)
         troubled.kill("worker-1")
         load.wait_for(200)
@@ -105,7 +105,7 @@ def test_an_engine_that_dies_takes_nobody_with_it(troubled: Suite, caller: Clien
     """The engine of one model is killed; the other model on the same worker does not notice, and the engine returns."""
     children = engine_processes(troubled, "worker-1")
     assert len(children) >= 2
-    with Load(caller, callers=2) as load:
+    with Load(*[by_grpc(caller, 5)] * 2) as load:
         load.wait_for(20)
         os.kill(children[0], signal.SIGKILL)
         load.wait_for(100)
@@ -116,7 +116,7 @@ def test_an_engine_that_dies_takes_nobody_with_it(troubled: Suite, caller: Clien
 
 
 def test_serving_goes_on_while_etcd_is_gone_for_30_seconds(troubled: Suite, caller: Client) -> None:
-    with Load(caller, callers=2) as load:
+    with Load(*[by_grpc(caller, 5)] * 2) as load:
         load.wait_for(20)
         troubled.kill("etcd")
         gone = time.monotonic()
@@ -138,7 +138,7 @@ def test_serving_goes_on_while_etcd_is_gone_for_30_seconds(troubled: Suite, call
 
 def test_serving_goes_on_while_etcd_is_full(troubled: Suite, caller: Client) -> None:
     """The alarm is raised by hand: half a gigabyte takes long to write. What is asked for meanwhile is done after."""
-    with Load(caller, callers=2) as load:
+    with Load(*[by_grpc(caller, 5)] * 2) as load:
         load.wait_for(20)
         switch_nospace(troubled, on=True)
         wait_until(lambda: alarms(troubled) > 0, 10)
@@ -186,7 +186,7 @@ def test_the_other_scheduler_leads_when_one_dies(troubled: Suite, caller: Client
 
 
 def test_a_worker_told_to_stop_finishes_and_hands_over(troubled: Suite, caller: Client) -> None:
-    with Load(caller) as load:
+    with Load(*[by_grpc(caller, 5)] * 4) as load:
         load.wait_for(20)
         troubled.kill("worker-1", signal.SIGTERM)
         wait_until(lambda: "worker-1" not in troubled.running(), 40)

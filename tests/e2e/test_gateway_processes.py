@@ -7,22 +7,19 @@ import json
 import os
 import re
 import signal
-import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from deploy.local.ports import Ports
 from deploy.local.suite import Suite
 from penstock import Client, errors
+from tests.e2e.calling import Load, by_grpc, wait_until
 from tests.e2e.conftest import grpc_address, serve
 from tests.harness import models
 
-ONES = np.ones((1, 16), np.float32)
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]})
 ENDED = 'penstock_gateway_requests_total{code="OK",model="add1"}'
 
@@ -64,47 +61,6 @@ def logged(suite: Suite, event: str) -> int:
     """How often the gateway's log has it."""
     text = (suite.state / "logs" / "gateway.log").read_text()
     return text.count(f'"event": "{event}"')
-
-
-class Load:
-    """Calls add1 from threads until told to stop, each over connections of its own; keeps every outcome."""
-
-    def __init__(self, *calls: Callable[[], bool]) -> None:
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._repeat, args=(call,)) for call in calls]
-        self._lock = threading.Lock()
-        self.right = 0
-        self.failures: list[Exception] = []
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for(self, more: int) -> None:
-        """Waits for so many more right answers."""
-        goal = self.right + more
-        wait_until(lambda: self.right >= goal)
-
-    def _repeat(self, call: Callable[[], bool]) -> None:
-        while not self._stop.is_set():
-            try:
-                assert call()
-                with self._lock:
-                    self.right += 1
-            except (errors.PenstockError, OSError, http.client.HTTPException) as failure:
-                self.failures.append(failure)
-                time.sleep(0.02)
-
-
-def by_grpc(client: Client) -> Callable[[], bool]:
-    """A call of the SDK."""
-    return lambda: bool((client.infer("add1", {"x": ONES}, timeout=10)["y"] == 2).all())
 
 
 def by_rest(suite: Suite) -> Callable[[], bool]:
@@ -166,6 +122,7 @@ def test_a_killed_process_breaks_its_own_connections_and_no_others(paired: Suite
         load.wait_for(100)
     assert logged(paired, "process_ended") == restarts + 1
     assert len(processes(paired)) == 2 and before[1] in processes(paired)
+    assert load.wrong == 0
     # One thread has one call in flight; a connection that was about to be accepted is another.
     assert len(load.failures) <= 2 * len(callers), load.failures
     assert all(isinstance(failure, errors.Unavailable) for failure in load.failures), load.failures
@@ -184,7 +141,7 @@ def test_a_renewal_fails_no_request(paired: Suite) -> None:
         paired.kill("gateway", signal.SIGHUP)
         wait_until(lambda: logged(paired, "renewed") == renewed + 1, 60)
         load.wait_for(100)
-    assert load.failures == []
+    assert (load.wrong, load.failures) == (0, [])
     assert not set(before) & set(processes(paired))
     assert counted(paired) == start + load.right, "what the old processes counted is handed over"
     for caller in callers:
@@ -207,17 +164,10 @@ def test_a_process_that_dies_while_etcd_is_away_is_not_missed(paired: Suite) -> 
                 assert by_rest(paired)()
                 other.close()
             load.wait_for(100)
-            assert len(load.failures) == so_far
+            assert (load.wrong, len(load.failures)) == (0, so_far)
         finally:
             paired.start("etcd")
             paired.wait_ready("etcd")
         wait_until(lambda: "2 of 2" in admin(paired, "/readyz"), 60)
     for caller in callers:
         caller.close()
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
