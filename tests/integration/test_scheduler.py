@@ -240,7 +240,13 @@ async def test_a_leader_sees_what_it_wrote_before_it_decides_again(
         await deploy(store, "a", version(1))
         await assignments.become({"w1": ["a@1"]})
         record = WorkerRecord(id="w0", memory_bytes=1000 * MIB, engines=["onnx"])
+        # Workers and deployments come by watches of their own: the worker is there before the model that it is for.
         await store.put(keys.worker("w0"), records.to_json(record))
+        with scheduler.view.listening() as changed:
+            async with asyncio.timeout(10):
+                while keys.worker("w0") not in scheduler.view.workers.records:
+                    await changed.wait()
+                    changed.clear()
         await deploy(store, "b", version(1))
         await assignments.become({"w0": ["b@1"], "w1": ["a@1"]})
 
