@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.channel import dial, raising
+from penstock.kit.confinement import Limits
 from penstock.kit.identity import Authenticator
 from penstock.kit.server import build_server
 from penstock.v1 import builds_pb2 as pb
@@ -20,7 +21,6 @@ from services.registry import rpc as service
 from services.registry.blobs import LocalBlobStore
 from services.registry.build import rpc as build_service
 from services.registry.build.builds import Builds
-from services.registry.build.confinement import Limits
 from services.registry.build.job import Bench
 from services.registry.build.journal import Journal
 from services.registry.build.runner import Bell, Runner
