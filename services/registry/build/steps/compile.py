@@ -107,7 +107,9 @@ def run(work: StepContext[Parameters]) -> StepResult:
     )
     raw = work.folder / "plan.raw"
     path = work.folder / "model.plan"
-    path.write_bytes(plans.wrap(header, raw.read_bytes(), signing_key(work.secrets)))
+    key = signing_key(work.secrets)
+    with raw.open("rb") as plan, path.open("wb") as container:
+        plans.seal(header, plan, raw.stat().st_size, container, key)
     raw.unlink()
     work.say(f"{answer['bytes']:,} bytes in {answer['seconds']} s, key {header.key}")
     files = {"plan": path, "timing_cache": work.folder / "timing.cache"}
