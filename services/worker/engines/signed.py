@@ -6,16 +6,16 @@ compiled from, or, where a version has no source beside it, a plan itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from penstock.errors import InvalidArgument, InvalidManifest
 from penstock.plans import PlanHeader, is_plan, unwrap
 
-from .engine import Means, open_model
+from .engine import open_model
 
 
-def plans(files: Mapping[str, Path], means: Means) -> list[tuple[PlanHeader, memoryview]]:
+def plans(files: Mapping[str, Path], trusted_keys: Sequence[bytes]) -> list[tuple[PlanHeader, memoryview]]:
     """Headers and plans in the order of their roles, `model` first.
 
     Raises InvalidManifest for a file that should be a plan and is none that a trusted builder signed.
@@ -30,7 +30,7 @@ def plans(files: Mapping[str, Path], means: Means) -> list[tuple[PlanHeader, mem
             file.seek(0)
             data = file.read()
         try:
-            found.append(unwrap(data, means.plan_keys))
+            found.append(unwrap(data, trusted_keys))
         except InvalidArgument as error:
             raise InvalidManifest(f"files.{role}: {error.message}", field=f"files.{role}") from None
     return found

@@ -16,6 +16,7 @@ from penstock.v1 import manifest_pb2 as pb
 from services.worker.artifacts import Artifacts
 from services.worker.engines.engine import DeviceLost
 from services.worker.memory import Ledger
+from services.worker.plans.starting import Load
 from services.worker.replica import Replica, Surroundings
 from services.worker.serving import Serving, Standing
 from tests.harness.waiting import Changed
@@ -59,14 +60,15 @@ class Stage:
         self.told: list[tuple[Standing, float]] = []
         self.changed = Changed()
 
-    async def start(self, manifest: pb.Manifest, files: Mapping[str, Path], devices: Sequence[int] = ()) -> EchoEngine:
-        assert (manifest.name, manifest.instances) == ("m", self.instances)
-        assert await asyncio.to_thread(files["model"].read_bytes) == MODEL
+    async def start(self, load: Load) -> EchoEngine:
+        assert (load.manifest.name, load.manifest.instances) == ("m", self.instances)
+        assert await asyncio.to_thread(load.files["model"].read_bytes) == MODEL
+        assert load.source == digest_of(MODEL)
         if self.loading is not None:
             await self.loading.wait()
         if self.problems:
             raise self.problems.pop(0)
-        self.devices = list(devices)
+        self.devices = list(load.devices)
         self.engines.append(EchoEngine(self.gate))
         self.engines[-1].memory_bytes = self.engine_bytes
         return self.engines[-1]
