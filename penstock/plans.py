@@ -53,6 +53,7 @@ _TAIL: Final = _KEY_ID + _SIGNATURE
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _ARCHITECTURE: Final = re.compile(r"(?:sm[0-9]{2,3}\+?|cpu-[a-z0-9_]{1,32})(?:,sm[0-9]{2,3}\+?){0,15}")
+_SM: Final = re.compile(r"sm([0-9]{2,3})", re.ASCII)
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 Buffer = bytes | bytearray | memoryview
@@ -84,12 +85,7 @@ class PlanHeader:
 
     def runs_on(self, architecture: str) -> bool:
         """Whether it was made for that one architecture, such as `sm90`."""
-        for each in self.architecture.split(","):
-            if each.rstrip("+") == architecture:
-                return True
-            if each.endswith("+") and architecture.startswith("sm") and int(architecture[2:]) >= int(each[2:-1]):
-                return True
-        return False
+        return runs_on(self.architecture, architecture)
 
     @property
     def key(self) -> str:
@@ -97,6 +93,18 @@ class PlanHeader:
         document = _document(self)
         del document["created"]
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def runs_on(architectures: str, one: str) -> bool:
+    """Whether what was made for these architectures (PlanHeader.architecture) runs on that one, such as `sm90`."""
+    wanted = _SM.fullmatch(one)
+    for each in architectures.split(","):
+        if each.rstrip("+") == one:
+            return True
+        least = _SM.fullmatch(each.removesuffix("+"))
+        if each.endswith("+") and wanted and least and int(wanted.group(1)) >= int(least.group(1)):
+            return True
+    return False
 
 
 def is_plan(head: Buffer) -> bool:
