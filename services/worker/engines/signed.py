@@ -1,7 +1,7 @@
 """The compiled plans among a version's files, each verified before anything of it is used (penstock/plans.py).
 
-Plans lie in roles that begin with `plan`, so that a version can hold one for every target; `model` is what they were
-compiled from, or, where a version has no source beside it, a plan itself.
+Plans lie in roles that begin with `plan`, so that a version can hold one for every target; `model` is what they were,
+or will be, compiled from, or, where a version has no source beside it, a plan itself.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def plans(files: Mapping[str, Path], trusted_keys: Sequence[bytes]) -> list[tupl
     for role in ["model", *roles] if "model" in files else roles:
         with open_model(files[role]) as file:
             head = file.read(8)
-            if role == "model" and roles and not is_plan(head):
-                continue  # their source
+            if role == "model" and not is_plan(head):
+                continue  # the source, of which plans are made
             file.seek(0)
             data = file.read()
         try:
