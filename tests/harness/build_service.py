@@ -87,7 +87,9 @@ class Registry:
 
 
 @asynccontextmanager
-async def running(folder: Path, *, waiting: int = 100, at_once: int = 1) -> AsyncIterator[Registry]:
+async def running(
+    folder: Path, *, waiting: int = 100, at_once: int = 1, steps: str = "tests.harness.build_steps"
+) -> AsyncIterator[Registry]:
     threads = Threads("test", 8)
     database = Database(f"sqlite:///{folder}/registry.db")
     await threads.run(database.migrate)
@@ -98,7 +100,7 @@ async def running(folder: Path, *, waiting: int = 100, at_once: int = 1) -> Asyn
         hidden=folder,
         limits=Limits(memory_bytes=2 << 30, wall_seconds=60.0),
         confined=NAMESPACES,
-        steps="tests.harness.build_steps",
+        steps=steps,
     )
     bell, store = Bell(), BuildStore(database, most_waiting=waiting)
     journal = Journal(folder / "builds" / "logs")

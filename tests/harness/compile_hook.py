@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Final
 
+_ROOT: Final = str(Path(__file__).resolve().parents[2])
 _COMPILES: Final = """
 import os
 import sys
@@ -32,6 +33,8 @@ import sys
 
 ENGINE = "services.worker.host.child" in sys.orig_argv
 if ENGINE or "services.worker" in sys.orig_argv:
+    # Before the process has its own path: what is installed may be another checkout.
+    sys.path.insert(0, {root!r})
     import importlib.metadata
 
     import pytest
@@ -54,7 +57,7 @@ def compiles(folder: Path, body: str) -> Path:
 
 def device(folder: Path, capability: tuple[int, int] = (8, 9)) -> Path:
     """Writes the hook; the folder belongs on PYTHONPATH."""
-    return _written(folder, _DEVICE.format(capability=capability))
+    return _written(folder, _DEVICE.format(capability=capability, root=_ROOT))
 
 
 def _written(folder: Path, text: str) -> Path:
