@@ -16,8 +16,10 @@ from penstock import errors
 from penstock.channel import raising
 from penstock.v1 import builds_pb2 as pb
 from penstock.v1 import manifest_pb2, models_pb2
+from services.registry.build import engines
 from tests.harness.build_service import Registry, running
 
+NOBODYS = "sha256:" + "0" * 64
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -141,6 +143,46 @@ async def test_an_engine_is_found_by_everything_it_depends_on(registry: Registry
         other.CopyFrom(wanted)
         setattr(other, field, "another")
         assert not (await registry.builds.FindEngine(other)).HasField("engine"), field
+
+
+async def test_who_leaves_precision_or_profile_open_gets_the_newest_that_runs_there(registry: Registry) -> None:
+    await registry.publish()
+    build, _ = await registry.ended((await registry.build("compile")).id)
+    (engine,) = build.engines
+    wanted = {"source_digest": build.source_digest, "builder": "none", "builder_version": "1", "architecture": "any"}
+    for more in ({}, {"precision": "fp32"}, {"profile": "1"}):
+        assert (await registry.builds.FindEngine(pb.FindEngineRequest(**wanted, **more))).engine == engine
+    for change in (
+        {"builder_version": "2"},
+        {"architecture": "sm90"},
+        {"precision": "int8"},
+        {"source_digest": NOBODYS},
+    ):
+        miss = pb.FindEngineRequest(**{**wanted, **change})
+        assert not (await registry.builds.FindEngine(miss)).HasField("engine"), change
+
+
+def test_of_several_engines_the_newest_that_runs_on_the_architecture() -> None:
+    def engine(seconds: int, architecture: str, **more: str) -> pb.Engine:
+        same = {"source_digest": NOBODYS, "builder": "tensorrt-rtx", "builder_version": "1", "precision": "fp32"}
+        made = pb.Engine(**{**same, **more}, architecture=architecture)
+        made.create_time.FromSeconds(seconds)
+        return made
+
+    found = [
+        engine(1, "sm80,sm89"), engine(4, "sm120+"), engine(3, "sm86+"), engine(2, "sm89"),
+        engine(5, "sm89", builder="tensorrt"), engine(6, "sm89", source_digest="sha256:1"),
+    ]  # fmt: skip
+    same = {"source_digest": NOBODYS, "builder": "tensorrt-rtx", "builder_version": "1"}
+
+    def newest(architecture: str, **more: str) -> int:
+        best = engines.newest(found, pb.FindEngineRequest(**same, **more, architecture=architecture))
+        return 0 if best is None else best.create_time.seconds
+
+    assert [newest(each) for each in ("sm89", "sm80", "sm86", "sm90", "sm120", "sm75")] == [3, 1, 3, 3, 4, 0]
+    assert newest("sm89", precision="int8") == 0
+    assert [newest(each) for each in ("", "smx", "sm_89", "sm" + "9" * 99, "sm\u0668\u0669")] == [0] * 5
+    assert engines.newest([], pb.FindEngineRequest(**same)) is None
 
 
 async def test_a_manifest_asks_for_its_build(registry: Registry) -> None:

@@ -48,6 +48,12 @@ def test_shapes_of_every_input() -> None:
     assert exact[0]["scale"] == ((2, 3), (2, 3), (2, 3))
 
 
+def test_without_batches_the_first_dimension_is_one_like_the_others() -> None:
+    assert profiles({"x": ["n", 4]}, [], {"n": (1, 8, 64)}, {}) == ({"x": ((1, 4), (8, 4), (64, 4))},)
+    with pytest.raises(InvalidArgument, match="the dimension 'n'"):
+        profiles({"x": ["n", 4]}, [], {}, {})
+
+
 def test_a_model_of_fixed_shapes_needs_none() -> None:
     assert profiles({"x": [1, 4]}, [(1, 4, 8)], {}, {}) == ()
 
