@@ -167,7 +167,8 @@ async def test_a_cancelled_run_leaves_the_host_usable(tmp_path: Path) -> None:
             run = asyncio.create_task(add_one(made, 1))
             for _ in range(5):
                 await asyncio.sleep(0)
-            reads = made._inputs.view[:64] if made._inputs else memoryview(b"")
+            arena = made._inputs[0]
+            reads = arena.view[:64] if arena is not None else memoryview(b"")
             run.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await run

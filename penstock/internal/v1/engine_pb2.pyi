@@ -63,7 +63,7 @@ class HostRequest(_message.Message):
     def run(self) -> Global___RunCall: ...
     @_builtins.property
     def arena(self) -> Global___ArenaCall:
-        """A memfd for tensor bytes comes with this frame as ancillary data and replaces the last one."""
+        """A memfd for tensor bytes comes with this frame as ancillary data and replaces the last one of its side."""
 
     @_builtins.property
     def check(self) -> Global___CheckCall: ...
@@ -158,8 +158,11 @@ class RunCall(_message.Message):
 
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    SIDE_FIELD_NUMBER: _builtins.int
     batch_size: _builtins.int
     """Rows of the batch; 0 when the model has no batch dimension."""
+    side: _builtins.int
+    """Where its tensors lie and its outputs go, 0 or 1. The other side's are not touched by this run."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorRef]: ...
     def __init__(
@@ -167,10 +170,11 @@ class RunCall(_message.Message):
         *,
         batch_size: _builtins.int = ...,
         inputs: _abc.Iterable[Global___TensorRef] | None = ...,
+        side: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "inputs", b"inputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "inputs", b"inputs", "side", b"side"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -182,18 +186,22 @@ class ArenaCall(_message.Message):
 
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    SIDE_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     outputs: _builtins.bool
     """True for the arena that the child writes outputs to, false for the inputs'."""
+    side: _builtins.int
+    """0 or 1: there are two of each, so that one batch can be put together, or read out, while another one runs."""
     def __init__(
         self,
         *,
         size_bytes: _builtins.int = ...,
         outputs: _builtins.bool = ...,
+        side: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "side", b"side", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
