@@ -216,6 +216,16 @@ class BatchQueue(Generic[T]):
         self._length = 0
         return everything
 
+    def upcoming(self) -> Iterator[Waiting[T]]:
+        """Who would go with the next batch as things stand, in order, deadlines aside. Nobody leaves the queue, and
+        nobody is promised anything: `take` decides."""
+        leader, rows = self._leader(), 0
+        for waiting in self._in_order(leader.kind) if leader is not None else ():
+            rows += waiting.rows
+            if rows > self.policy.capacity:
+                return
+            yield waiting
+
     def take(self, now: float) -> Decision[T]:
         """What a free engine should do now. The batch and the refused have left the queue when this returns."""
         decision: Decision[T] = Decision()
