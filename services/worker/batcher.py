@@ -313,15 +313,16 @@ class Batcher:
         if not batch:
             return None, decision.wake
         self.work.dequeued(len(batch), len(batch) * now - sum([waiting.item.arrived for waiting in batch]))
-        self._ahead.taken(by=instance)
+        if len(self._instances) > 1:
+            self._ahead.taken(by=instance)
         return await self._begin(instance, batch, again=True, beside=beside), math.inf
 
     async def _begin(self, instance: Instance, batch: Batch, *, again: bool, beside: bool) -> Flight:
         """Has the engine run a batch. What goes wrong with it is raised where it lands."""
+        started = self._clock()
         instance.batches += 1
-        size, started = sum([waiting.rows for waiting in batch]), self._clock()
-        flight = Flight(batch, size, started, not self._policy.max_batch_size, again)
-        instance.free_at = started + self._queue.estimate.seconds(size)
+        flight = Flight(batch, started, whole=not self._policy.max_batch_size, again=again)
+        instance.free_at = started + self._queue.estimate.seconds(flight.rows)
         self._note_instances()
         self.work.began(started)
         try:
@@ -351,8 +352,15 @@ class Batcher:
         smaller: tuple[Batch, ...] = ()
         following: Flight | None = None
         try:
-            outcome = await self._outcome(instance, flight)
-            if instance.engine.alive:
+            try:
+                if flight.problem is not None:
+                    raise flight.problem
+                async with asyncio.timeout_at(flight.started + self._run_timeout):
+                    outcome = await instance.engine.finish()
+            finally:
+                self._landed(instance, flight)
+            self._queue.estimate.observe(flight.rows, flight.took)
+            if (self._queue or instance.halves) and instance.engine.alive:
                 following, _ = await self._next(instance, beside=True)
             self._deliver(flight, outcome)
         except TimeoutError:
@@ -379,18 +387,6 @@ class Batcher:
         self._metrics.batch_seconds.observe(flight.took)
         self._metrics.batch_rows.observe(flight.rows)
         return following
-
-    async def _outcome(self, instance: Instance, flight: Flight) -> Outcome:
-        """What the engine gave. Raises TimeoutError, PenstockError, and whatever kept the batch from it."""
-        try:
-            if flight.problem is not None:
-                raise flight.problem
-            async with asyncio.timeout_at(flight.started + self._run_timeout):
-                outcome = await instance.engine.finish()
-        finally:
-            self._landed(instance, flight)
-        self._queue.estimate.observe(flight.rows, flight.took)
-        return outcome
 
     def _landed(self, instance: Instance, flight: Flight) -> None:
         now = self._clock()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from penstock.errors import PenstockError
 from penstock.kit import telemetry
 from penstock.kit.telemetry import Span
 
-from . import rows
 from .batching import Waiting
 from .codec import Tensor
 from .instance import Outcome
+from .rows import Sliced
 from .seat import Seat
 
 BATCH_SPAN: Final = "engine.batch"
@@ -21,24 +20,19 @@ BATCH_SPAN: Final = "engine.batch"
 Batch = Sequence[Waiting[Seat]]
 
 
-@dataclass(slots=True)
 class Flight:
     """started, took: when it was taken, on the loop's clock, and the seconds until the engine answered. whole: it is
     one request of a model without batch dimension. again: it may be tried once more, in halves. problem: why it never
     reached the engine."""
 
-    batch: Batch
-    rows: int
-    started: float
-    whole: bool
-    again: bool
-    staged_ns: int = 0
-    took: float = 0.0
-    problem: Exception | None = None
-    span: Span | None = field(init=False)
+    __slots__ = ("again", "batch", "problem", "rows", "span", "staged_ns", "started", "took", "whole")
 
-    def __post_init__(self) -> None:
-        self.span = _span(self.batch, self.rows)
+    def __init__(self, batch: Batch, started: float, *, whole: bool, again: bool) -> None:
+        self.batch, self.started, self.whole, self.again = batch, started, whole, again
+        self.rows = sum([waiting.rows for waiting in batch])
+        self.span = _span(batch, self.rows)
+        self.staged_ns, self.took = 0, 0.0
+        self.problem: Exception | None = None
 
     @property
     def size(self) -> int:
@@ -48,7 +42,7 @@ class Flight:
     def answers(self, outcome: Outcome) -> list[tuple[Seat, tuple[Tensor, ...] | PenstockError]]:
         """Each request's own rows, or why it has none; those who have left are left out. Views: a later run overwrites
         the outputs. Raises Internal."""
-        sliced = rows.Sliced(outcome.outputs, None if self.whole else self.rows, outcome.row_failures)
+        sliced = Sliced(outcome.outputs, None if self.whole else self.rows, outcome.row_failures)
         first = 0
         found: list[tuple[Seat, tuple[Tensor, ...] | PenstockError]] = []
         for waiting in self.batch:

@@ -38,10 +38,9 @@ class Lookahead:
 
     def taken(self, by: Instance) -> None:
         """An engine has taken a batch: what was copied of it for another one is of no use."""
-        if len(self._instances) > 1:
-            for instance in self._instances:
-                if instance is not by:
-                    instance.staging.drop()
+        for instance in self._instances:
+            if instance is not by:
+                instance.staging.drop()
 
     def _copy(self) -> None:
         self._looking = False

@@ -7,7 +7,6 @@ by that: when the engine is free the queue decides, and what does not lie as it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Final, TypeAlias
 
 from penstock.internal.v1 import engine_pb2
@@ -45,7 +44,7 @@ class Staging:
         if first is None or not worthwhile(first):
             return
         if self._open is None or self._open.kind != first.kind:
-            self._open = _Open(first, self._capacity, partial(self._arena_of_side, 1 - self._side))
+            self._open = _Open(first, self._capacity, self._arena_of, 1 - self._side)
         self._open.become([first, *requests])
 
     def place(self, requests: Sequence[Request], *, beside: bool) -> tuple[int, list[engine_pb2.TensorRef]]:
@@ -59,7 +58,7 @@ class Staging:
             return self._side, ahead.references(self._batched)
         if beside:
             self._side = 1 - self._side
-        return self._side, stage(requests, partial(self._arena_of_side, self._side), batched=self._batched)
+        return self._side, stage(requests, self._arena_of, self._side, batched=self._batched)
 
     def forget(self, request: Request) -> bool:
         """A request has left; whether it lay there, so that those behind it have to be copied anew."""
@@ -69,14 +68,11 @@ class Staging:
         """What was copied ahead has gone another way."""
         self._open = None
 
-    def _arena_of_side(self, side: int, size: int) -> memoryview:
-        return self._arena_of(size, side)
-
 
 class _Open:
     """A batch that is not decided yet: requests of one kind, each tensor in a room for a full batch of such rows."""
 
-    def __init__(self, first: Request, capacity: int, arena_of: Callable[[int], memoryview]) -> None:
+    def __init__(self, first: Request, capacity: int, arena_of: ArenaOf, side: int) -> None:
         self.kind = first.kind
         self._requests: list[Request] = []
         each = sum(len(tensor.data) for tensor in first.inputs) / first.rows
@@ -85,7 +81,7 @@ class _Open:
         self._offsets = [sum(self._rooms[:index]) for index in range(len(self._rooms))]
         # Where each request's rows end, tensor by tensor; in front, where those of the first begin.
         self._ends = [(0,) * len(self._rooms)]
-        self._arena = arena_of(max(1, sum(self._rooms)))
+        self._arena = arena_of(max(1, sum(self._rooms)), side)
 
     def begins_with(self, requests: Sequence[Request]) -> bool:
         """Whether anything of it is of use for these."""
@@ -137,21 +133,19 @@ def worthwhile(request: Request) -> bool:
     return any([len(tensor.data) >= WORTH_BYTES for tensor in request.inputs])
 
 
-def stage(
-    requests: Sequence[Request], arena_of: Callable[[int], memoryview], *, batched: bool
-) -> list[engine_pb2.TensorRef]:
-    """Writes the requests' rows into the arena, each byte copied once; what lies where.
+def stage(requests: Sequence[Request], arena_of: ArenaOf, side: int, *, batched: bool) -> list[engine_pb2.TensorRef]:
+    """Writes the requests' rows into that side's arena, each byte copied once; what lies where.
 
-    arena_of: gives an arena of so many bytes. batched: the first dimension is rows, which add up.
+    batched: the first dimension is rows, which add up.
     """
     references: list[engine_pb2.TensorRef] = []
-    rows = sum(request.rows for request in requests) if batched else None
+    rows = sum([request.rows for request in requests]) if batched else None
     total = 0
     for index, first in enumerate(requests[0].inputs):
-        size = sum(len(request.inputs[index].data) for request in requests)
+        size = sum([len(request.inputs[index].data) for request in requests])
         references.append(_reference(first, rows, total, size))
         total += _aligned(size)
-    arena = arena_of(max(total, 1))
+    arena = arena_of(max(total, 1), side)
     for index, reference in enumerate(references):
         offset = reference.offset
         for request in requests:
