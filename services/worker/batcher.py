@@ -305,7 +305,7 @@ class Batcher:
         if not self._queue:
             return None, math.inf
         now = self._clock()
-        decision = self._queue.take(now)
+        decision = self._queue.take(now, instance.engine.costs)
         for waiting, error in decision.refused:
             self.work.dequeued(1, now - waiting.item.arrived)
             self._refuse(waiting.item, error)

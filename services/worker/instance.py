@@ -14,6 +14,7 @@ from penstock.kit.log import get_logger
 from . import rows
 from .batching import BatchPolicy, Waiting
 from .canary import Canary
+from .costs import Costs
 from .engines.engine import DeviceLost
 from .seat import Seat
 from .staging import Staging
@@ -47,6 +48,8 @@ class EngineRunner(Protocol):
 
     @property
     def alive(self) -> bool: ...
+    @property
+    def costs(self) -> Costs: ...
     def staging(self, size: int, side: int) -> memoryview: ...
     async def begin(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef], side: int) -> None: ...
     async def finish(self) -> Outcome: ...

@@ -35,6 +35,7 @@ from penstock.wire.http2.service import inference_methods
 from services.worker.batcher import Batcher
 from services.worker.batching import BatchPolicy
 from services.worker.codec import Schema
+from services.worker.costs import UNKNOWN, Costs
 from services.worker.inference import Inference
 from services.worker.metrics import ReplicaMetrics
 from services.worker.serving import Serving, Standing
@@ -72,6 +73,7 @@ class _Engine:
 
     def __init__(self) -> None:
         self.alive = True
+        self.costs: Costs = UNKNOWN
         self._arenas = (bytearray(1 << 20), bytearray(1 << 20))
         self._outcome = EchoOutcome([])
 

@@ -60,7 +60,8 @@ class Child:
                 self._runner = Runner.load(request.load)
                 gc.collect()
                 ctypes.CDLL(None).malloc_trim(0)  # what loading needed goes back before it is counted
-                return engine_pb2.HostResponse(id=request.id, load=engine_pb2.LoadResult(memory_bytes=resident_bytes()))
+                loaded = engine_pb2.LoadResult(memory_bytes=resident_bytes(), costs=self._runner.costs)
+                return engine_pb2.HostResponse(id=request.id, load=loaded)
             if request.WhichOneof("call") == "check":
                 self._runner.check()
                 return engine_pb2.HostResponse(id=request.id, check=engine_pb2.CheckResult())

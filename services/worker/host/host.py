@@ -20,11 +20,13 @@ from penstock.errors import DeadlineExceeded, Internal, PenstockError, Unavailab
 from penstock.internal.v1 import engine_pb2
 from penstock.v1 import manifest_pb2 as pb
 
+from ..costs import UNKNOWN, Costs
 from ..engines.engine import NOTHING, DeviceLost, Means
 from . import arena as arenas
 from .frames import (
     BrokenFrame,
     OutputTensor,
+    checked_costs,
     checked_outputs,
     checked_row_failures,
     error_of,
@@ -71,6 +73,8 @@ class EngineHost:
         self._owed: dict[int, int] = {}
         self._running: engine_pb2.HostRequest | None = None
         self._loaded_bytes = 0
+        self.costs: Costs = UNKNOWN
+        """What the engine has measured of the sizes that it runs; empty where it runs any."""
         self._inputs: list[arenas.Arena | None] = [None, None]
         self._outputs: list[arenas.Arena | None] = [None, None]
 
@@ -208,6 +212,7 @@ class EngineHost:
             response = await self._ask(engine_pb2.HostRequest(id=self._new_id(), load=call))
             if response.WhichOneof("result") != "load":
                 raise BrokenFrame("not the answer to a load")
+            self.costs = checked_costs(response.load.costs)
         except BrokenFrame as error:
             raise Internal("the engine failed while it loaded the model", detail=f"broken frame: {error}") from None
         except DeviceLost:

@@ -20,6 +20,7 @@ from penstock.tensors import DATATYPES
 from services.worker.batcher import Batcher
 from services.worker.batching import BatchPolicy
 from services.worker.codec import Request, Tensor
+from services.worker.costs import UNKNOWN, Costs
 from services.worker.metrics import ReplicaMetrics
 from services.worker.statistics import Statistics
 
@@ -80,6 +81,7 @@ class EchoEngine:
         self.started = asyncio.Semaphore(0)
         """Released once per batch that was begun."""
         self.memory_bytes = 12
+        self.costs: Costs = UNKNOWN
         self.pid = 1
         self.closed = False
         self.gone = asyncio.Event()

@@ -20,6 +20,7 @@ from penstock.errors import DeadlineExceeded, Internal, InvalidArgument, Penstoc
 from penstock.internal.v1 import engine_pb2
 from services.worker import staging
 from services.worker.batcher import Batcher
+from services.worker.costs import Costs
 from services.worker.seat import Result
 from services.worker.statistics import Statistics
 from tests.unit.worker.doubles import EchoEngine, EchoOutcome, batcher, request
@@ -59,6 +60,7 @@ class World:
     engines: int
     ahead: bool = True
     """Whether rows are copied before their batch is decided; else only when it is."""
+    costs: Costs = field(default_factory=dict)
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Engine(EchoEngine):
     def __init__(self, world: World, history: History) -> None:
         super().__init__(behave=self._fail)
         self._world = world
+        self.costs = world.costs
         self.batches = history.batches
         self._history = history
 
@@ -138,6 +141,7 @@ def worlds(draw: st.DrawFn) -> World:
         draw(st.sampled_from([0.0, 0.001])),
         draw(st.sampled_from([1, 1, 2])),
         draw(st.booleans()),
+        draw(st.dictionaries(st.integers(1, 8), st.sampled_from([0.001, 0.002, 0.008]), max_size=3)),
     )
 
 
