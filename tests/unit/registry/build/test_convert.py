@@ -287,6 +287,8 @@ def test_lightgbm_answers_the_same_as_onnx(tmp_path: Path, step: Run) -> None:
         given = Session(result.files["model"].read_bytes(), 1).run({"features": pixels})
         found = given["probabilities"] if more else given["variable"][:, 0]
         np.testing.assert_allclose(found, booster.predict(pixels.astype(np.float64)), atol=1e-3)
+        told = result.report["interface"]
+        assert all(tensor["shape"][0] == -1 for tensor in [*told["inputs"], *told["outputs"]])
 
 
 @pytest.mark.parametrize("library", ["sklearn", "xgboost", "lightgbm"])
