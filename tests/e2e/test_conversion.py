@@ -205,3 +205,40 @@ def boosted(library: str, rows: Array, classes: Array) -> tuple[str, Array]:
     settings = {"objective": "multiclass", "num_class": 3, "verbose": -1, "num_threads": 1}
     trees = lightgbm.train(settings, lightgbm.Dataset(rows, classes), 5)
     return trees.model_to_string(), np.asarray(trees.predict(rows))
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("tensorflow", "keras", "tf2onnx")),
+    reason="tensorflow, keras or tf2onnx is not installed (penstock[build-tensorflow])",
+)
+@pytest.mark.filterwarnings("ignore")  # of TensorFlow, about itself
+@pytest.mark.parametrize("format", ["keras", "savedmodel"])
+def test_a_model_of_tensorflow_is_published_built_and_answers(
+    suite: Suite, client: Client, tmp_path: Path, format: str
+) -> None:
+    import keras
+
+    layers = keras.layers
+    model = keras.Sequential(
+        [layers.Input((6, 4), name="series"), layers.LSTM(5), layers.Dense(3, activation="softmax", name="scores")]
+    )
+    name = f"lstm-{format}"
+    files, names = "", ""
+    if format == "keras":
+        model.save(tmp_path / "model.keras")
+        files = "files: {model: model.keras}\n"
+    else:
+        model.export(tmp_path, verbose=False)
+        names = ", parameters: {names: {output_0: scores}}"
+    (tmp_path / "model.yaml").write_text(
+        f"schema: penstock/v1\nname: {name}\nformat: {format}\n{files}batching: {{max_batch_size: 8}}\n"
+        + BUILD % f"{{step: convert-{format}{names}}}, {{step: gate}}"
+    )
+    manifest = converted(suite, client, tmp_path, name)
+    assert [(tensor.name, list(tensor.shape)) for tensor in (*manifest.inputs, *manifest.outputs)] == [
+        ("series", [6, 4]), ("scores", [3]),
+    ]  # fmt: skip
+    rows = np.random.default_rng(0).normal(size=(5, 6, 4)).astype(np.float32)
+    wanted = np.asarray(model(rows, training=False))
+    assert client.infer(name, {"series": rows})["scores"] == pytest.approx(wanted, abs=1e-5)
+    client.undeploy(name, wait=30)
