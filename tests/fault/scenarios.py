@@ -11,7 +11,7 @@ import shutil
 import signal
 import time
 
-from tests.fault import cold_start, engines, leadership, machine, members, network
+from tests.fault import cold_start, density, engines, leadership, machine, members, network
 from tests.fault.ledger import SLACK
 from tests.fault.result import LEASE, Result, Scenario, answers_again, no_stale_commands, only_the_first_fail, proxied
 from tests.fault.stand import GATEWAYS, PROXIED, SCHEDULERS, WORKERS, Stand, wait_until
@@ -394,6 +394,7 @@ SCENARIOS = (
         workers_restarted,
     ),
     Scenario("22", "rolling-restart", "SIGTERM and start of every process in turn", "failed 0", rolling_restart),
+    *density.SCENARIOS,
     *engines.SCENARIOS,
     *leadership.SCENARIOS,
     *machine.SCENARIOS,

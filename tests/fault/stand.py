@@ -49,6 +49,7 @@ class Dress:
     before, flags: words before and after the command of a process, by its name. manifest: what the model says more,
     by section.
     etcd_for, worker_at: hosts at which PROXIED finds its proxy to etcd, and at which its port is found.
+    modules: what runs in place of a module of Python, by its name.
     store: host:port of the store that is asked, where the processes were told of another than the suite's own.
     """
 
@@ -57,6 +58,7 @@ class Dress:
     manifest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     etcd_for: str = "127.0.0.1"
     worker_at: str = "127.0.0.1"
+    modules: Mapping[str, str] = field(default_factory=dict)
     store: str = ""
 
 
@@ -70,10 +72,11 @@ class Dressed(Suite):
 
     def table(self) -> list[Process]:
         """See Suite.table."""
+        dress = self.dress
         rows = [
-            replace(row, command=[*self.dress.before.get(name, ()), *row.command, *self.dress.flags.get(name, ())])
+            replace(row, command=[*dress.before.get(name, ()), *command, *dress.flags.get(name, ())])
             for row in super().table()
-            for name in (row.name,)
+            for name, command in ((row.name, [dress.modules.get(word, word) for word in row.command]),)
         ]
         far = {PROXIED: self.dress.worker_at}
         return [
