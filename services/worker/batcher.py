@@ -320,7 +320,6 @@ class Batcher:
     async def _begin(self, instance: Instance, batch: Batch, *, again: bool, beside: bool) -> Flight:
         """Has the engine run a batch. What goes wrong with it is raised where it lands."""
         started = self._clock()
-        instance.batches += 1
         flight = Flight(batch, started, whole=not self._policy.max_batch_size, again=again)
         instance.free_at = started + self._queue.estimate.seconds(flight.rows)
         self._note_instances()
@@ -363,6 +362,7 @@ class Batcher:
             if (self._queue or instance.halves) and instance.engine.alive:
                 following, _ = await self._next(instance, beside=True)
             self._deliver(flight, outcome)
+            instance.batches += 1
         except TimeoutError:
             failure = EngineHung(HUNG)
             raise failure from None
