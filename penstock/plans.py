@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -28,7 +29,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from penstock.errors import InvalidArgument
 
@@ -45,12 +46,14 @@ BUILDERS: Final = {"tensorrt": "tensorrt", "tensorrt_rtx_bindings": "tensorrt-rt
 """What `PlanHeader.builder` says, by the Python package whose runtime loads the plan."""
 
 _HEAD: Final = struct.Struct("<8sIQ")
+_PIECE: Final = 1 << 20
 _KEY_ID: Final = 16
 _SIGNATURE: Final = 64
 _TAIL: Final = _KEY_ID + _SIGNATURE
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _ARCHITECTURE: Final = re.compile(r"(?:sm[0-9]{2,3}\+?|cpu-[a-z0-9_]{1,32})(?:,sm[0-9]{2,3}\+?){0,15}")
+_SM: Final = re.compile(r"sm([0-9]{2,3})", re.ASCII)
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 Buffer = bytes | bytearray | memoryview
@@ -82,12 +85,7 @@ class PlanHeader:
 
     def runs_on(self, architecture: str) -> bool:
         """Whether it was made for that one architecture, such as `sm90`."""
-        for each in self.architecture.split(","):
-            if each.rstrip("+") == architecture:
-                return True
-            if each.endswith("+") and architecture.startswith("sm") and int(architecture[2:]) >= int(each[2:-1]):
-                return True
-        return False
+        return runs_on(self.architecture, architecture)
 
     @property
     def key(self) -> str:
@@ -97,6 +95,18 @@ class PlanHeader:
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
+def runs_on(architectures: str, one: str) -> bool:
+    """Whether what was made for these architectures (PlanHeader.architecture) runs on that one, such as `sm90`."""
+    wanted = _SM.fullmatch(one)
+    for each in architectures.split(","):
+        if each.rstrip("+") == one:
+            return True
+        least = _SM.fullmatch(each.removesuffix("+"))
+        if each.endswith("+") and wanted and least and int(wanted.group(1)) >= int(least.group(1)):
+            return True
+    return False
+
+
 def is_plan(head: Buffer) -> bool:
     """Whether a file that begins with these bytes says that it is a container."""
     return bytes(memoryview(head)[: len(MAGIC)]) == MAGIC
@@ -104,12 +114,31 @@ def is_plan(head: Buffer) -> bool:
 
 def wrap(header: PlanHeader, plan: Buffer, key: Ed25519PrivateKey) -> bytes:
     """The container, signed. Raises InvalidArgument for a header that `unwrap` would not take."""
+    made, body = io.BytesIO(), memoryview(plan).cast("B")
+    seal(header, io.BytesIO(body), len(body), made, key)
+    return made.getvalue()
+
+
+def seal(header: PlanHeader, plan: BinaryIO, size: int, container: BinaryIO, key: Ed25519PrivateKey) -> None:
+    """Writes the container of a plan of `size` bytes, piece by piece. Raises InvalidArgument for a header that `unwrap`
+    would not take, or where `plan` has another size."""
     text = json.dumps(_document(header), separators=(",", ":"), sort_keys=True).encode()
     _parsed(text)
-    body = memoryview(plan).cast("B")
-    public = key.public_key().public_bytes_raw()
-    signed = b"".join((_HEAD.pack(MAGIC, len(text), len(body)), text, body, key_id(public)))
-    return signed + key.sign(_message(signed))
+    hasher = hashlib.sha512()
+
+    def put(data: bytes) -> None:
+        hasher.update(data)
+        container.write(data)
+
+    put(_HEAD.pack(MAGIC, len(text), size) + text)
+    left = size
+    while piece := plan.read(min(_PIECE, left)):
+        put(piece)
+        left -= len(piece)
+    if left or plan.read(1):
+        raise InvalidArgument("the plan has another size than was said")
+    put(key_id(key.public_key().public_bytes_raw()))
+    container.write(key.sign(CONTEXT + hasher.digest()))
 
 
 def unwrap(data: Buffer, trusted_keys: Iterable[bytes]) -> tuple[PlanHeader, memoryview]:
@@ -119,26 +148,30 @@ def unwrap(data: Buffer, trusted_keys: Iterable[bytes]) -> tuple[PlanHeader, mem
     one of them signed exactly these bytes.
     """
     view = memoryview(data).cast("B")
-    if not is_plan(view):
-        raise InvalidArgument("this is not a compiled plan of a Penstock builder")
-    if len(view) < _HEAD.size + _TAIL:
-        raise _cut()
-    _, header_size, plan_size = _HEAD.unpack_from(view)
-    if header_size > MAX_HEADER:
-        raise InvalidArgument("the plan's header is larger than any builder writes")
-    if len(view) != _HEAD.size + header_size + plan_size + _TAIL:
-        raise _cut()
+    header_size, plan_size = _sizes(bytes(view[: _HEAD.size]), len(view))
     signed, signature = view[:-_SIGNATURE], bytes(view[-_SIGNATURE:])
-    wanted = bytes(signed[-_KEY_ID:])
-    public = next((key for key in trusted_keys if key_id(key) == wanted), None)
-    if public is None:
-        raise InvalidArgument(
-            f"the plan is signed with key {wanted.hex()}, which is not trusted here; add the builder's public key to "
-            "the worker's plan_keys, or compile the model again"
-        )
-    _verify(public, signature, _message(signed))
+    _verify(_trusted(bytes(signed[-_KEY_ID:]), trusted_keys), signature, hashlib.sha512(signed))
     end = _HEAD.size + header_size
     return _parsed(bytes(view[_HEAD.size : end])), view[end : end + plan_size].toreadonly()
+
+
+def verified(file: BinaryIO, trusted_keys: Iterable[bytes]) -> PlanHeader:
+    """The header of a container that need not be in memory as a whole; else as `unwrap`. file: at its beginning."""
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(_HEAD.size)
+    header_size, plan_size = _sizes(head, size)
+    text = file.read(header_size)
+    hasher = hashlib.sha512(head + text)
+    left = plan_size
+    while piece := file.read(min(_PIECE, left)):
+        hasher.update(piece)
+        left -= len(piece)
+    tail = file.read(_TAIL)
+    if left or len(tail) != _TAIL:  # it became shorter meanwhile
+        raise _cut()
+    hasher.update(tail[:_KEY_ID])
+    _verify(_trusted(tail[:_KEY_ID], trusted_keys), tail[_KEY_ID:], hasher)
+    return _parsed(text)
 
 
 def key_id(public: bytes) -> bytes:
@@ -221,16 +254,38 @@ def _cut() -> InvalidArgument:
     return InvalidArgument("the plan is cut short or has something after its end; compile the model again")
 
 
-def _message(signed: Buffer) -> bytes:
-    return CONTEXT + hashlib.sha512(signed).digest()
+def _sizes(head: bytes, total: int) -> tuple[int, int]:
+    """Bytes of the header and of the plan, by the first bytes of a container of so many."""
+    if not is_plan(head):
+        raise InvalidArgument("this is not a compiled plan of a Penstock builder")
+    if total < _HEAD.size + _TAIL:
+        raise _cut()
+    _, header_size, plan_size = _HEAD.unpack(head)
+    if header_size > MAX_HEADER:
+        raise InvalidArgument("the plan's header is larger than any builder writes")
+    if total != _HEAD.size + header_size + plan_size + _TAIL:
+        raise _cut()
+    return header_size, plan_size
 
 
-def _verify(public: bytes, signature: bytes, message: bytes) -> None:
+def _trusted(wanted: bytes, keys: Iterable[bytes]) -> bytes:
+    """The public key of that name."""
+    public = next((key for key in keys if key_id(key) == wanted), None)
+    if public is None:
+        raise InvalidArgument(
+            f"the plan is signed with key {wanted.hex()}, which is not trusted here; add the builder's public key to "
+            "the worker's plan_keys, or compile the model again"
+        )
+    return public
+
+
+def _verify(public: bytes, signature: bytes, signed: Any) -> None:
+    """signed: the SHA-512 of all that was signed, as hashlib has it."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, CONTEXT + signed.digest())
     except (InvalidSignature, ValueError):
         raise InvalidArgument(
             "the plan's signature does not fit its content: it was changed after it was signed; compile the model again"

@@ -198,6 +198,13 @@ WORKER_DEVICE_CORDONED: Final = Metric(
     "1 when a device is no longer used because engines lose it again and again",
     ("device",),
 )
+WORKER_PLANS: Final = Metric(
+    "penstock_worker_plans",
+    "counter",
+    "worker",
+    "Plans that a version did not bring, by where they came from: cache, registry, compiled; or failed",
+    ("source",),
+)
 WORKER_DOWNLOADED_BYTES: Final = Metric(
     "penstock_worker_downloaded_bytes", "counter", "worker", "Bytes of artifacts pulled from a registry"
 )

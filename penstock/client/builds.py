@@ -105,11 +105,14 @@ class BuildCalls:
         builder: str,
         builder_version: str,
         architecture: str,
-        precision: str,
-        profile: str,
+        precision: str = "",
+        profile: str = "",
         timeout: float | None = None,
     ) -> pb.Engine | None:
-        """The engine that was compiled from this model for exactly this; None for a miss."""
+        """The engine that was compiled from this model for exactly this; None for a miss.
+
+        Without a precision or a profile any will do, and the newest that runs on the architecture is given.
+        """
         request = pb.FindEngineRequest(
             source_digest=names.digest(source_digest, "source_digest"),
             builder=builder,

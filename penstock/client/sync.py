@@ -266,11 +266,11 @@ class Client:
         builder: str,
         builder_version: str,
         architecture: str,
-        precision: str,
-        profile: str,
+        precision: str = "",
+        profile: str = "",
         timeout: float | None = None,
     ) -> builds_pb2.Engine | None:
-        """The engine for exactly this; None for a miss."""
+        """The engine for exactly this, or the newest where precision or profile is left open; None for a miss."""
         return self._loop.run(
             self._aio.find_engine(
                 source_digest,

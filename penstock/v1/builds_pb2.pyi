@@ -734,7 +734,7 @@ Global___CancelBuildResponse: _TypeAlias = CancelBuildResponse  # noqa: Y015
 
 @_typing.final
 class FindEngineRequest(_message.Message):
-    """FindEngineRequest says what the engine must be for; every field must be equal."""
+    """FindEngineRequest says what the engine must be for; every field must be equal, but for what two of them leave open."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -751,11 +751,11 @@ class FindEngineRequest(_message.Message):
     builder_version: _builtins.str
     """Version of the builder."""
     architecture: _builtins.str
-    """Architecture."""
+    """Architecture. Where precision or profile is left open, also one of several that the engine was built for."""
     precision: _builtins.str
-    """Precision."""
+    """Precision; empty for any."""
     profile: _builtins.str
-    """Shape profile."""
+    """Shape profile; empty for any."""
     def __init__(
         self,
         *,

@@ -116,7 +116,8 @@ class BuildServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FindEngine(self, request, context):
-        """An engine that was built before for exactly this; a mismatch in any field is a miss. Read only.
+        """An engine that was built before for exactly this; a mismatch in any field that is said is a miss. Of several the
+        newest. Read only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,7 +50,9 @@ class BuildServiceStub:
     CancelBuild: _grpc.UnaryUnaryMultiCallable[_builds_pb2.CancelBuildRequest, _builds_pb2.CancelBuildResponse]
     """Ends a job that waits or runs; what its steps have made stays in the cache. Idempotent."""
     FindEngine: _grpc.UnaryUnaryMultiCallable[_builds_pb2.FindEngineRequest, _builds_pb2.FindEngineResponse]
-    """An engine that was built before for exactly this; a mismatch in any field is a miss. Read only."""
+    """An engine that was built before for exactly this; a mismatch in any field that is said is a miss. Of several the
+    newest. Read only.
+    """
     ListOverrides: _grpc.UnaryUnaryMultiCallable[_builds_pb2.ListOverridesRequest, _builds_pb2.ListOverridesResponse]
     """Who deployed what in spite of its gate, newest first. Read only."""
 
@@ -76,7 +78,9 @@ class BuildServiceAsyncStub(BuildServiceStub):
     CancelBuild: _aio.UnaryUnaryMultiCallable[_builds_pb2.CancelBuildRequest, _builds_pb2.CancelBuildResponse]  # type: ignore[assignment]
     """Ends a job that waits or runs; what its steps have made stays in the cache. Idempotent."""
     FindEngine: _aio.UnaryUnaryMultiCallable[_builds_pb2.FindEngineRequest, _builds_pb2.FindEngineResponse]  # type: ignore[assignment]
-    """An engine that was built before for exactly this; a mismatch in any field is a miss. Read only."""
+    """An engine that was built before for exactly this; a mismatch in any field that is said is a miss. Of several the
+    newest. Read only.
+    """
     ListOverrides: _aio.UnaryUnaryMultiCallable[_builds_pb2.ListOverridesRequest, _builds_pb2.ListOverridesResponse]  # type: ignore[assignment]
     """Who deployed what in spite of its gate, newest first. Read only."""
 
@@ -135,7 +139,9 @@ class BuildServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _builds_pb2.FindEngineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_builds_pb2.FindEngineResponse, _abc.Awaitable[_builds_pb2.FindEngineResponse]]:
-        """An engine that was built before for exactly this; a mismatch in any field is a miss. Read only."""
+        """An engine that was built before for exactly this; a mismatch in any field that is said is a miss. Of several the
+        newest. Read only.
+        """
 
     @_abc_1.abstractmethod
     def ListOverrides(

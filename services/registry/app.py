@@ -12,13 +12,13 @@ from penstock.cluster.etcd import Etcd
 from penstock.cluster.membership import Membership
 from penstock.cluster.watch import Mirror
 from penstock.internal.v1.records_pb2 import ReplicaRecord, ServiceRecord
+from penstock.kit.confinement import Limits
 from penstock.kit.service import Chassis
 
 from . import metrics, rpc
 from .blobs import LocalBlobStore
 from .build import rpc as build_rpc
 from .build.builds import Builds
-from .build.confinement import Limits
 from .build.job import Bench
 from .build.journal import Journal
 from .build.runner import Bell, Runner

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -27,9 +29,17 @@ from .fencing import keep_fence
 from .inference import Inference
 from .loading import Loader, Machine
 from .losses import Losses
+from .plans.cache import PlanCache
+from .plans.compiler import Compiler, missing
+from .plans.own_key import own_key
+from .plans.plans import Plans
+from .plans.starting import Starter
 from .registry import Registries
 from .replica import Surroundings
 from .replicas import Replicas
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
 async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
@@ -63,11 +73,8 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         unix_socket=chassis.listen_unix(),
     )
     assignments = Mirror(etcd, own, AssignmentRecord, replicas.note_change)
-    means = Means(
-        plan_keys=public_keys(Path(config.plan_keys)) if config.plan_keys else (),
-        python=config.python_engine,
-        python_seconds=config.python_seconds,
-    )
+    key, no_compiler = await asyncio.to_thread(_compiles, config)
+    means = _means(config, key)
     record = await _record(chassis, config, means)
     ledger = memory.Ledger(record.memory_bytes, {device.index: device.memory_bytes for device in record.devices})
     workers = Mirror(etcd, keys.WORKERS, WorkerRecord, lambda: departure.note_change())
@@ -77,10 +84,11 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
     await membership.put(keys.worker(chassis.id), record)
     machine = await asyncio.to_thread(Machine.found, record.devices)
     loader = Loader(threads=config.threads, load_timeout=config.load_timeout, means=means, machine=machine)
+    plans = await asyncio.to_thread(_plans, config, means, key, no_compiler, machine, artifacts, registries)
     surroundings = Surroundings(
         artifacts=artifacts,
         ledger=ledger,
-        start=loader.start,
+        start=Starter(loader.start, plans).start,
         announce=replicas.announce,
         told=membership.settled,
         run_timeout=config.run_timeout,
@@ -110,6 +118,54 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
     chassis.on_drain(membership.leave)
     # Once more, for a drain that ran out of time.
     chassis.on_close(membership.leave)
+
+
+def _compiles(config: WorkerConfig) -> tuple[Ed25519PrivateKey | None, str]:
+    """The key for what is compiled here, or None and why nothing is."""
+    no_compiler = missing() if config.compile_plans else "compile_plans is off"
+    return (None, no_compiler) if no_compiler else (own_key(Path(config.cache_dir).absolute() / "keys"), "")
+
+
+def _means(config: WorkerConfig, key: Ed25519PrivateKey | None) -> Means:
+    """What the operator lends to engines, and trust in what was compiled here."""
+    return Means(
+        plan_keys=public_keys(Path(config.plan_keys)) if config.plan_keys else (),
+        own_key=key.public_key().public_bytes_raw() if key is not None else b"",
+        python=config.python_engine,
+        python_seconds=config.python_seconds,
+    )
+
+
+def _plans(
+    config: WorkerConfig,
+    means: Means,
+    key: Ed25519PrivateKey | None,
+    no_compiler: str,
+    machine: Machine,
+    artifacts: Artifacts,
+    registries: Registries,
+) -> Plans:
+    """Where plans come from that a version does not bring. Blocks."""
+    folder = Path(config.cache_dir).absolute()
+    trusted = (*means.plan_keys, *filter(None, [means.own_key]))
+    cache = PlanCache(folder / "plans", capacity_bytes=config.plan_cache_bytes, trusted_keys=trusted)
+    cache.open()
+    compiler = Compiler(
+        folder,
+        seconds=config.compile_seconds,
+        memory_bytes=config.compile_memory_bytes,
+        threads=config.threads or max(1, len(os.sched_getaffinity(0)) // 2),
+        names=machine.names,
+    )
+    compiler.open()
+    return Plans(
+        cache,
+        artifacts,
+        registries.find_engine,
+        compiler=compiler if key is not None else None,
+        key=key,
+        no_compiler=no_compiler,
+    )
 
 
 async def _record(chassis: Chassis, config: WorkerConfig, means: Means) -> WorkerRecord:

@@ -14,18 +14,18 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol, TypeVar
+from typing import Any, BinaryIO, Final, Protocol
 
 from penstock import names, signals
 from penstock.errors import Internal, PenstockError, ResourceExhausted, Unavailable
 from penstock.kit.log import get_logger
 from penstock.kit.metrics import counter, gauge
 
-T = TypeVar("T")
+from .tasks import in_thread
 
 CHUNK: Final = 1 << 20
 PULLS: Final = 4
@@ -111,7 +111,7 @@ class Artifacts:
         try:
             async with entry.lock:
                 path = self._folder / name
-                if not await _in_thread(self._usable, path):
+                if not await in_thread(self._usable, path):
                     async with self._turns:
                         await self._pull(digest, path, size, size if size is not None else limit or CHUNK)
             yield path
@@ -144,11 +144,11 @@ class Artifacts:
                 f"an artifact of {size} bytes does not fit the worker's cache of {self._capacity} bytes"
             )
         part = path.with_name(path.name + ".part")
-        await _in_thread(self._make_room, size or 0, part.name)
+        await in_thread(self._make_room, size or 0, part.name)
         try:
             while not await self._receive(digest, part, size, limit):
                 pass
-            await _in_thread(self._finish, part, path)
+            await in_thread(self._finish, part, path)
         except OSError as problem:
             if problem.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ResourceExhausted("the worker's disk is full") from None
@@ -160,8 +160,8 @@ class Artifacts:
         it broke off after new bytes."""
         hasher = hashlib.sha256()
         broken: PenstockError | None = None
-        with await _in_thread(part.open, "ab") as file:
-            start = received = await _in_thread(_feed, part, hasher)
+        with await in_thread(part.open, "ab") as file:
+            start = received = await in_thread(_feed, part, hasher)
             if received <= limit:
                 try:
                     async with aclosing(self._source.download(digest, received)) as stream:
@@ -169,12 +169,12 @@ class Artifacts:
                             received += len(data)
                             if received > limit:
                                 break
-                            await _in_thread(_append, file, hasher, data)
+                            await in_thread(_append, file, hasher, data)
                             self._downloaded.inc(len(data))
                 except Unavailable as error:
                     broken = error
         if received > limit:
-            await _in_thread(part.unlink)
+            await in_thread(part.unlink)
             raise Internal(f"the artifact is larger than {limit} bytes; what came of it was discarded")
         if broken is None and size is not None and received < size:
             broken = Unavailable(f"the registry broke off after {received} of {size} bytes")
@@ -183,7 +183,7 @@ class Artifacts:
                 return False
             raise broken
         if f"sha256:{hasher.hexdigest()}" != digest:
-            await _in_thread(part.unlink)
+            await in_thread(part.unlink)
             raise Internal("the content of an artifact did not match its digest; it was discarded", detail=digest)
         return True
 
@@ -222,16 +222,6 @@ class Artifacts:
                 status = path.stat()
                 found.append((status.st_atime_ns, status.st_size, path))
         return found
-
-
-async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Like asyncio.to_thread, but a cancelled caller waits for the thread, which may be writing to his file."""
-    future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise
 
 
 def _append(file: BinaryIO, hasher: Any, data: bytes) -> None:

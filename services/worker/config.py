@@ -31,6 +31,12 @@ class WorkerConfig(ServiceConfig):
     load_timeout: float = setting(120.0, "seconds that an engine may take to load and warm up")
     run_timeout: float = setting(120.0, "seconds after which an engine that does not answer is restarted")
     plan_keys: str = setting("", "PEM file of the builders' public keys whose compiled plans may run here; empty: none")
+    compile_plans: bool = setting(
+        True, "compile plans that are found nowhere, on a worker where a TensorRT builder is installed"
+    )
+    compile_seconds: float = setting(1800.0, "longest time in seconds of one compile", low=1)
+    compile_memory_bytes: int = setting(16 << 30, "data in bytes that one compile may hold", low=1)
+    plan_cache_bytes: int = setting(20 << 30, "size of the cache of compiled plans, in cache_dir", low=0)
     python_engine: str = setting(
         "", "interpreter for models that are Python code, which may do what this user may; empty: none"
     )

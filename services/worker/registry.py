@@ -1,4 +1,5 @@
-"""Where artifacts come from: any registry that has announced itself, one after the other until one answers."""
+"""Where artifacts and plans come from: any registry that has announced itself, one after the other until one
+answers."""
 
 from __future__ import annotations
 
@@ -11,10 +12,13 @@ from typing import Final
 import grpc
 
 from penstock.channel import dial, raising
-from penstock.errors import Unavailable
+from penstock.errors import DeadlineExceeded, Unavailable
+from penstock.v1 import builds_pb2, builds_pb2_grpc
 from penstock.v1 import models_pb2 as pb
 from penstock.v1 import models_pb2_grpc as rpc
 
+ANSWER_SECONDS: Final = 10.0
+"""How long a registry may take to look a plan up."""
 STALL_SECONDS: Final = 30.0
 """A registry that sends nothing for so long counts as gone."""
 
@@ -45,11 +49,7 @@ class Registries:
     async def download(self, digest: str, offset: int) -> AsyncGenerator[bytes, None]:
         """The artifact's bytes from an offset. Raises NotFound, or Unavailable when no registry answers or one breaks
         off; what was yielded before stays good."""
-        await self._known()
-        addresses = list(self._addresses())
-        random.shuffle(addresses)
-        if not addresses:
-            raise Unavailable("no registry is there to pull from")
+        addresses = await self._shuffled()
         for left in reversed(range(len(addresses))):
             sent = False
             try:
@@ -62,11 +62,34 @@ class Registries:
                 if sent or not left:
                     raise
 
+    async def find_engine(self, wanted: builds_pb2.FindEngineRequest) -> builds_pb2.Engine | None:
+        """The plan of a request, None where none is known. Raises Unavailable when no registry answers."""
+        addresses = await self._shuffled()
+        for left in reversed(range(len(addresses))):
+            try:
+                with raising():
+                    stub = builds_pb2_grpc.BuildServiceStub(self._channel(addresses[left]))
+                    answer = await stub.FindEngine(wanted, timeout=ANSWER_SECONDS)
+                return answer.engine if answer.HasField("engine") else None
+            except (Unavailable, DeadlineExceeded) as error:
+                if not left:
+                    raise Unavailable(error.message, detail=error.detail) from None
+        return None
+
     async def close(self) -> None:
         """Closes the connections."""
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()
+
+    async def _shuffled(self) -> list[str]:
+        """Addresses in any order; raises Unavailable where there is none."""
+        await self._known()
+        addresses = list(self._addresses())
+        random.shuffle(addresses)
+        if not addresses:
+            raise Unavailable("no registry is there to pull from")
+        return addresses
 
     async def _from(self, address: str, digest: str, offset: int) -> AsyncGenerator[bytes, None]:
         call = rpc.ArtifactServiceStub(self._channel(address)).DownloadArtifact(

@@ -8,10 +8,9 @@ included. Its state is told to the cluster at every step, before it is acted on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, TypeAlias
 
 from google.protobuf.message import DecodeError
@@ -33,6 +32,7 @@ from .instances import LONGEST_PAUSE, STABLE_SECONDS, Host, Instances
 from .lifecycle import Identity
 from .memory import Ledger, Reservation
 from .metrics import ReplicaMetrics
+from .plans.starting import Load
 from .serving import Serving, Standing, word_of
 from .statistics import Statistics
 from .tasks import first
@@ -63,8 +63,8 @@ async def _nobody(devices: Sequence[int]) -> None:
 class Surroundings:
     """What replicas share.
 
-    start: manifest, files by role and indices of devices → a loaded and warm engine, or a PenstockError with a public
-    reason; device_bytes: process → bytes on its devices, asked in a thread;
+    start: a loaded and warm engine, or a PenstockError with a public reason; device_bytes: process → bytes on its
+    devices, asked in a thread;
     announce: tells the cluster a standing and the seconds until the next try; told: waits until the cluster has heard;
     grace_seconds: how long a draining replica takes the requests of gateways that have not heard yet;
     drain_seconds: how long at most it finishes what it has; first_pause: seconds before the second try;
@@ -73,7 +73,7 @@ class Surroundings:
 
     artifacts: Artifacts
     ledger: Ledger
-    start: Callable[[pb.Manifest, Mapping[str, Path], Sequence[int]], Awaitable[Host]]
+    start: Callable[[Load], Awaitable[Host]]
     announce: Callable[[Standing, float], Awaitable[None]]
     told: Callable[[], Awaitable[None]]
     run_timeout: float
@@ -141,10 +141,9 @@ class Replica:
                 for role, file in sorted(published.files.items())
             }
             reservation = await self._reserved(held)
-            devices = list(reservation.devices)
-            instances = Instances(
-                lambda: around.start(manifest, files, devices), self._instance_failed, around.first_pause
-            )
+            source = published.files["model"].digest if "model" in published.files else ""
+            load = Load(manifest, files, source, list(reservation.devices), self._waits)
+            instances = Instances(lambda: around.start(load), self._instance_failed, around.first_pause)
             held.push_async_callback(instances.close)
             # Manifests from before there were instances say 0.
             await instances.start(max(1, manifest.instances))
@@ -164,6 +163,11 @@ class Replica:
         if waits:
             await self._enter(LOADING)
         return reservation
+
+    async def _waits(self, reason: str) -> None:
+        """Says what an engine waits for while it loads; one that is started anew while others serve says nothing."""
+        if self.standing.state == LOADING and self.standing.reason != reason:
+            await self._enter(LOADING, reason)
 
     async def _measure(self, instances: Instances, reservation: Reservation) -> None:
         """Corrects the ledger by what the warm engines take together, which is also told to the cluster."""

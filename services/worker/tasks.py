@@ -1,11 +1,13 @@
-"""Structured waiting: run several coroutines until one of them ends, or all have."""
+"""Structured waiting: run several coroutines until one of them ends, or all have; run something in a thread."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 async def first(*coroutines: Coroutine[Any, Any, object]) -> None:
@@ -33,6 +35,16 @@ async def every(*coroutines: Coroutine[Any, Any, object]) -> None:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
             if tasks:
                 await asyncio.wait(tasks)
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Like asyncio.to_thread, but a cancelled caller waits for the thread, which may be writing to his file."""
+    future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
 
 
 @contextmanager

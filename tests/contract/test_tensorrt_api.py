@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from services.worker.engines.tensorrt import PACKAGES
+from penstock.compiling.builders import PACKAGES
 from tests.harness import fake_tensorrt as fake
 
 INSTALLED = [name for name in PACKAGES if importlib.util.find_spec(name) is not None]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.channel import dial, raising
+from penstock.kit.confinement import Limits
 from penstock.kit.identity import Authenticator
 from penstock.kit.server import build_server
 from penstock.v1 import builds_pb2 as pb
@@ -20,7 +21,6 @@ from services.registry import rpc as service
 from services.registry.blobs import LocalBlobStore
 from services.registry.build import rpc as build_service
 from services.registry.build.builds import Builds
-from services.registry.build.confinement import Limits
 from services.registry.build.job import Bench
 from services.registry.build.journal import Journal
 from services.registry.build.runner import Bell, Runner
@@ -87,7 +87,9 @@ class Registry:
 
 
 @asynccontextmanager
-async def running(folder: Path, *, waiting: int = 100, at_once: int = 1) -> AsyncIterator[Registry]:
+async def running(
+    folder: Path, *, waiting: int = 100, at_once: int = 1, steps: str = "tests.harness.build_steps"
+) -> AsyncIterator[Registry]:
     threads = Threads("test", 8)
     database = Database(f"sqlite:///{folder}/registry.db")
     await threads.run(database.migrate)
@@ -98,7 +100,7 @@ async def running(folder: Path, *, waiting: int = 100, at_once: int = 1) -> Asyn
         hidden=folder,
         limits=Limits(memory_bytes=2 << 30, wall_seconds=60.0),
         confined=NAMESPACES,
-        steps="tests.harness.build_steps",
+        steps=steps,
     )
     bell, store = Bell(), BuildStore(database, most_waiting=waiting)
     journal = Journal(folder / "builds" / "logs")

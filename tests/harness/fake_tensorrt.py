@@ -25,6 +25,8 @@ VERSION = "11.2.0.5"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
 PUBLIC = KEY.public_key().public_bytes_raw()
 SCRATCH = 4096
+REAL = (b"vtrt", b"ftrt", b"ptrt")
+"""How plans of real builders begin."""
 CONTEXT_BYTES = 512
 
 Arrays = Mapping[str, Any]
@@ -33,6 +35,7 @@ BIAS = np.array([1, 10, 100], np.float32)
 MODELS: dict[str, Callable[[Arrays], dict[str, Any]]] = {
     "affine": lambda fed: {"y": fed["x"] @ WEIGHT + BIAS, "total": fed["x"].sum(1)},
     "identity": lambda fed: {"y": fed["x"]},
+    "add_one": lambda fed: {"y": fed["x"] + 1},
 }
 
 
@@ -112,12 +115,12 @@ class _Owned:
 class Runtime:
     """As the real one."""
 
-    def __init__(self, logger: ILogger, *, gpu: Gpu) -> None:
+    def __init__(self, logger: ILogger, *, gpu: Gpu, real: dict[str, Any] | None = None) -> None:
         gpu.calls.append("Runtime")
         if gpu.driver_status or gpu.current < 1:
             gpu.violations.append("a runtime without a driver: this is where a process dies")
         assert logger._made
-        self._gpu, self._logger = gpu, logger
+        self._gpu, self._logger, self._real = gpu, logger, real
         self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
@@ -128,7 +131,8 @@ class Runtime:
             self._logger.log(Severity.ERROR, "[runtime] deserialization failed in /usr/src/trt/runtime.cpp")
             return None
         try:
-            document = json.loads(bytes(serialized_engine))
+            plan = bytes(serialized_engine)
+            document = self._real if self._real is not None and plan[:4] in REAL else json.loads(plan)
             return ICudaEngine(self._gpu, self._logger, document)
         except (ValueError, DeviceMemoryError):
             self._logger.log(Severity.ERROR, "IRuntime::deserializeCudaEngine: Error Code 1: magic tag does not match")
@@ -305,13 +309,13 @@ class IExecutionContext(_Owned):
         return False
 
 
-def module(gpu: Gpu) -> types.ModuleType:
-    """A module like `tensorrt`."""
+def module(gpu: Gpu, version: str = VERSION, real: dict[str, Any] | None = None) -> types.ModuleType:
+    """A module like `tensorrt`. real: what a plan is taken for that a real builder made."""
     made = types.ModuleType("tensorrt")
     names: dict[str, Any] = {
-        "__version__": VERSION,
+        "__version__": version,
         "ILogger": ILogger,
-        "Runtime": lambda logger: Runtime(logger, gpu=gpu),
+        "Runtime": lambda logger: Runtime(logger, gpu=gpu, real=real),
         **{kind.__name__: kind for kind in ENUMS},
     }
     vars(made).update(names)
@@ -342,6 +346,13 @@ def plan(
         "precision": "fp32", "created": "2026-11-25T00:00:00Z", **header,
     }  # fmt: skip
     return wrap(PlanHeader(**said), json.dumps(document).encode(), key)
+
+
+def add_one(most: int = 32) -> dict[str, Any]:
+    """What is in a real plan of tests.harness.models.add_one."""
+    tensors = [tensor("x", "INPUT", "FLOAT", -1, 16), tensor("y", "OUTPUT", "FLOAT", -1, 16)]
+    profiles = [{"x": [[1, 16], [most, 16], [most, 16]]}]
+    return {"model": "add_one", "tensors": tensors, "profiles": profiles, "weights": 1 << 10}
 
 
 def affine(most: int = 64, **options: Any) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from penstock import errors
-from services.registry.build.confinement import Limits
+from penstock.kit.confinement import Limits
 from services.registry.build.sandbox import Builder, Listener, opened
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,7 +174,7 @@ async def test_cancelling_ends_it(builder: Builder) -> None:
 async def test_it_dies_with_the_registry(builder: Builder) -> None:
     script = f"""
 import asyncio, pathlib
-from services.registry.build.confinement import Limits
+from penstock.kit.confinement import Limits
 from services.registry.build.sandbox import Builder, Listener, opened
 async def main():
     folder = pathlib.Path({str(builder.hidden)!r})

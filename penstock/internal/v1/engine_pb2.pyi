@@ -117,6 +117,7 @@ class LoadCall(_message.Message):
     PLAN_KEYS_FIELD_NUMBER: _builtins.int
     PYTHON_FIELD_NUMBER: _builtins.int
     PYTHON_SECONDS_FIELD_NUMBER: _builtins.int
+    OWN_KEY_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     manifest: _builtins.bytes
     """A serialised penstock.v1.Manifest."""
@@ -125,6 +126,8 @@ class LoadCall(_message.Message):
     """The interpreter that may run models which are Python code; empty for none."""
     python_seconds: _builtins.float
     """How long it may take for a batch."""
+    own_key: _builtins.bytes
+    """Public key of the worker itself, for the plans that it compiled; empty where it compiles none."""
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Path of each file by role."""
@@ -143,10 +146,11 @@ class LoadCall(_message.Message):
         plan_keys: _abc.Iterable[_builtins.bytes] | None = ...,
         python: _builtins.str = ...,
         python_seconds: _builtins.float = ...,
+        own_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "files", b"files", "manifest", b"manifest", "plan_keys", b"plan_keys", "python", b"python", "python_seconds", b"python_seconds", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "files", b"files", "manifest", b"manifest", "own_key", b"own_key", "plan_keys", b"plan_keys", "python", b"python", "python_seconds", b"python_seconds", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -426,6 +430,7 @@ class Failure(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
+    MISSING_PLAN_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """Code from penstock/errors.py."""
     message: _builtins.str
@@ -434,6 +439,10 @@ class Failure(_message.Message):
     """For the log only."""
     trouble: Global___Trouble.ValueType
     """What the worker should do about it besides telling the callers."""
+    @_builtins.property
+    def missing_plan(self) -> Global___PlanTarget:
+        """What a plan would have to be for, where the load failed since the version has none for this engine."""
+
     def __init__(
         self,
         *,
@@ -441,11 +450,39 @@ class Failure(_message.Message):
         message: _builtins.str = ...,
         detail: _builtins.str = ...,
         trouble: Global___Trouble.ValueType = ...,
+        missing_plan: Global___PlanTarget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["missing_plan", b"missing_plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "message", b"message", "trouble", b"trouble"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "message", b"message", "missing_plan", b"missing_plan", "trouble", b"trouble"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Failure: _TypeAlias = Failure  # noqa: Y015
+
+@_typing.final
+class PlanTarget(_message.Message):
+    """PlanTarget is what a plan is bound to, as a plan's header says it (penstock/plans.py)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUILDER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    builder: _builtins.str
+    version: _builtins.str
+    architecture: _builtins.str
+    def __init__(
+        self,
+        *,
+        builder: _builtins.str = ...,
+        version: _builtins.str = ...,
+        architecture: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "builder", b"builder", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanTarget: _TypeAlias = PlanTarget  # noqa: Y015

@@ -19,7 +19,7 @@ from ..blobs import BlobStore
 from ..catalog import Catalog
 from ..database import Database
 from ..threads import Threads
-from . import dag, overrides
+from . import dag, engines, overrides
 from .journal import Journal
 from .runner import Bell, Runner
 from .sandbox import Builder, Listener, opened
@@ -135,6 +135,11 @@ class Builds:
                     await rung.wait()
 
     async def find_engine(self, wanted: pb.FindEngineRequest) -> pb.Engine | None:
+        if engines.is_open(wanted):
+            found = await self._threads.run(engines.completed, self._database, wanted)
+            if found is None:
+                return None
+            wanted = found
         return await self._threads.run(self._store.find_engine, wanted)
 
     async def overrides(self, name: str, size: int) -> list[pb.GateOverride]:

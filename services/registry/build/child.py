@@ -2,7 +2,8 @@
 
 Reads lines of protocol.py from its end of a socket pair: first which steps it is asked about, which it describes, then
 perhaps the order to run one. Its working folder is the step's. Before it imports anything of a step it has given away
-what confinement.py takes. Its output is one `done` or one `failed`; a traceback goes to the operator only.
+what penstock/kit/confinement.py takes. Its output is one `done` or one `failed`; a traceback goes to the operator
+only.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from penstock.errors import Internal, PenstockError, ResourceExhausted
+from penstock.kit import confinement
 from penstock.kit.child import tie_to
+from penstock.kit.confinement import Limits
 
-from . import confinement
-from .confinement import Limits
 from .protocol import line
 
 _OOM_SCORE: Final = 700

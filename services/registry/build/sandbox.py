@@ -1,8 +1,8 @@
 """Runs one step in a process of its own, and leaves nothing of it but what it was asked for.
 
 The process is executed anew, in a group of its own, with a scratch folder, a clean environment and the limits of
-confinement.py; whatever happens, it and all that it started are gone before `Sandbox` is left. A failure is an error
-of penstock.errors in words for the publisher.
+penstock/kit/confinement.py; whatever happens, it and all that it started are gone before `Sandbox` is left. A failure
+is an error of penstock.errors in words for the publisher.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from penstock.errors import Cancelled, Internal, PenstockError, ResourceExhausted, from_code
+from penstock.kit.confinement import Limits
 from penstock.kit.log import get_logger
 
-from .confinement import Limits
 from .dag import Described
 from .protocol import MAX_LINE, Done, Failed, Garbage, Message, Progressed, Said, Told, clean, line, read
 

@@ -92,11 +92,13 @@ class Means:
     """What the operator of this worker lends to engines; nothing, unless it was configured.
 
     plan_keys: public keys of builders whose compiled plans may run here, 32 bytes each (penstock/plans.py).
+    own_key: the worker's own public key, for what it compiled itself; empty where it compiles nothing.
     python: the interpreter that may run models which are Python code; empty for none. python_seconds: how long it may
     take for a batch.
     """
 
     plan_keys: tuple[bytes, ...] = ()
+    own_key: bytes = b""
     python: str = ""
     python_seconds: float = 30.0
 

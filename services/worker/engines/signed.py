@@ -1,21 +1,21 @@
 """The compiled plans among a version's files, each verified before anything of it is used (penstock/plans.py).
 
-Plans lie in roles that begin with `plan`, so that a version can hold one for every target; `model` is what they were
-compiled from, or, where a version has no source beside it, a plan itself.
+Plans lie in roles that begin with `plan`, so that a version can hold one for every target; `model` is what they were,
+or will be, compiled from, or, where a version has no source beside it, a plan itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from penstock.errors import InvalidArgument, InvalidManifest
 from penstock.plans import PlanHeader, is_plan, unwrap
 
-from .engine import Means, open_model
+from .engine import open_model
 
 
-def plans(files: Mapping[str, Path], means: Means) -> list[tuple[PlanHeader, memoryview]]:
+def plans(files: Mapping[str, Path], trusted_keys: Sequence[bytes]) -> list[tuple[PlanHeader, memoryview]]:
     """Headers and plans in the order of their roles, `model` first.
 
     Raises InvalidManifest for a file that should be a plan and is none that a trusted builder signed.
@@ -25,12 +25,12 @@ def plans(files: Mapping[str, Path], means: Means) -> list[tuple[PlanHeader, mem
     for role in ["model", *roles] if "model" in files else roles:
         with open_model(files[role]) as file:
             head = file.read(8)
-            if role == "model" and roles and not is_plan(head):
-                continue  # their source
+            if role == "model" and not is_plan(head):
+                continue  # the source, of which plans are made
             file.seek(0)
             data = file.read()
         try:
-            found.append(unwrap(data, means.plan_keys))
+            found.append(unwrap(data, trusted_keys))
         except InvalidArgument as error:
             raise InvalidManifest(f"files.{role}: {error.message}", field=f"files.{role}") from None
     return found

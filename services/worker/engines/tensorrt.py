@@ -6,7 +6,8 @@ through libcuda itself: a TensorRT runtime is never made on hope. Code that a pl
 forbidden, and no plug-in library is loaded.
 
 A version may hold plans for several targets: roles `model` and those that begin with `plan` are looked at, and the one
-for this worker is loaded. Where there is none the reason names the target (trt/matching.py).
+for this worker is loaded. Where there is none the error names the target (trt/matching.py), and the worker, which may
+add plans of its own, gets one (services/worker/plans).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from penstock.compiling.builders import PACKAGES
 from penstock.errors import Internal, InvalidArgument, InvalidManifest, PenstockError, Unsupported
 from penstock.plans import BUILDERS
 from penstock.v1 import manifest_pb2 as pb
@@ -29,8 +31,6 @@ from .trt import driver, matching
 from .trt.device import Device, forget_frames
 from .trt.model import TensorRTEngine, built
 
-PACKAGES: Final = ("tensorrt", "tensorrt_rtx_bindings")
-
 
 def probe(means: Means = NOTHING) -> str | None:
     """None where a CUDA driver answers and TensorRT and pycuda are installed, else what is missing."""
@@ -40,8 +40,8 @@ def probe(means: Means = NOTHING) -> str | None:
         return "no TensorRT package is installed on this worker (tensorrt or tensorrt-rtx-cu13-bindings)"
     if importlib.util.find_spec("pycuda") is None:
         return "pycuda is not installed on this worker (install penstock[worker-tensorrt])"
-    if not means.plan_keys:
-        return "this worker trusts no builder's key, so no plan may run here (setting plan_keys)"
+    if not _trusted(means):
+        return "this worker trusts no builder's key and compiles nothing itself (settings plan_keys, compile_plans)"
     return None
 
 
@@ -56,7 +56,7 @@ def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int, means: 
         raise Unsupported(reason or "no TensorRT package is installed on this worker")
     trt = importlib.import_module(package)
     target = matching.Target(BUILDERS[package], trt.__version__, driver.architecture())
-    plans = signed.plans(files, means)
+    plans = signed.plans(files, _trusted(means))
     plan = plans[matching.choose([header for header, _ in plans], target)][1]
     stack = ExitStack()
     try:
@@ -70,6 +70,11 @@ def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int, means: 
         raise failure
     finally:
         del failure  # an exception that its own frame holds would live on, and the plan's bytes with it
+
+
+def _trusted(means: Means) -> tuple[bytes, ...]:
+    """Whose plans may run: builders', and what this worker compiled itself."""
+    return (*means.plan_keys, means.own_key) if means.own_key else means.plan_keys
 
 
 def _package() -> str | None:

@@ -47,7 +47,7 @@ def load(files: Mapping[str, Path], means: Means, torch: Any, device: str) -> An
     if not packages or not means.plan_keys:
         return None
     source, target = digest(files["model"]), architecture(torch, device)
-    for header, package in signed.plans(packages, means):
+    for header, package in signed.plans(packages, means.plan_keys):
         if fits(header, source, str(torch.__version__), target):
             return _loaded(torch, package)
     return None

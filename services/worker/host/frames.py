@@ -20,11 +20,13 @@ from penstock.tensors import DATATYPES, element_count
 from penstock.v1 import manifest_pb2 as pb
 
 from ..engines.engine import DeviceLost, OutOfMemory
+from ..engines.trt.matching import PlanMissing, Target
 
 HEADER: Final = struct.Struct("<I")
 # Tensors do not travel in frames; the largest are a manifest and a failure for every row of a large batch.
 MAX_FRAME: Final = 16 << 20
 MAX_TEXT: Final = 500
+MAX_WORD: Final = 64
 MAX_DETAIL: Final = 8_000
 MAX_RANK: Final = 32
 MAX_COSTS: Final = 1024
@@ -160,6 +162,8 @@ def error_of(failure: engine_pb2.Failure) -> PenstockError:
     if failure.code not in BY_NAME:
         return Internal("the engine failed", detail=f"{failure.code[:40]!r}: {failure.message[:MAX_TEXT]!r} {detail}")
     text = "".join(letter if letter.isprintable() else " " for letter in failure.message[:MAX_TEXT])
+    if failure.HasField("missing_plan"):
+        return PlanMissing(text, _target(failure.missing_plan), detail=detail)
     if failure.trouble in TROUBLES:
         return TROUBLES[failure.trouble](text, detail=detail)
     return from_code(failure.code, text, detail=detail)
@@ -168,5 +172,16 @@ def error_of(failure: engine_pb2.Failure) -> PenstockError:
 def failure_of(error: PenstockError) -> engine_pb2.Failure:
     """An error as the child reports it."""
     told = engine_pb2.Failure(code=error.code.name, message=error.message[:MAX_TEXT], detail=error.detail[:MAX_DETAIL])
+    if isinstance(error, PlanMissing):
+        target = error.target
+        told.missing_plan.CopyFrom(
+            engine_pb2.PlanTarget(builder=target.builder, version=target.version, architecture=target.architecture)
+        )
     told.trouble = next((trouble for trouble, kind in TROUBLES.items() if isinstance(error, kind)), told.trouble)
     return told
+
+
+def _target(told: engine_pb2.PlanTarget) -> Target:
+    """What a child says that it needs a plan for, in words that may be shown."""
+    words = (told.builder, told.version, told.architecture)
+    return Target(*("".join(letter for letter in word[:MAX_WORD] if letter.isprintable()) for word in words))

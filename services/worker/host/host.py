@@ -205,6 +205,7 @@ class EngineHost:
             files={role: os.fspath(path) for role, path in files.items()},
             threads=threads,
             plan_keys=means.plan_keys,
+            own_key=means.own_key,
             python=means.python,
             python_seconds=means.python_seconds,
         )

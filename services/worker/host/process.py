@@ -58,6 +58,11 @@ class Process:
         """False once its end has been noticed."""
         return not self._ended.is_set()
 
+    @property
+    def status(self) -> int:
+        """How it ended: its exit status, or minus the number of the signal that ended it. Once it has."""
+        return int(self._started.returncode)
+
     async def wait(self) -> None:
         """Waits for its end."""
         await self._ended.wait()

@@ -45,7 +45,7 @@ class Runner:
         manifest = pb.Manifest.FromString(call.manifest)
         requirements.check(manifest)
         kind = catalogue.by_format(call.engine)
-        means = Means(tuple(call.plan_keys), call.python, call.python_seconds)
+        means = Means(tuple(call.plan_keys), call.own_key, call.python, call.python_seconds)
         if reason := kind.probe(means):
             raise Unsupported(reason)
         files = {role: Path(path) for role, path in call.files.items()}

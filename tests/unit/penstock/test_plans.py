@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import random
 import stat
 import struct
@@ -44,6 +45,32 @@ def test_what_was_wrapped_comes_back() -> None:
         assert view.readonly
     assert plans.is_plan(data[:8])
     assert not plans.is_plan(b"ftrt")
+
+
+def test_a_file_is_written_and_verified_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "_PIECE", 64)
+    plan = random.Random(2).randbytes(1000)
+    path = tmp_path / "plan"
+    with path.open("wb") as file:
+        plans.seal(HEADER, io.BytesIO(plan), len(plan), file, KEY)
+    assert path.read_bytes() == wrap(HEADER, plan, KEY)
+    with path.open("rb") as file:
+        assert plans.verified(file, [PUBLIC]) == HEADER
+    for size in (999, 1001):
+        with pytest.raises(InvalidArgument, match="another size"):
+            plans.seal(HEADER, io.BytesIO(plan), size, io.BytesIO(), KEY)
+
+
+def test_a_file_is_refused_for_what_its_bytes_are_refused_for(tmp_path: Path) -> None:
+    data, path = wrap(HEADER, b"plan", KEY), tmp_path / "plan"
+    flipped = [data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] for at in range(len(data))]
+    for changed in (*flipped, data[:-1], data + b"\0", data[:30], b"", wrap(HEADER, b"plan", OTHER)):
+        path.write_bytes(changed)
+        with pytest.raises(InvalidArgument) as of_bytes:
+            unwrap(changed, [PUBLIC])
+        with path.open("rb") as file, pytest.raises(InvalidArgument) as of_file:
+            plans.verified(file, [PUBLIC])
+        assert of_file.value.message == of_bytes.value.message
 
 
 def test_an_empty_plan_is_a_plan() -> None:

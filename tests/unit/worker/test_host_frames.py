@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from penstock.errors import BY_NAME, Internal, InvalidArgument
 from penstock.internal.v1 import engine_pb2
 from services.worker.engines.engine import DeviceLost, OutOfMemory
+from services.worker.engines.trt.matching import PlanMissing, Target
 from services.worker.host import frames
 from services.worker.host.frames import BrokenFrame, FrameBuffer, checked_costs, checked_outputs, checked_row_failures
 from services.worker.host.process import environment
@@ -114,6 +115,17 @@ def test_the_errors_on_which_a_worker_acts_are_known_again() -> None:
     for kind in (OutOfMemory, DeviceLost):
         told = frames.error_of(frames.failure_of(kind("said", detail="why")))
         assert (type(told), told.message, told.detail) == (kind, "said", "why")
+
+
+def test_a_missing_plan_says_what_it_must_be_for() -> None:
+    target = Target("tensorrt-rtx", "1.7.1.116", "sm89")
+    told = frames.error_of(frames.failure_of(PlanMissing("no plan", target, detail="why")))
+    assert isinstance(told, PlanMissing)
+    assert (told.message, told.target, told.detail) == ("no plan", target, "why")
+    words = engine_pb2.PlanTarget(builder="b" * 999, version="1\n2", architecture="")
+    lies = frames.error_of(engine_pb2.Failure(code="UNSUPPORTED", message="m", missing_plan=words))
+    assert isinstance(lies, PlanMissing)
+    assert lies.target == Target("b" * frames.MAX_WORD, "12", "")
 
 
 def test_failures_keep_their_class_and_lose_control_characters() -> None:

@@ -16,6 +16,7 @@ from penstock.v1 import manifest_pb2 as pb
 from services.worker.artifacts import Artifacts
 from services.worker.engines.engine import DeviceLost
 from services.worker.memory import Ledger
+from services.worker.plans.starting import Load
 from services.worker.replica import Replica, Surroundings
 from services.worker.serving import Serving, Standing
 from tests.harness.waiting import Changed
@@ -54,20 +55,28 @@ class Stage:
         self.devices: list[int] = []
         self.gate: asyncio.Semaphore | None = None
         self.loading: asyncio.Event | None = None
+        self.waits = ""
         self.problems: list[Exception] = []
         self.states: list[str] = []
         self.told: list[tuple[Standing, float]] = []
         self.changed = Changed()
 
-    async def start(self, manifest: pb.Manifest, files: Mapping[str, Path], devices: Sequence[int] = ()) -> EchoEngine:
-        assert (manifest.name, manifest.instances) == ("m", self.instances)
-        assert await asyncio.to_thread(files["model"].read_bytes) == MODEL
+    async def start(self, load: Load) -> EchoEngine:
+        assert (load.manifest.name, load.manifest.instances) == ("m", self.instances)
+        assert await asyncio.to_thread(load.files["model"].read_bytes) == MODEL
+        assert load.source == digest_of(MODEL)
+        if self.waits:
+            await load.say(self.waits)
+            await load.say(self.waits)
         if self.loading is not None:
             await self.loading.wait()
+        if self.waits:
+            await load.say("")
         if self.problems:
             raise self.problems.pop(0)
-        self.devices = list(devices)
+        self.devices = list(load.devices)
         self.engines.append(EchoEngine(self.gate))
+        self.changed()
         self.engines[-1].memory_bytes = self.engine_bytes
         return self.engines[-1]
 
@@ -168,6 +177,22 @@ async def test_how_long_it_took_to_load_is_told_once_it_is_ready(stage: Stage) -
     assert 0.02 <= took[2] <= asyncio.get_running_loop().time() - began + 5
     replica.retire()
     await task
+
+
+async def test_what_a_load_waits_for_is_the_reason_until_it_is_there_and_never_of_a_replica_that_serves(
+    stage: Stage,
+) -> None:
+    stage.waits, stage.instances = "a plan is being compiled", 3
+    replica = stage.replica()
+    task = asyncio.ensure_future(replica.run())
+    await stage.changed.until(stage.count("READY"))
+    reasons = [standing.reason for standing, _ in stage.told if standing.state == cluster_pb2.REPLICA_STATE_LOADING]
+    assert "a plan is being compiled" in reasons and reasons[-1] == ""
+    told = len(stage.told)
+    stage.engines[0].gone.set()
+    await stage.changed.until(lambda: len(stage.engines) == 4)
+    assert serving(replica) and len(stage.told) == told
+    await cancelled(task)
 
 
 async def test_draining_finishes_what_runs_and_waits_and_takes_stragglers(stage: Stage) -> None:

@@ -2,16 +2,15 @@
 
 The builder is `tensorrt` where it is installed, else TensorRT-RTX, whose builder needs no GPU. Both take precision from
 the graph (strongly typed): quantise or halve first. The untrusted graph is parsed by a process of its own
-(compiler.py); this one, which holds the builder's key, only wraps what came back (penstock/plans.py). The plan's key
-is (digest of the ONNX file, builder, its version, architecture, precision, profiles).
+(penstock/compiling/compiler.py); this one, which holds the builder's key, only signs what came back
+(penstock/plans.py). The plan's key is (digest of the ONNX file, builder, its version, architecture, precision,
+profiles).
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -25,17 +24,14 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from penstock import plans
+from penstock.compiling import profiles, repair
+from penstock.compiling.builders import PACKAGES, RTX_ARCHITECTURES, builder
+from penstock.compiling.source import chosen_profiles, precision_of, profile_text
 from penstock.errors import InvalidArgument, Unsupported
 
-from .. import profiles
 from ..step import Json, Role, Step, StepContext, StepResult, installed
-from . import onnx_file, repair
+from . import onnx_file
 
-# Package → (distribution, its extra). In the order in which they are looked for.
-PACKAGES: Final = {
-    "tensorrt": ("tensorrt", ""),
-    "tensorrt_rtx_bindings": ("tensorrt-rtx-cu13-bindings", "compile"),
-}
 # What TensorRT-RTX compiles for when it is not told: its documentation lists these.
 DEFAULT_RTX: Final = "sm80,sm86,sm89,sm120+"
 KEY: Final = "signing_key"
@@ -59,9 +55,9 @@ class Batch:
 @dataclass(frozen=True)
 class Parameters:
     """architecture: such as sm_89; empty for what the builder makes by itself. precision: what the graph must hold, or
-    auto for what it holds. batch, sizes, profile: see profiles.py; sizes is dimension → smallest, best, largest, and
-    profile is input → three shapes. level: of the builder's search, 0 to 5. workspace_mib: device memory that a kernel
-    may use while it runs; 0 for the builder's choice. sparse: uses 2:4 zeros."""
+    auto for what it holds. batch, sizes, profile: see penstock/compiling/profiles.py; sizes is dimension → smallest,
+    best, largest, and profile is input → three shapes. level: of the builder's search, 0 to 5. workspace_mib: device
+    memory that a kernel may use while it runs; 0 for the builder's choice. sparse: uses 2:4 zeros."""
 
     architecture: str = ""
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = "auto"
@@ -92,7 +88,7 @@ def run(work: StepContext[Parameters]) -> StepResult:
             f"compile.precision: the model is {precision} and precision is in the graph; halve or quantise it first",
             field="compile.precision",
         )
-    wanted = chosen_profiles(parameters, model)
+    wanted = _profiles(parameters, model)
     fit, changed = repair.repaired(model)
     for text in changed:
         work.say(text)
@@ -111,7 +107,9 @@ def run(work: StepContext[Parameters]) -> StepResult:
     )
     raw = work.folder / "plan.raw"
     path = work.folder / "model.plan"
-    path.write_bytes(plans.wrap(header, raw.read_bytes(), signing_key(work.secrets)))
+    key = signing_key(work.secrets)
+    with raw.open("rb") as plan, path.open("wb") as container:
+        plans.seal(header, plan, raw.stat().st_size, container, key)
     raw.unlink()
     work.say(f"{answer['bytes']:,} bytes in {answer['seconds']} s, key {header.key}")
     files = {"plan": path, "timing_cache": work.folder / "timing.cache"}
@@ -139,60 +137,11 @@ def _report(
     }
 
 
-def builder() -> tuple[str, str]:
-    """Package and version of the builder that would be used; raises Unsupported where there is none. Imports none."""
-    for package, (distribution, _) in PACKAGES.items():
-        if importlib.util.find_spec(package) is not None:
-            try:
-                return package, importlib.metadata.version(distribution)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-    raise Unsupported("no TensorRT builder is installed on this builder (install penstock[compile])")
-
-
-def precision_of(model: Any, compilable: bool = True) -> str:
-    """What the graph computes in: int8 where it has quantised operators, else its half type, else fp32.
-
-    compilable: raises InvalidArgument for operators that no compiler knows.
-    """
-    kinds = {node.op_type for node in model.graph.node}
-    for operator in sorted(kinds & set(repair.INSTEAD)) if compilable else ():
-        raise InvalidArgument(
-            f"model: the operator {operator} cannot be compiled; {repair.INSTEAD[operator]}", field="model"
-        )
-    if kinds & {"QuantizeLinear", "DequantizeLinear", *repair.INSTEAD}:
-        return "int8"
-    held = {tensor.data_type for tensor in model.graph.initializer}
-    cast = {
-        each.i for node in model.graph.node if node.op_type == "Cast" for each in node.attribute if each.name == "to"
-    }
-    return "fp16" if 10 in held | cast else "bf16" if 16 in held | cast else "fp32"
-
-
-def chosen_profiles(parameters: Parameters, model: Any) -> tuple[profiles.Profile, ...]:
+def _profiles(parameters: Parameters, model: Any) -> tuple[profiles.Profile, ...]:
     """The profiles of the parameters for this model's inputs."""
-    inputs: dict[str, list[int | str]] = {}
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        inputs[value.name] = [
-            each.dim_value if each.HasField("dim_value") else each.dim_param or f"{value.name}.{axis}"
-            for axis, each in enumerate(dims)
-        ]
     seen = {int(size): count for size, count in parameters.batch.seen.items()}
-    return profiles.profiles(
-        inputs, profiles.batch_ranges(seen, parameters.batch.max), parameters.sizes, parameters.profile
-    )
-
-
-def profile_text(wanted: tuple[plans.Profile, ...]) -> str:
-    """The profiles as one line: `pixels:1x64/8x64/32x64`, several inputs by a comma, several profiles by a bar."""
-
-    def shape(sizes: tuple[int, ...]) -> str:
-        return "x".join(map(str, sizes))
-
-    return "|".join(
-        ",".join(f"{name}:{'/'.join(map(shape, three))}" for name, three in sorted(one.items())) for one in wanted
-    )
+    ranges = profiles.batch_ranges(seen, parameters.batch.max)
+    return chosen_profiles(model, ranges, parameters.sizes, parameters.profile)
 
 
 def signing_key(secrets: Mapping[str, bytes]) -> Any:
@@ -231,7 +180,7 @@ def _compile(work: StepContext[Parameters], package: str, model: Any, wanted: tu
         "cache_out": str(work.folder / "timing.cache"),
     }
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "services.registry.build.steps.compiler"],
+        [sys.executable, "-P", "-m", "penstock.compiling.compiler"],
         input=json.dumps(order).encode(),
         capture_output=True,
         env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_MODULE_LOADING": "LAZY"},
@@ -264,7 +213,7 @@ def _capability(package: str, parameters: Parameters) -> str:
                 field="compile.architecture",
             )
         return ""
-    if number not in ("75", "80", "86", "89", "120", "121"):
+    if number not in RTX_ARCHITECTURES:
         raise InvalidArgument(
             f"compile.architecture: TensorRT-RTX compiles for sm_75, sm_80, sm_86, sm_89, sm_120 and sm_121; "
             f"for sm_{number} leave it empty",

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
+from penstock.compiling.source import precision_of
 from penstock.errors import InvalidArgument
 
 from ..numerics import TOLERANCES, Difference, Tolerance, difference, merged, verdict
 from ..step import Json, Role, Step, StepContext, StepResult, installed
-from . import compile as compiling
 from . import footprint, onnx_file, samples, tensors
 from .evaluation import accuracy
 from .session import METHOD, Session, latency
@@ -185,7 +185,7 @@ def run(work: StepContext[Parameters]) -> StepResult:
     gate = Gate(work)
     precision: str = work.parameters.precision
     if precision == "auto":
-        precision = compiling.precision_of(gate.candidate, compilable=False)
+        precision = precision_of(gate.candidate, compilable=False)
     report: Json = {"precision": precision, "tolerance": asdict(_tolerance(work.parameters, precision))}
     if gate.signature():
         report["difference"] = gate.numerics(precision)

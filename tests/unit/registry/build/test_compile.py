@@ -14,9 +14,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper, numpy_helper
 
-from penstock import plans
+from penstock import compiling, plans
+from penstock.compiling import builders, repair, source
 from penstock.errors import InvalidArgument, InvalidManifest, Unsupported
-from services.registry.build.steps import catalogue, compile, onnx_file, repair
+from services.registry.build.steps import catalogue, compile, onnx_file
 
 from .conftest import Run
 
@@ -24,7 +25,7 @@ KEY = Ed25519PrivateKey.generate()
 TRUSTED = [KEY.public_key().public_bytes_raw()]
 SECRETS = {compile.KEY: KEY.private_bytes_raw()}
 needs_builder = pytest.mark.skipif(
-    not any(importlib.util.find_spec(package) for package in compile.PACKAGES),
+    not any(importlib.util.find_spec(package) for package in builders.PACKAGES),
     reason="no TensorRT builder is installed (penstock[compile])",
 )
 
@@ -89,7 +90,7 @@ def test_an_operator_that_cannot_be_compiled_is_named(tmp_path: Path, step: Run)
 
 
 def test_precision_is_in_the_graph(digits: Path, step: Run) -> None:
-    if not any(importlib.util.find_spec(package) for package in compile.PACKAGES):
+    if not any(importlib.util.find_spec(package) for package in builders.PACKAGES):
         pytest.skip("no TensorRT builder is installed (penstock[compile])")
     with pytest.raises(InvalidArgument, match="halve or quantise it first"):
         compiled(step, digits / "model.onnx", precision="int8")
@@ -102,8 +103,8 @@ def test_precision_is_in_the_graph(digits: Path, step: Run) -> None:
 def test_operators_of_the_dynamic_quantiser_say_what_to_do(digits: Path, step: Run) -> None:
     made = step("quantise", {"model": digits / "model.onnx"}, method="dynamic").files["model"]
     with pytest.raises(InvalidArgument, match="DynamicQuantizeLinear cannot be compiled; quantise with method static"):
-        compile.precision_of(onnx_file.read(made))
-    assert compile.precision_of(onnx_file.read(made), compilable=False) == "int8"
+        source.precision_of(onnx_file.read(made))
+    assert source.precision_of(onnx_file.read(made), compilable=False) == "int8"
 
 
 def test_a_slice_without_axes_is_written_out_and_means_the_same() -> None:
@@ -159,9 +160,11 @@ def test_a_file_that_kills_nothing_but_its_own_process(
 
 
 def test_the_builder_never_makes_a_runtime() -> None:
-    folder = Path(catalogue.__file__).parent
+    folders = [Path(module.__file__).parent for module in (catalogue, compiling) if module.__file__]
+    assert len(folders) == 2
     assert not [
         path.name
+        for folder in folders
         for path in folder.glob("*.py")
         if ".Runtime(" in path.read_text() or "deserialize_cuda" in path.read_text()
     ]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.compiling.profiles import batch_ranges, profiles
 from penstock.errors import InvalidArgument
-from services.registry.build.profiles import batch_ranges, profiles
 
 
 def test_without_traffic_the_largest_is_best() -> None:

@@ -1,4 +1,4 @@
-"""The process that turns an ONNX file into a plan: `python -m services.registry.build.steps.compiler`.
+"""The process that turns an ONNX file into a plan: `python -m penstock.compiling.compiler`.
 
 One order as JSON on its input, one answer as JSON on its output, files in its folder. It parses a file that somebody
 else wrote, in native code, so it is not the process that holds the builder's key. It builds and never runs: a
@@ -19,7 +19,6 @@ from typing import Any
 
 from penstock.untrusted.words import public
 
-PACKAGES = ("tensorrt", "tensorrt_rtx_bindings")
 MAX_LINES = 20
 
 
@@ -45,7 +44,7 @@ def _quiet() -> Iterator[None]:
 
 
 def build(order: dict[str, Any]) -> dict[str, Any]:
-    """order: package, model, plan, capability, profiles, level, workspace, cache_in, cache_out, sparse, refit.
+    """order: package, model, plan, capability, profiles, level, workspace, cache_in, cache_out, sparse.
 
     The answer has `error` in public words and `detail`, or what was built.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import onnx_file
+from penstock.untrusted import onnx_model
 
 # Operators of ONNX Runtime's quantiser that no compiler knows, and what to do instead.
 INSTEAD = {
@@ -34,10 +34,10 @@ def _name_axes(model: Any) -> list[Any]:
     """A Slice without axes slices the first ones; the parser takes none as all of them."""
     from onnx import numpy_helper
 
-    constants = onnx_file.constants(model)
+    constants = onnx_model.constants(model)
     sizes = {
         value.name: value.type.tensor_type.shape.dim[0].dim_value
-        for value in onnx_file.inferred(model).graph.value_info
+        for value in onnx_model.inferred(model).graph.value_info
         if len(value.type.tensor_type.shape.dim) == 1
     }
     changed = []

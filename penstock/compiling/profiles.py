@@ -71,8 +71,9 @@ def profiles(
     """One profile per range of batches.
 
     inputs: name → shape, where a text is a dimension of that name. The first dimension, where it is not a number, is
-    the batch. sizes: dimension → smallest, best, largest. exact: input → the three shapes, as they are, in every
-    profile. Raises InvalidArgument for a dimension without sizes and for shapes that contradict the model. No profile
+    the batch; without `batches` it is a dimension like the others. sizes: dimension → smallest, best, largest. exact:
+    input → the three shapes, as they are, in every profile. Raises InvalidArgument for a dimension without sizes and
+    for shapes that contradict the model. No profile
     is needed where every dimension is a number: the answer is empty then.
     """
     unknown = sorted(set(exact) - set(inputs))
@@ -81,7 +82,7 @@ def profiles(
     if all(isinstance(size, int) for shape in inputs.values() for size in shape):
         return ()
     made: list[Profile] = []
-    for batch in batches:
+    for batch in batches or (None,):
         profile: Profile = {}
         for name, shape in inputs.items():
             three = exact[name] if name in exact else _sized(name, shape, batch, sizes)
@@ -92,7 +93,7 @@ def profiles(
 
 
 def _sized(
-    name: str, shape: Sequence[int | str], batch: tuple[int, int, int], sizes: Mapping[str, Sequence[int]]
+    name: str, shape: Sequence[int | str], batch: tuple[int, int, int] | None, sizes: Mapping[str, Sequence[int]]
 ) -> list[list[int]]:
     three: list[list[int]] = [[], [], []]
     for axis, size in enumerate(shape):
@@ -100,7 +101,7 @@ def _sized(
             found: Sequence[int] = (size, size, size)
         elif size in sizes:
             found = sizes[size]
-        elif axis == 0:
+        elif axis == 0 and batch is not None:
             found = batch
         else:
             raise InvalidArgument(

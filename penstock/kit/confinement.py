@@ -1,8 +1,9 @@
-"""Takes away from a step's process what it does not need: the network, other processes, files of the registry, room.
+"""Takes away from a process that works on what somebody else gave what it does not need: the network, other processes,
+files of its service, room. A build's step and a worker's compiler are such processes.
 
 With namespaces of its own (man 7 namespaces) it has no network interface but a loopback that is down, sees only its
-own processes, which all end with the first of them, and finds the registry's folder empty. Where the kernel or a
-container forbids that, `separate` says why, and the caller decides whether the step may run at all.
+own processes, which all end with the first of them, and finds the service's folder empty. Where the kernel or a
+container forbids that, `separate` says why, and the caller decides whether the work may be done at all.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ _CAPABILITY_VERSION: Final = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one step may use. Bytes and seconds; file_bytes of one file, folder_bytes of all that it writes."""
+    """What one process may use. Bytes and seconds; file_bytes of one file, folder_bytes of all that it writes.
+
+    addresses: memory_bytes are of address space, else of data: CUDA reserves far more addresses than it uses.
+    """
 
     memory_bytes: int = 8 << 30
     cpu_seconds: int = 3600
@@ -41,6 +45,7 @@ class Limits:
     folder_bytes: int = 32 << 30
     open_files: int = 1024
     processes: int = 512
+    addresses: bool = True
 
 
 def separate() -> str:
@@ -66,8 +71,8 @@ def fork_within() -> None:
     """Forks twice: the grandchild returns; the child is the first process of its namespace and does nothing but wait.
 
     The kernel kills every process of a namespace when its first ends, which happens when the grandchild has ended and
-    when the process that called this dies. The first itself would be spared by signals such as SIGXCPU, so no step
-    runs in it. Each waiting process ends as the one that it waits for.
+    when the process that called this dies. The first itself would be spared by signals such as SIGXCPU, so no work
+    is done in it. Each waiting process ends as the one that it waits for.
     """
     watched, held = os.pipe()
     if first := os.fork():
@@ -78,8 +83,8 @@ def fork_within() -> None:
     # The caller's end of the pipe closes with it; if that is so already, the signal was asked for too late.
     if select.select([watched], [], [], 0)[0]:
         os._exit(1)
-    if step := os.fork():
-        _end_as(step)
+    if worker := os.fork():
+        _end_as(worker)
     os.close(watched)
 
 
@@ -89,7 +94,7 @@ def adopt_orphans() -> None:
 
 
 def hide(folder: str, kept: str) -> str:
-    """Puts emptiness over the registry's folder, with `kept` below it still there, and makes /proc our own.
+    """Puts emptiness over the service's folder, with `kept` below it still there, and makes /proc our own.
 
     Empty when that is done, else why it is not. The working folder, which is below `kept`, stays where it is.
     """
@@ -124,7 +129,7 @@ def give_up_capabilities() -> None:
 def limit(limits: Limits) -> None:
     """Sets what the kernel counts. A number of processes is not counted for root, whose processes are unlimited."""
     for kind, number in (
-        (resource.RLIMIT_AS, limits.memory_bytes),
+        (resource.RLIMIT_AS if limits.addresses else resource.RLIMIT_DATA, limits.memory_bytes),
         (resource.RLIMIT_CPU, limits.cpu_seconds),
         (resource.RLIMIT_FSIZE, limits.file_bytes),
         (resource.RLIMIT_NOFILE, limits.open_files),
