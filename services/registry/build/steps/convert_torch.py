@@ -112,7 +112,7 @@ def _of_program(work: StepContext[Parameters]) -> tuple[Any, list[str], Answer]:
             "convert-torch.inputs: an exported program says itself what it takes; leave it out",
             field="convert-torch.inputs",
         )
-    program = _load(work.inputs["model"], work.threads)
+    program = load_program(work.inputs["model"], work.threads)
     work.say(f"a program of {len(program.graph.nodes)} nodes")
     work.progress(0.3)
     spec = program.call_spec.out_spec
@@ -135,7 +135,8 @@ def _of_script(work: StepContext[Parameters]) -> tuple[Any, list[str], Answer]:
     return model, list(parameters.outputs), torchscript.answering(module, list(tensors))
 
 
-def _load(path: Path, threads: int) -> Any:
+def load_program(path: Path, threads: int) -> Any:
+    """The exported program of an archive, rewritten first; raises InvalidManifest with public words."""
     try:
         with path.open("rb") as source, os.fdopen(os.memfd_create("program"), "w+b") as checked:
             rewrite(source, checked)
@@ -275,11 +276,11 @@ def _asked(program: Any, feeds: Mapping[str, Any]) -> Any:
         )
 
 
-def _flat(answer: Any) -> Iterator[Any]:
+def flat(answer: Any) -> Iterator[Any]:
     """The tensors of what a module returns, in the order in which the exporters name them."""
     if isinstance(answer, (dict, list, tuple)):
         for inner in answer.values() if isinstance(answer, dict) else answer:
-            yield from _flat(inner)
+            yield from flat(inner)
     else:
         yield answer
 
@@ -304,7 +305,7 @@ def _compare(work: StepContext[Parameters], asked: Answer, path: Path) -> float 
         return None
     given = session.run(feeds)
     largest = 0.0
-    for name, value in zip([each.name for each in onnx_file.read(path).graph.output], _flat(answer), strict=True):
+    for name, value in zip([each.name for each in onnx_file.read(path).graph.output], flat(answer), strict=True):
         found = given.get(name)
         if found is None or not value.dtype.is_floating_point:
             continue
