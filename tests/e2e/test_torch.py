@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_a_build_makes_a_package_that_the_engine_runs(suite: Suite, client: Clie
     client.publish(folder)
     build = client.ended_build(next(client.builds("compiled")), wait=250)
     assert (build.state, build.result_version) == (builds_pb2.BUILD_STATE_SUCCEEDED, 0), build.reason
-    key = {
+    key: dict[str, Any] = {
         "builder": "torch", "builder_version": str(torch.__version__), "precision": "fp32", "profile": "",
         "architecture": torch_compiled.architecture(torch, "cpu"),
     }  # fmt: skip
