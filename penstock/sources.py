@@ -13,6 +13,7 @@ CONVERTING: Final = {
     "xgboost": "convert-trees library=xgboost",
     "lightgbm": "convert-trees library=lightgbm",
     "tflite": "convert-tflite",
+    "torchscript": "convert-torch",
     "savedmodel": "convert-savedmodel",
     "keras": "convert-keras",
 }

@@ -31,8 +31,9 @@ _NEVER: Final = "are never read"
 _ARCHIVES: Final = {
     "sklearn": ("schema.json", f"the file that skops.io.dump writes; pickles and joblib files {_NEVER}"),
     "keras": ("config.json", "the .keras archive that model.save of Keras 3 writes"),
+    "torchscript": ("/constants.pkl", f"the archive that torch.jit.save writes; pickles of torch.save {_NEVER}"),
 }
-"""Format → a member that its archive has, and what to publish."""
+"""Format → what a member of its archive ends in, and what to publish."""
 _BEGINNINGS: Final = {
     # The file identifier of TensorFlow Lite's flatbuffer schema, at byte 4.
     "tflite": (4, b"TFL3", "the .tflite file that tf.lite.TFLiteConverter makes"),
@@ -92,7 +93,8 @@ def check(format: str, role: str, size: int, peek: Peek) -> None:
         _check_saved_model(role, head, size, peek)
     elif format in _ARCHIVES:
         member, words = _ARCHIVES[format]
-        if not head.startswith(b"PK\x03\x04") or member not in formats.archive_names(size, peek):
+        zipped = head.startswith(b"PK\x03\x04")
+        if not zipped or not any(name.endswith(member) for name in formats.archive_names(size, peek)):
             raise _wrong(role, f"format {format} needs {words}")
     else:
         at, magic, words = _BEGINNINGS[format]

@@ -207,6 +207,30 @@ def boosted(library: str, rows: Array, classes: Array) -> tuple[str, Array]:
     return trees.model_to_string(), np.asarray(trees.predict(rows))
 
 
+@pytest.mark.torch
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("torch", "onnxscript")),
+    reason="torch or onnxscript is not installed (make torch)",
+)
+@pytest.mark.filterwarnings("ignore")  # of torch, about TorchScript
+def test_a_scripted_module_is_published_built_and_answers(suite: Suite, client: Client, tmp_path: Path) -> None:
+    import torch
+
+    traced = torch.jit.trace(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softmax(-1)), torch.ones(2, 4))
+    traced.save(str(tmp_path / "model.pt"))
+    parameters = "{inputs: {input: [-1, 4]}, outputs: [scores]}"
+    (tmp_path / "model.yaml").write_text(
+        "schema: penstock/v1\nname: scripted\nformat: torchscript\nfiles: {model: model.pt}\n"
+        + "batching: {max_batch_size: 8}\n"
+        + BUILD % f"{{step: convert-torch, parameters: {parameters}}}, {{step: gate}}"
+    )
+    converted(suite, client, tmp_path, "scripted")
+    rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    wanted = traced(torch.from_numpy(rows)).detach().numpy()
+    assert client.infer("scripted", {"input": rows})["scores"] == pytest.approx(wanted, abs=1e-5)
+    client.undeploy("scripted", wait=30)
+
+
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("tensorflow", "keras", "tf2onnx")),
     reason="tensorflow, keras or tf2onnx is not installed (penstock[build-tensorflow])",

@@ -22,6 +22,7 @@ NAMES: Final = (
     "distil",
     "share",
     "compile",
+    "compile-torch",
     "gate",
 )
 
