@@ -231,6 +231,17 @@ REGISTRY_PROJECTION_AGE: Final = Metric(
 REGISTRY_FREE_BYTES: Final = Metric(
     "penstock_registry_free_bytes", "gauge", "registry", "Free bytes on the disk of the artifacts"
 )
+REGISTRY_FREED_ARTIFACTS: Final = Metric(
+    "penstock_registry_freed_artifacts", "counter", "registry", "Artifacts removed because nothing named them"
+)
+REGISTRY_FREED_BYTES: Final = Metric("penstock_registry_freed_bytes", "counter", "registry", "Bytes of those artifacts")
+REGISTRY_KEPT_BYTES: Final = Metric(
+    "penstock_registry_kept_bytes",
+    "gauge",
+    "registry",
+    "Bytes of artifacts that the last collection here left, by what needs them: versions, builds, cache, new",
+    ("why",),
+)
 
 # Scheduler.
 SCHEDULER_LEADING: Final = Metric("penstock_scheduler_leading", "gauge", "scheduler", "1 while this scheduler leads")

@@ -15,7 +15,7 @@ from penstock.channel import dial, raising
 from penstock.kit.identity import Authenticator
 from penstock.kit.server import build_server
 from penstock.v1 import builds_pb2 as pb
-from penstock.v1 import builds_pb2_grpc, manifest_pb2, models_pb2, models_pb2_grpc
+from penstock.v1 import builds_pb2_grpc, manifest_pb2, models_pb2, models_pb2_grpc, storage_pb2_grpc
 from services.registry import rpc as service
 from services.registry.blobs import LocalBlobStore
 from services.registry.build import rpc as build_service
@@ -27,11 +27,13 @@ from services.registry.build.runner import Bell, Runner
 from services.registry.build.sandbox import Builder
 from services.registry.build.store import BuildStore
 from services.registry.catalog import Catalog
+from services.registry.collector import rpc as storage_service
 from services.registry.database import Database
 from services.registry.deployment_store import DeploymentStore
 from services.registry.store import Store
 from services.registry.threads import Threads
 from tests.harness import models
+from tests.harness.registry import rounds
 
 NAMESPACES = subprocess.run(["unshare", "-Urnpmf", "true"], capture_output=True, check=False).returncode == 0
 
@@ -46,6 +48,7 @@ class Registry:
     artifacts: models_pb2_grpc.ArtifactServiceAsyncStub
     deployments: models_pb2_grpc.DeploymentServiceAsyncStub
     builds: builds_pb2_grpc.BuildServiceAsyncStub
+    storage: storage_pb2_grpc.StorageServiceAsyncStub
 
     async def publish(self, more: str = "") -> models_pb2.PublishVersionResponse:
         """Publishes a small model whose manifest says `more`."""
@@ -108,6 +111,8 @@ async def running(folder: Path, *, waiting: int = 100, at_once: int = 1) -> Asyn
     server, _ = build_server(Authenticator(""))
     service.register(server, catalog, blobs, upload_idle=30.0, published=builds.of_published)
     build_service.register(server, builds)
+    collecting = rounds(database, blobs, folder)
+    storage_service.register(server, collecting)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     task = asyncio.create_task(runner.run())
@@ -119,9 +124,11 @@ async def running(folder: Path, *, waiting: int = 100, at_once: int = 1) -> Asyn
             models_pb2_grpc.ArtifactServiceStub(channel),
             models_pb2_grpc.DeploymentServiceStub(channel),
             builds_pb2_grpc.BuildServiceStub(channel),
+            storage_pb2_grpc.StorageServiceStub(channel),
         )
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await server.stop(5)
+    await collecting.close()
     await threads.run(database.close)
     threads.close()

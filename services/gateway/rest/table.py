@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from penstock.oip import inference_pb2 as oip
-from penstock.v1 import builds_pb2, cluster_pb2, models_pb2
+from penstock.v1 import builds_pb2, cluster_pb2, models_pb2, storage_pb2
 
 from . import builds as build
 from . import management as manage
@@ -189,6 +189,16 @@ def _artifacts(routes: ManagementRoutes, uploads: UploadRoutes) -> Iterator[Oper
         body=shapes.OCTETS,
         accepts=(OCTETS,),
         result=models_pb2.UploadArtifactResponse,
+    )
+    every, late, result = "/api/v1/collections", "What was freed of late.", storage_pb2.ListCollectionsResponse
+    yield of("GET", every, late, answer=routes.list_collections, query=manage.PAGE[:1], result=result)
+    yield of(
+        "POST",
+        every,
+        "Frees what nothing names and nobody has uploaded or asked for lately; says what that was.",
+        answer=routes.collect,
+        body=shapes.of_fields(manage.COLLECT),
+        result=storage_pb2.Collection,
     )
 
 

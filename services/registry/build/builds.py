@@ -135,10 +135,20 @@ class Builds:
                     await rung.wait()
 
     async def find_engine(self, wanted: pb.FindEngineRequest) -> pb.Engine | None:
-        return await self._threads.run(self._store.find_engine, wanted)
+        return await self._threads.run(self._engine, wanted)
 
     async def overrides(self, name: str, size: int) -> list[pb.GateOverride]:
         return await self._threads.run(overrides.listed, self._database, name, size)
+
+    def _engine(self, wanted: pb.FindEngineRequest) -> pb.Engine | None:
+        """The engine, whose files stay long enough to be fetched; a miss where one of them is gone."""
+        found = self._store.find_engine(wanted)
+        try:
+            for artifact in (found.artifact, *found.files.values()) if found is not None else ():
+                self._blobs.claim(artifact.digest)
+        except NotFound:
+            return None
+        return found
 
     async def _complete(self, spec: manifest_pb2.BuildSpec, source: set[str], format: str) -> manifest_pb2.BuildSpec:
         """The spec with every id, parameter and input written out; raises InvalidArgument, Unsupported."""
@@ -153,15 +163,25 @@ class Builds:
             field = f"spec.files.{role[:64]!a}"
             if not dag.ROLE.fullmatch(role):
                 raise InvalidArgument(f"{field}: cannot be a role", field="spec.files")
-            if await self._threads.run(self._blobs.size, names.digest(digest, field)) is None:
-                raise NotFound(f"{field}: artifact {digest} is not here; upload it first", field="spec.files")
+            await self._claim(names.digest(digest, field), field, "spec.files")
         source = source | set(spec.files)
         described = await self._described(asked)
         made = manifest_pb2.BuildSpec(files=spec.files)
         for node in dag.wire(asked, described, source, onnx=format in dag.ONNX_FORMATS):
+            for role, reference in node.inputs.items():
+                if reference.startswith("sha256:"):
+                    field = f"spec.steps[{len(made.steps)}].inputs.{role}"
+                    await self._claim(reference, field, field)
             parameters = json.dumps(node.parameters, sort_keys=True)
             made.steps.add(id=node.id, step=node.step, parameters=parameters, inputs=node.inputs)
         return made
+
+    async def _claim(self, digest: str, shown: str, field: str) -> None:
+        """An artifact is here and stays until the job names it; raises NotFound."""
+        try:
+            await self._threads.run(self._blobs.claim, digest)
+        except NotFound as error:
+            raise NotFound(f"{shown}: {error.message}", field=field) from None
 
     async def _described(self, asked: Sequence[dag.Asked]) -> tuple[dag.Described, ...]:
         async with self._describing, opened(self._builder, Listener()) as sandbox:

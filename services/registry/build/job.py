@@ -12,7 +12,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from penstock import plans
-from penstock.errors import Internal, PenstockError, Unsupported
+from penstock.errors import Internal, NotFound, PenstockError, Unsupported
 from penstock.v1 import builds_pb2 as pb
 from penstock.v1 import manifest_pb2, models_pb2
 
@@ -130,9 +130,12 @@ class Job:
         status.report = report
 
     def _found(self, key: str) -> pb.StepStatus | None:
-        """The result of this key, if all its files are still here."""
+        """The result of this key, if all its files are still here; they stay until this job names them."""
         found = self._bench.store.result(key)
-        if found is None or any(self._bench.blobs.size(one.digest) is None for one in found.outputs.values()):
+        try:
+            for artifact in found.outputs.values() if found is not None else ():
+                self._bench.blobs.claim(artifact.digest)
+        except NotFound:
             return None
         return found
 

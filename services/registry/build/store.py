@@ -10,6 +10,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ from ..store import now_microseconds
 from ..tables import version_files
 from .tables import build_results, build_steps, builds, engines, version_gates
 
+USE_MICROSECONDS: Final = 60_000_000
+"""What was used so short a time ago is not noted as used again."""
 ENDED: Final = (pb.BUILD_STATE_SUCCEEDED, pb.BUILD_STATE_FAILED, pb.BUILD_STATE_CANCELLED)
 
 
@@ -193,13 +196,13 @@ class BuildStore:
             connection.execute(build_steps.update().where(this).values(status=status.SerializeToString()))
             if keep:
                 connection.execute(build_results.delete().where(build_results.c.key == status.key))
-                row = {"key": status.key, "status": status.SerializeToString(), "create_time": self._clock()}
+                now = self._clock()
+                row = {"key": status.key, "status": status.SerializeToString(), "create_time": now, "use_time": now}
                 connection.execute(build_results.insert().values(row))
 
     def result(self, key: str) -> pb.StepStatus | None:
-        """What a step with this key gave before."""
-        with self._database.read() as connection:
-            data = connection.scalar(sa.select(build_results.c.status).where(build_results.c.key == key))
+        """What a step with this key gave before; that counts as a use of it."""
+        data = self._used(build_results, build_results.c.status, key)
         return None if data is None else pb.StepStatus.FromString(data)
 
     def end(
@@ -229,18 +232,31 @@ class BuildStore:
 
     def keep_engine(self, engine: pb.Engine) -> None:
         """Writes an engine down under everything that it depends on; a newer one takes the place of an older."""
-        engine.create_time.FromMicroseconds(self._clock())
+        now = self._clock()
+        engine.create_time.FromMicroseconds(now)
         key = engine_key(engine)
         with self._database.write() as connection:
             connection.execute(engines.delete().where(engines.c.key == key))
-            row = {"key": key, "build_id": engine.build_id, "engine": engine.SerializeToString()}
+            row = {"key": key, "build_id": engine.build_id, "engine": engine.SerializeToString(), "use_time": now}
             connection.execute(engines.insert().values(row))
 
     def find_engine(self, wanted: pb.FindEngineRequest) -> pb.Engine | None:
-        """The engine for exactly this, None for a miss."""
-        with self._database.read() as connection:
-            data = connection.scalar(sa.select(engines.c.engine).where(engines.c.key == engine_key(wanted)))
+        """The engine for exactly this, None for a miss; that counts as a use of it."""
+        data = self._used(engines, engines.c.engine, engine_key(wanted))
         return None if data is None else pb.Engine.FromString(data)
+
+    def _used(self, table: sa.Table, content: sa.Column[bytes], key: str) -> bytes | None:
+        """What is kept under a key. That it was used is written down, not more often than USE_MICROSECONDS."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(content, table.c.use_time).where(table.c.key == key)).one_or_none()
+        if row is None:
+            return None
+        now = self._clock()
+        if now - row.use_time >= USE_MICROSECONDS:
+            # Whoever asks gets an answer also where nothing can be written, such as on a full disk.
+            with suppress(ResourceExhausted), self._database.write() as connection:
+                connection.execute(table.update().where(table.c.key == key).values(use_time=now))
+        return bytes(row[0])
 
 
 def engine_key(of: pb.Engine | pb.FindEngineRequest) -> str:
@@ -281,7 +297,7 @@ def _build(connection: Connection, build_id: str) -> pb.Build:
         end_time=stamp(row.end_time),
     )
     this = (version_files.c.name == row.name, version_files.c.number == row.number, version_files.c.role == "model")
-    # A version that was deleted since has no files any more; the job stays what it was.
+    # A version that was deleted since may have no files any more; the job stays what it was.
     made.source_digest = connection.scalar(sa.select(version_files.c.digest).where(*this)) or ""
     found = connection.scalars(sa.select(engines.c.engine).where(engines.c.build_id == build_id)).all()
     made.engines.extend(pb.Engine.FromString(data) for data in found)
