@@ -21,6 +21,7 @@ from .build.builds import Builds
 from .build.confinement import Limits as StepLimits
 from .build.job import Bench
 from .build.journal import Journal
+from .build.metrics import BuildMetrics
 from .build.runner import Bell, Runner
 from .build.sandbox import Builder
 from .build.store import BuildStore
@@ -136,8 +137,10 @@ def _builds(
     bell = Bell()
     store = BuildStore(database, most_waiting=config.builds_waiting)
     journal = Journal(folder / "builds" / "logs")
-    bench = Bench(store, journal, catalog, blobs, sql, builder, folder / "builds" / "keys", bell.ring)
-    runner = Runner(bench, at_once=config.builds, lock=folder / "builds" / "lock")
+    secrets = folder / "builds" / "keys"
+    bench = Bench(store, journal, catalog, blobs, sql, builder, secrets, bell.ring, BuildMetrics())
+    cached = References(database).cache_bytes
+    runner = Runner(bench, at_once=config.builds, lock=folder / "builds" / "lock", cached=cached)
     if config.builds:
         chassis.start(runner.run(), "builds")
     return Builds(store, journal, catalog, blobs, database, sql, builder, runner, bell)

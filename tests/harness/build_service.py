@@ -23,11 +23,13 @@ from services.registry.build.builds import Builds
 from services.registry.build.confinement import Limits
 from services.registry.build.job import Bench
 from services.registry.build.journal import Journal
+from services.registry.build.metrics import BuildMetrics
 from services.registry.build.runner import Bell, Runner
 from services.registry.build.sandbox import Builder
 from services.registry.build.store import BuildStore
 from services.registry.catalog import Catalog
 from services.registry.collector import rpc as storage_service
+from services.registry.collector.references import References
 from services.registry.database import Database
 from services.registry.deployment_store import DeploymentStore
 from services.registry.store import Store
@@ -90,9 +92,10 @@ class Registry:
 
 
 @asynccontextmanager
-async def running(folder: Path, *, waiting: int = 100, at_once: int = 1) -> AsyncIterator[Registry]:
+async def running(folder: Path, *, waiting: int = 100, at_once: int = 1, url: str = "") -> AsyncIterator[Registry]:
+    """One in that folder. url: of its database; empty for SQLite in the folder."""
     threads = Threads("test", 8)
-    database = Database(f"sqlite:///{folder}/registry.db")
+    database = Database(url or f"sqlite:///{folder}/registry.db")
     await threads.run(database.migrate)
     blobs = LocalBlobStore(folder, threads)
     catalog = Catalog(Store(database), DeploymentStore(database), blobs, threads)
@@ -105,8 +108,10 @@ async def running(folder: Path, *, waiting: int = 100, at_once: int = 1) -> Asyn
     )
     bell, store = Bell(), BuildStore(database, most_waiting=waiting)
     journal = Journal(folder / "builds" / "logs")
-    bench = Bench(store, journal, catalog, blobs, threads, builder, folder / "builds" / "keys", bell.ring)
-    runner = Runner(bench, at_once=at_once, lock=folder / "builds" / "lock", interval=0.2)
+    secrets = folder / "builds" / "keys"
+    bench = Bench(store, journal, catalog, blobs, threads, builder, secrets, bell.ring, BuildMetrics())
+    cached = References(database).cache_bytes
+    runner = Runner(bench, at_once=at_once, lock=folder / "builds" / "lock", cached=cached, interval=0.2)
     builds = Builds(store, journal, catalog, blobs, database, threads, builder, runner, bell, interval=0.2)
     server, _ = build_server(Authenticator(""))
     service.register(server, catalog, blobs, upload_idle=30.0, published=builds.of_published)

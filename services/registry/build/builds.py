@@ -21,6 +21,7 @@ from ..database import Database
 from ..threads import Threads
 from . import dag, overrides
 from .journal import Journal
+from .metrics import BuildMetrics
 from .runner import Bell, Runner
 from .sandbox import Builder, Listener, opened
 from .store import ENDED, BuildStore, NewBuild
@@ -58,6 +59,7 @@ class Builds:
         self._runner = runner
         self._bell = bell
         self._interval = interval
+        self._metrics = BuildMetrics()
         # Describing starts a process: one at a time, whoever asks.
         self._describing = asyncio.Semaphore(1)
 
@@ -97,7 +99,9 @@ class Builds:
         except PenstockError as error:
             fingerprint = _fingerprint(version.name, version.version, None)
             new = NewBuild(version.name, version.version, spec, creator, key, fingerprint)
-            return (await self._threads.run(self._store.create, new, refused=error.message)).id
+            refused = await self._threads.run(self._store.create, new, refused=error.message)
+            self._metrics.ended(refused.state)
+            return refused.id
 
     async def get(self, build_id: str) -> pb.Build:
         return await self._threads.run(self._store.get, build_id)
@@ -107,7 +111,10 @@ class Builds:
 
     async def cancel(self, build_id: str) -> pb.Build:
         try:
-            return await self._threads.run(self._store.cancel, build_id)
+            build, ended = await self._threads.run(self._store.cancel, build_id)
+            if ended:
+                self._metrics.ended(build.state)
+            return build
         finally:
             self._runner.wake()
             self._bell.ring()

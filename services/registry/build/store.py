@@ -145,27 +145,39 @@ class BuildStore:
                 step.report = ""
         return found, pages.token(asked, str(rows[size - 1].turn)) if len(rows) > size else ""
 
-    def cancel(self, build_id: str) -> pb.Build:
-        """Wishes a job ended; one that waits has ended with that, one that ended stays as it is."""
+    def cancel(self, build_id: str) -> tuple[pb.Build, bool]:
+        """Wishes a job ended; one that waits has ended with that, which the second value says; one that ended stays as
+        it is."""
         with self._database.write() as connection:
             build = _build(connection, build_id)
             if build.state in ENDED:
-                return build
+                return build, False
+            waits = build.state == pb.BUILD_STATE_PENDING
             values: dict[str, Any] = {"cancelled": True}
-            if build.state == pb.BUILD_STATE_PENDING:
-                values |= {"state": pb.BUILD_STATE_CANCELLED, "end_time": self._clock()}
+            if waits:
+                values |= self._over()
             connection.execute(builds.update().where(builds.c.id == build_id).values(values))
-            return _build(connection, build_id)
+            return _build(connection, build_id), waits
 
     # --- of the runner ------------------------------------------------------------------------------------------------
 
-    def recover(self) -> int:
-        """Puts what a registry left in the middle back in the queue, at its old turn; how many jobs."""
+    def recover(self) -> tuple[int, int]:
+        """Puts what a registry left in the middle back in the queue, at its old turn, and ends those among it that
+        somebody cancelled; how many jobs go on, how many have ended."""
         with self._database.write() as connection:
             running = builds.c.state == pb.BUILD_STATE_RUNNING
-            found = connection.scalars(sa.select(builds.c.id).where(running)).all()
-            connection.execute(builds.update().where(running).values(state=pb.BUILD_STATE_PENDING))
-        return len(found)
+            ended = connection.execute(builds.update().where(running, builds.c.cancelled).values(self._over()))
+            left = connection.execute(builds.update().where(running).values(state=pb.BUILD_STATE_PENDING))
+            return left.rowcount, ended.rowcount
+
+    def queue(self) -> tuple[int, int]:
+        """How many jobs wait and run."""
+        counted = sa.select(builds.c.state, sa.func.count()).group_by(builds.c.state)
+        active = (pb.BUILD_STATE_PENDING, pb.BUILD_STATE_RUNNING)
+        with self._database.read() as connection:
+            rows = connection.execute(counted.where(builds.c.state.in_(active))).all()
+        found: dict[int, int] = {state: count for state, count in rows}
+        return found.get(active[0], 0), found.get(active[1], 0)
 
     def take(self) -> Work | None:
         """The job whose turn it is, RUNNING from now on; None when none waits."""
@@ -173,10 +185,6 @@ class BuildStore:
             waiting = builds.c.state == pb.BUILD_STATE_PENDING
             row = connection.execute(sa.select(builds).where(waiting).order_by(builds.c.turn).limit(1)).one_or_none()
             if row is None:
-                return None
-            if row.cancelled:
-                values = {"state": pb.BUILD_STATE_CANCELLED, "end_time": self._clock()}
-                connection.execute(builds.update().where(builds.c.id == row.id).values(values))
                 return None
             values = {"state": pb.BUILD_STATE_RUNNING, "start_time": row.start_time or self._clock()}
             connection.execute(builds.update().where(builds.c.id == row.id).values(values))
@@ -244,6 +252,10 @@ class BuildStore:
         """The engine for exactly this, None for a miss; that counts as a use of it."""
         data = self._used(engines, engines.c.engine, engine_key(wanted))
         return None if data is None else pb.Engine.FromString(data)
+
+    def _over(self) -> dict[str, Any]:
+        """What a job is that ended without having run to its end."""
+        return {"state": pb.BUILD_STATE_CANCELLED, "end_time": self._clock()}
 
     def _used(self, table: sa.Table, content: sa.Column[bytes], key: str) -> bytes | None:
         """What is kept under a key. That it was used is written down, not more often than USE_MICROSECONDS."""

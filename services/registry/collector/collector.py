@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,10 +97,6 @@ class Collector:
                 if not dry_run:
                     self._references.record(made)
         return made
-
-    def cache_bytes(self) -> Mapping[cache.Kind, int]:
-        """Bytes of the files of results and of plans that the cache holds now."""
-        return cache.kept_bytes(self._references.wanted().entries)
 
     def _collect(self, made: Collection, tally: Tally) -> None:
         before = self._blobs.now() - self._grace

@@ -6,7 +6,7 @@ Methods block: call them from a thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -24,7 +24,7 @@ from ..build.tables import build_results, build_steps, builds, engines
 from ..database import Database
 from ..store import now_microseconds
 from ..tables import version_files, version_inputs, versions
-from .cache import PLANS, RESULTS, Entry
+from .cache import PLANS, RESULTS, Entry, kept_bytes
 from .tables import collections
 
 T = TypeVar("T")
@@ -57,16 +57,15 @@ class References:
         with self._database.read() as connection:
             digests, keys = _of_builds(connection)
             entries = [
-                Entry(
-                    entry.kind,
-                    entry.key,
-                    entry.files,
-                    entry.used,
-                    entry.key in keys or not digests.isdisjoint(entry.files),
-                )
+                replace(entry, busy=entry.key in keys or not digests.isdisjoint(entry.files))
                 for entry in _entries(connection)
             ]
         return Wanted(frozenset(digests), tuple(entries))
+
+    def cache_bytes(self) -> dict[str, int]:
+        """Bytes of the files of results and of plans that the cache holds now."""
+        with self._database.read() as connection:
+            return {str(kind): count for kind, count in kept_bytes(_entries(connection)).items()}
 
     def of_versions(self, digests: Iterable[str]) -> set[str]:
         """Those of them that a version which is not deleted names."""
