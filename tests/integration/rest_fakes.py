@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -137,6 +137,8 @@ class FakeControl:
         self.answers: dict[str, Message | errors.PenstockError] = {}
         self.uploads: list[tuple[models_pb2.UploadHeader, bytes]] = []
         self.refuse_uploads: errors.PenstockError | None = None
+        self.coming: asyncio.Queue[Message | errors.PenstockError | None] = asyncio.Queue()
+        self.watched, self.left = asyncio.Event(), asyncio.Event()
 
     async def call(
         self,
@@ -164,6 +166,31 @@ class FakeControl:
             raise answer
         assert isinstance(answer, response_class)
         return answer
+
+    async def watch(
+        self,
+        service: str,
+        method: str,
+        request: Message,
+        response_class: type[M],
+        *,
+        headers: Mapping[str, str],
+        timeout: float | None = None,
+    ) -> AsyncGenerator[M, None]:
+        """Gives what is put into `coming`, until that is None, and raises what is an error."""
+        self.asked.append((service, method, request, dict(headers)))
+        try:
+            while True:
+                self.watched.set()
+                answer = await self.coming.get()
+                if answer is None:
+                    return
+                if isinstance(answer, errors.PenstockError):
+                    raise answer
+                assert isinstance(answer, response_class)
+                yield answer
+        finally:
+            self.left.set()
 
     async def upload(
         self,

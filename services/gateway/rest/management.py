@@ -6,7 +6,7 @@ with the proto's field names.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -81,6 +81,18 @@ class Control(Protocol):
         headers: Mapping[str, str],
     ) -> Response:
         """One unary call of a penstock.v1 service by full name; raises what the service raised."""
+
+    def watch(
+        self,
+        service: str,
+        method: str,
+        request: Message,
+        response_class: type[Response],
+        *,
+        headers: Mapping[str, str],
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Response, None]:
+        """One server-streaming call, as `call`; closing it ends the call."""
 
     async def upload(
         self,

@@ -14,6 +14,7 @@ from . import builds as build
 from . import management as manage
 from . import shapes
 from .builds import BuildRoutes
+from .events import MEDIA_TYPE
 from .fields import INTEGER, TEXT, Field
 from .inference import OCTETS, REGION, InferenceRoutes
 from .management import ManagementRoutes
@@ -22,6 +23,7 @@ from .replies import JSON, Dialect
 from .uploads import UPLOAD, UploadRoutes
 
 UPLOAD_SECONDS: Final = 3_600.0
+EVENTS_SECONDS: Final = 3_600.0
 
 _oip = partial(Operation, dialect=Dialect.INFERENCE)
 _api = partial(Operation, dialect=Dialect.MANAGEMENT)
@@ -216,6 +218,18 @@ def _builds(routes: BuildRoutes) -> Iterator[Operation]:
         result=builds_pb2.Build,
     )
     yield of("GET", one, "One build.", answer=routes.get, result=builds_pb2.Build)
+    yield of(
+        "GET",
+        f"{one}/events",
+        "How a build goes on, as server-sent events, until it has ended.",
+        answer=routes.events,
+        timeout=EVENTS_SECONDS,
+        query=build.EVENTS,
+        headers=(Field("Last-Event-ID", INTEGER, "The last event's id, to go on from there; instead of offset."),),
+        result=shapes.TEXT_STREAM,
+        returns=(MEDIA_TYPE,),
+        streams=True,
+    )
     yield of("DELETE", one, "Ends a build that waits or runs.", answer=routes.cancel, result=builds_pb2.Build)
     who, query = "Who deployed what in spite of its gate, newest first.", build.LIST_BUILDS[:1]
     answer = builds_pb2.ListOverridesResponse
