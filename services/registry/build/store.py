@@ -23,7 +23,7 @@ from penstock.v1 import builds_pb2 as pb
 from penstock.v1 import manifest_pb2
 
 from .. import pages
-from ..database import Database
+from ..database import LOCK_OF_BUILDS, Database, take_turns
 from ..store import now_microseconds
 from ..tables import version_files
 from .tables import build_results, build_steps, builds, engines, version_gates
@@ -81,6 +81,7 @@ class BuildStore:
         Raises Conflict for a request key used for something else, ResourceExhausted when too many wait.
         """
         with self._database.write() as connection:
+            take_turns(connection, LOCK_OF_BUILDS)
             if found := _earlier(connection, new.name, new.request_key, new.fingerprint):
                 return _build(connection, found)
             waiting = sa.select(sa.func.count()).where(builds.c.state == pb.BUILD_STATE_PENDING)
@@ -149,6 +150,7 @@ class BuildStore:
         """Wishes a job ended; one that waits has ended with that, which the second value says; one that ended stays as
         it is."""
         with self._database.write() as connection:
+            take_turns(connection, LOCK_OF_BUILDS)
             build = _build(connection, build_id)
             if build.state in ENDED:
                 return build, False
@@ -165,6 +167,7 @@ class BuildStore:
         """Puts what a registry left in the middle back in the queue, at its old turn, and ends those among it that
         somebody cancelled; how many jobs go on, how many have ended."""
         with self._database.write() as connection:
+            take_turns(connection, LOCK_OF_BUILDS)
             running = builds.c.state == pb.BUILD_STATE_RUNNING
             ended = connection.execute(builds.update().where(running, builds.c.cancelled).values(self._over()))
             left = connection.execute(builds.update().where(running).values(state=pb.BUILD_STATE_PENDING))
@@ -182,6 +185,7 @@ class BuildStore:
     def take(self) -> Work | None:
         """The job whose turn it is, RUNNING from now on; None when none waits."""
         with self._database.write() as connection:
+            take_turns(connection, LOCK_OF_BUILDS)
             waiting = builds.c.state == pb.BUILD_STATE_PENDING
             row = connection.execute(sa.select(builds).where(waiting).order_by(builds.c.turn).limit(1)).one_or_none()
             if row is None:
