@@ -12,7 +12,7 @@ from penstock.cluster.etcd import Etcd
 from penstock.cluster.membership import Membership
 from penstock.cluster.watch import Mirror
 from penstock.internal.v1.records_pb2 import ReplicaRecord, ServiceRecord
-from penstock.kit.confinement import Limits
+from penstock.kit.confinement import Limits as StepLimits
 from penstock.kit.service import Chassis
 
 from . import metrics, rpc
