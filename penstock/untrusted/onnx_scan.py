@@ -27,7 +27,7 @@ _TENSORS_IN: dict[str, dict[int, str]] = {
     "Sparse": {1: "Tensor", 2: "Tensor"},
     "Tensor": {},
 }
-_OP_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 4, 13, 14
+_GRAPH, _OP_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 7, 4, 13, 14
 
 
 def refuse_external(data: bytes) -> None:
@@ -35,7 +35,7 @@ def refuse_external(data: bytes) -> None:
     # ONNX Runtime also reads a format of its own, known by these bytes; it is not ONNX and is not walked here.
     if data[4:8] == b"ORTM":
         raise InvalidArgument("the file is in ONNX Runtime's own format; publish the ONNX file")
-    budget = MAX_FIELDS
+    budget, graphs = MAX_FIELDS, 0
     pending: list[tuple[str, int, int, int]] = [("Model", 0, len(data), 0)]
     while pending:
         message, start, end, depth = pending.pop()
@@ -53,4 +53,7 @@ def refuse_external(data: bytes) -> None:
             if message == "Node" and number == _OP_TYPE and data[value : value + size] == b"EPContext":
                 raise InvalidArgument("the ONNX file holds an EPContext node, which names a compiled file outside it")
             if number in inside:
+                graphs += message == "Model" and number == _GRAPH
                 pending.append((inside[number], value, value + size, depth + 1))
+    if not graphs:
+        raise InvalidArgument("the file is not an ONNX model: it has no graph")
