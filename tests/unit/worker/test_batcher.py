@@ -201,6 +201,29 @@ async def test_rows_are_in_the_arena_before_the_engine_is_free_and_who_leaves_or
     assert engine.broken == []
 
 
+async def test_what_another_engine_takes_is_not_held_where_it_was_copied_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "WORTH_BYTES", 1)
+    gates = [asyncio.Semaphore(0), asyncio.Semaphore(0)]
+    engines = [EchoEngine(gate) for gate in gates]
+    under_test = batcher(*engines)
+    async with running(under_test) as group:
+        for engine in engines:
+            await held(under_test, engine, group)
+        (task,) = await queued(under_test, [request(b"a")])
+        await asyncio.sleep(0)
+        copied = [instance.staging._open is not None for instance in under_test._instances]
+        assert sorted(copied) == [False, True]
+        taker = copied.index(False)
+        gates[taker].release()
+        await engines[taker].started.acquire()
+        assert [instance.staging._open for instance in under_test._instances] == [None, None]
+        for gate in gates:
+            gate.release()
+        assert answer(await task) == b"a"
+        await under_test.drained()
+    assert engines[0].broken == engines[1].broken == []
+
+
 async def test_an_engine_failure_reaches_exactly_its_own_batch_and_the_loop_lives_on() -> None:
     gate = asyncio.Semaphore(0)
 
