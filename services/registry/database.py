@@ -79,7 +79,7 @@ class Database:
 
 
 def take_turns(connection: Connection, lock: int) -> None:
-    """Until this transaction ends no other gets past this for the same number; on SQLite no two write at once anyway."""
+    """Until this transaction ends no other gets past this for the same number. On SQLite no two write at once."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
 
