@@ -17,6 +17,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         [
             "penstock build digits                       # what its model.yaml says under `build`",
             "penstock build digits@3 --step 'quantise method=static' --step gate --file samples=s.safetensors --wait",
+            "penstock build digits --step 'compile batch.seen=observed' --target architecture=sm_89",
             "penstock build minilm -f build.yaml --wait",
         ],
         "Each --step is its name and its parameters. With --wait, exit code 1 means that it or its gate failed.",

@@ -14,8 +14,10 @@ class Builds(builds_pb2_grpc.BuildServiceServicer):
 
     def __init__(self) -> None:
         self.made: dict[str, pb.Build] = {}
+        self.asked: list[pb.CreateBuildRequest] = []
 
     async def CreateBuild(self, request: Any, context: Any) -> pb.CreateBuildResponse:
+        self.asked.append(request)
         build = pb.Build(id=f"{len(self.made) + 1:032x}", name=request.name, source_version=1, result_version=2)
         build.state, build.gate = pb.BUILD_STATE_SUCCEEDED, pb.GATE_VERDICT_PASSED
         for step in request.spec.steps:

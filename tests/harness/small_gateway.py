@@ -47,6 +47,7 @@ class Inference:
         self.arrived = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.typed_answers = False
+        self.statistics = oip.ModelStatisticsResponse(model_stats=[oip.ModelStatistics(name="echo", inference_count=3)])
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""
@@ -99,7 +100,7 @@ class Inference:
         elif call.method == "ModelConfig":
             message = oip.ModelConfigResponse(config=oip.ModelConfig(name="echo", max_batch_size=8))
         else:
-            message = oip.ModelStatisticsResponse(model_stats=[oip.ModelStatistics(name="echo", inference_count=3)])
+            message = self.statistics
         return Answer(message.SerializeToString())
 
 
@@ -377,6 +378,7 @@ class SmallGateway:
     def __init__(self) -> None:
         self.inference = Inference()
         self.catalogue = Catalogue()
+        self.builds = Builds()
         self.address = ""
 
 
@@ -393,7 +395,7 @@ async def small_gateway() -> AsyncIterator[SmallGateway]:
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server,
     ):
         add(gateway.catalogue, server)
-    builds_pb2_grpc.add_BuildServiceServicer_to_server(Builds(), server)
+    builds_pb2_grpc.add_BuildServiceServicer_to_server(gateway.builds, server)
     storage_pb2_grpc.add_StorageServiceServicer_to_server(Storage(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
