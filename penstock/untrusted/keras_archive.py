@@ -17,6 +17,8 @@ from typing import IO, Any, Final
 
 from penstock.errors import InvalidArgument
 
+from .archives import DAMAGED
+
 CONFIG: Final = "config.json"
 METADATA: Final = "metadata.json"
 WEIGHTS: Final = "model.weights.h5"
@@ -92,7 +94,7 @@ def rewrite(source: IO[bytes], target: IO[bytes]) -> list[str]:
             made.writestr(CONFIG, json.dumps(config))
             made.writestr(METADATA, json.dumps({"keras_version": version, "date_saved": ""}))
             _copy(archive, members[WEIGHTS], made)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RecursionError, KeyError) as error:
+    except (*DAMAGED, ValueError, KeyError) as error:
         raise InvalidArgument("the file is not a .keras archive, or it is damaged") from error
     return sorted(classes)
 

@@ -19,6 +19,8 @@ from typing import IO, Final
 
 from penstock.errors import InvalidArgument
 
+from .archives import DAMAGED
+
 MAX_TEXT: Final = 64 << 20
 MAX_MEMBERS: Final = 100_000
 RUN_BY_LOADING: Final = b"__setstate__"
@@ -57,7 +59,7 @@ def rewrite(source: IO[bytes], target: IO[bytes]) -> None:
                 if code:
                     _refuse_what_loading_runs(archive.read(info))
                 _copy(archive, info, name, made)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, UnicodeDecodeError) as error:
+    except (*DAMAGED, ValueError) as error:
         raise InvalidArgument("the file is not a TorchScript archive, or it is damaged") from error
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import random
 import zipfile
 from typing import Any
 
@@ -125,3 +127,13 @@ def test_a_member_twice_or_too_large_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(keras_archive, "MAX_WEIGHTS", 100)
     with pytest.raises(InvalidArgument, match=r"model\.weights\.h5 of the archive is larger"):
         rewritten(archive(model()))
+
+
+def test_whatever_was_changed_is_taken_or_refused_and_nothing_else() -> None:
+    whole, chance = archive(model()).getvalue(), random.Random(0)
+    for _ in range(300):
+        changed = bytearray(whole)
+        for _ in range(chance.randint(1, 6)):
+            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        with contextlib.suppress(InvalidArgument):
+            rewritten(io.BytesIO(bytes(changed)))

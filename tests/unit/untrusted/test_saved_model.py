@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -194,6 +196,13 @@ def test_damaged_bytes_are_refused() -> None:
     for end in range(3, len(whole), 7):
         with pytest.raises(InvalidArgument):
             saved_model.read(whole[:end], "serving_default")
+    chance = random.Random(0)
+    for _ in range(1000):
+        changed = bytearray(whole)
+        for _ in range(chance.randint(1, 6)):
+            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        with contextlib.suppress(InvalidArgument):
+            saved_model.read(bytes(changed), "serving_default")
 
 
 def test_no_operator_on_the_list_is_one_that_has_reached_out_before() -> None:

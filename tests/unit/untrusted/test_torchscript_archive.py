@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import random
 import zipfile
 
 import pytest
@@ -67,3 +69,13 @@ def test_damaged_and_enormous_archives_are_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torchscript_archive, "MAX_TEXT", 10)
     with pytest.raises(InvalidArgument, match="code is larger than"):
         rewritten(archive(WHOLE))
+
+
+def test_whatever_was_changed_is_taken_or_refused_and_nothing_else() -> None:
+    whole, chance = archive(WHOLE | BESIDE).getvalue(), random.Random(0)
+    for _ in range(300):
+        changed = bytearray(whole)
+        for _ in range(chance.randint(1, 6)):
+            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        with contextlib.suppress(InvalidArgument):
+            rewritten(io.BytesIO(bytes(changed)))

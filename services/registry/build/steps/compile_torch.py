@@ -1,9 +1,9 @@
 """`compile-torch`: an exported program of PyTorch to a signed package of AOTInductor, for processors.
 
 AOTInductor writes C++ and calls a compiler on it, so one must be installed beside the builder. The program is compiled
-by a process of its own (torch_compiler.py), which also runs what came out and compares; this one, which holds the
-builder's key, only wraps it (penstock/plans.py). The worker's torch engine runs the package in the program's place
-where builder, version, architecture and the program's digest are its own (docs/engines.md).
+by a process of its own, and what came out is run and compared with the program by another (torch_compiler.py); this
+one, which holds the builder's key, only wraps it (penstock/plans.py). The worker's torch engine runs the package in the
+program's place where builder, version, architecture and the program's digest are its own (docs/engines.md).
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def run(work: StepContext[Parameters]) -> StepResult:
     work.say(f"compiling for {target} with {Path(compiler()).name}")
     raw = work.folder / "package.pt2"
     with unreadable():
-        answer = _compile(work, model, raw)
+        answer = _torch(work, "compile", raw)
+        package = raw.read_bytes()  # before anything of it runs
+        work.progress(0.7)
+        answer |= _torch(work, "compare", raw)
     work.progress(0.9)
     gap, near = answer["largest_difference"], NEAR[answer["precision"]]
     if not gap <= near:
@@ -68,13 +71,13 @@ def run(work: StepContext[Parameters]) -> StepResult:
     header = plans.PlanHeader(
         source=f"sha256:{hashlib.sha256(model.read_bytes()).hexdigest()}",
         builder=plans.BUILDERS["torch"],
-        version=installed("build-torch", "torch")["torch"],
+        version=answer["version"],
         architecture=target,
         precision=answer["precision"],
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     path = work.folder / "model.plan"
-    path.write_bytes(plans.wrap(header, raw.read_bytes(), signing_key(work.secrets)))
+    path.write_bytes(plans.wrap(header, package, signing_key(work.secrets)))
     raw.unlink()
     times = answer["latency"]
     work.say(f"{answer['bytes']:,} bytes in {answer['seconds']} s, differs by {gap:.1e} at most, key {header.key}")
@@ -107,9 +110,9 @@ def compiler() -> str:
     )
 
 
-def _compile(work: StepContext[Parameters], model: Path, package: Path) -> Json:
+def _torch(work: StepContext[Parameters], task: str, package: Path) -> Json:
     """Runs torch_compiler.py; raises InvalidManifest with its words where it refuses the program or dies of it."""
-    order = {"model": str(model), "package": str(package), "threads": work.threads}
+    order = {"task": task, "model": str(work.inputs["model"]), "package": str(package), "threads": work.threads}
     caches = work.folder / "inductor"
     caches.mkdir()
     done = subprocess.run(

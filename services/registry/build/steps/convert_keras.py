@@ -7,6 +7,7 @@ such links here, so that what becomes weights comes out of the archive.
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -69,8 +70,8 @@ def _refuse_links(archive: Path, weights: Path) -> None:
     """Raises InvalidManifest where the weights are not all in their own file."""
     import h5py
 
-    with zipfile.ZipFile(archive) as opened, opened.open(keras_archive.WEIGHTS) as source:
-        weights.write_bytes(source.read())
+    with zipfile.ZipFile(archive) as opened, opened.open(keras_archive.WEIGHTS) as source, weights.open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
     try:
         with h5py.File(weights, "r") as file:
             pending, seen = [file["/"]], 0

@@ -1,8 +1,8 @@
-"""The process that compiles an exported program: `python -m services.registry.build.steps.torch_compiler`.
+"""Two processes of `compile-torch`: `python -m services.registry.build.steps.torch_compiler` compiles, or compares.
 
-One order as JSON on its input, one answer as JSON on its output, files in its folder. The program is somebody else's
-and what comes out is native code, which is loaded and called here to compare it with the program; so this is not the
-process that holds the builder's key.
+One order as JSON on its input, one answer as JSON on its output, files in its folder. The program is somebody else's,
+so neither is the process that holds the builder's key. What was compiled is native code, which only the second one
+runs: by then the bytes that will be signed have been read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ MARCH: Final = "x86-64-v3"
 Processors of one name differ: AVX-512 has a dozen parts. Products of matrices go to libraries that look for
 themselves when they run.
 """
-SIMD_BITS: Final = 256
+SETTINGS: Final = {
+    "cpp.march": MARCH,
+    "cpp.simdlen": 256,
+    # Headers compiled beforehand pay from the second program on, and here is one.
+    "cpp_cache_precompile_headers": False,
+    "aot_inductor.precompile_headers": False,
+}
 ROUNDS: Final = 15
 _SMALLEST: Final = 2
 """Of a size that may be any: 1 would be compiled for alone."""
@@ -42,49 +48,50 @@ def main() -> int:
     order = json.load(sys.stdin)
     kept = os.dup(1)
     os.dup2(2, 1)  # standard output carries the answer; what torch prints goes to the log
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")  # of torch, about itself
+    work = {"compile": compiled, "compare": compared}[order["task"]]
     try:
-        answer = compiled(Path(order["model"]), Path(order["package"]), order["threads"])
+        answer = work(load_program(Path(order["model"]), order["threads"]), Path(order["package"]))
     except PenstockError as error:
         answer = {"error": error.message, "detail": error.detail}
+    except Exception as error:  # of torch's compiler, and of what it made
+        words = f"AOTInductor cannot compile it: {public(error)}; the program itself can be served"
+        answer = {"error": words, "detail": repr(error)[-4000:]}
     with os.fdopen(kept, "w", encoding="utf-8") as out:
         json.dump(answer, out)
     return 0
 
 
-def compiled(model: Path, package: Path, threads: int) -> Json:
-    """Compiles and compares; sizes in bytes, times in milliseconds. `error` in public words for what torch refuses."""
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")  # of torch, about itself
-    program = load_program(model, threads)
-
+def compiled(program: Any, package: Path) -> Json:
+    """Compiles and writes the package; runs none of it."""
     import torch
-    from torch._inductor import aoti_compile_and_package, aoti_load_package
+    from torch._inductor import aoti_compile_and_package
 
-    positional, keywords = _examples(program)
-    program.example_inputs = (positional, keywords)
+    program.example_inputs = _examples(program)
     begun = time.perf_counter()
-    try:
-        aoti_compile_and_package(
-            program, package_path=str(package), inductor_configs={"cpp.march": MARCH, "cpp.simdlen": SIMD_BITS}
-        )
-        seconds = time.perf_counter() - begun
-        loaded = aoti_load_package(str(package))
-        module = program.module(check_guards=False)
-        with torch.inference_mode():
-            wanted, found = (list(flat(call(*positional, **keywords))) for call in (module, loaded))
-            gap = max(map(_gap, wanted, found), default=0.0)
-            before, after = _latency(module, loaded, positional, keywords)
-    except Exception as error:  # of torch's compiler and of what it made
-        return {"error": f"AOTInductor cannot compile it: {public(error)}; the program itself can be served",
-                "detail": repr(error)[-4000:]}  # fmt: skip
+    aoti_compile_and_package(program, package_path=str(package), inductor_configs=SETTINGS)
     return {
         "bytes": package.stat().st_size,
-        "seconds": round(seconds, 2),
-        "largest_difference": gap,
+        "seconds": round(time.perf_counter() - begun, 2),
         "precision": _precision(program),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "latency": {"before_ms": before, "after_ms": after, "ratio": round(after / before, 4)},
+        "version": str(torch.__version__),
     }
+
+
+def compared(program: Any, package: Path) -> Json:
+    """Runs program and package on the same random inputs: the largest difference, and times in milliseconds."""
+    import torch
+    from torch._inductor import aoti_load_package
+
+    positional, keywords = _examples(program)
+    module, loaded = program.module(check_guards=False), aoti_load_package(str(package))
+    with torch.inference_mode():
+        wanted, found = (list(flat(call(*positional, **keywords))) for call in (module, loaded))
+        gap = max(map(_gap, wanted, found), default=0.0)
+        before, after = _latency(module, loaded, positional, keywords)
+    latency = {"before_ms": before, "after_ms": after, "ratio": round(after / before, 4)}
+    return {"largest_difference": gap, "latency": latency}
 
 
 def _examples(program: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
