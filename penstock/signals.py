@@ -108,8 +108,8 @@ GATEWAY_EJECTIONS: Final = Metric(
     "penstock_gateway_ejections",
     "counter",
     "gateway",
-    "Times that a worker whose connection failed (lost), or a replica that answered nothing (silent) or late (slow) "
-    "while others answered, was avoided",
+    "Times that a worker whose connection failed (lost), or a replica that answered nothing (silent), late (slow) or "
+    "with failures of its own (failing) while others answered, was avoided",
     ("reason",),
 )
 GATEWAY_IN_FLIGHT: Final = Metric(

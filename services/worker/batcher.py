@@ -300,7 +300,6 @@ class Batcher:
     ) -> tuple[Sequence[Waiting[Seat]], ...]:
         """Runs it once; the halves to run in its place, where `again` allows it and they may fit, else nothing. Of a
         batch that is not halved each request has ended."""
-        instance.batches += 1
         started = self._clock()
         size = sum(waiting.rows for waiting in batch)
         instance.free_at = started + self._queue.estimate.seconds(size)
@@ -320,6 +319,7 @@ class Batcher:
                 outcome = await instance.engine.run(size if self._policy.max_batch_size else 0, references)
             self._deliver(batch, outcome, size, started, staged_ns)
             self._queue.estimate.observe(size, self._clock() - started)
+            instance.batches += 1
         except TimeoutError:
             failure = EngineHung(HUNG)
             raise failure from None

@@ -53,7 +53,8 @@ class EngineHung(Unavailable):
 class Instance:
     """An engine and what its batcher keeps of it.
 
-    batches: how many it has begun. free_at: when what it runs should end, on the loop's clock; 0 while it runs nothing.
+    batches: how many it has answered. free_at: when what it runs should end, on the loop's clock; 0 while it runs
+    nothing.
     """
 
     def __init__(self, engine: EngineRunner) -> None:
@@ -64,7 +65,8 @@ class Instance:
         self._seen = 0
 
     def look(self) -> None:
-        """Asked once a while: it is due for a check when it has run nothing since the last look."""
+        """Asked once a while: it is due for a check when it has answered nothing since the last look, be it that nobody
+        asked or that every batch failed."""
         if self.batches == self._seen and not self.free_at:
             self.canary.due = True
         self._seen = self.batches

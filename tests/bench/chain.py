@@ -146,8 +146,8 @@ class Chain:
         """Until cancelled."""
         await self._batcher.run()
 
-    async def round(self, requests: bytes) -> list[float]:
-        """CPU seconds of each stage."""
+    async def round(self, requests: bytes, count: int) -> list[float]:
+        """CPU seconds of each stage, for so many requests together."""
         for connection in (self.hop, self.worker, self.gateway):
             # Nobody sends WINDOW_UPDATE here.
             connection.window = connection.credit = 1 << 26
@@ -165,7 +165,7 @@ class Chain:
         self.hop.receive(back)
         answers = _said(self.gateway)
         times.append(clock())
-        assert not self.gateway.streams and len(answers) > AT_ONCE * 64
+        assert not self.gateway.streams and len(answers) > count * 64
         return [after - before for before, after in itertools.pairwise(times)]
 
 
@@ -183,8 +183,8 @@ def _nothing() -> None:
     return
 
 
-async def measure(rounds: int) -> list[float]:
-    """CPU-µs per request by stage: the lower decile over rounds, since whatever disturbs only adds."""
+async def measure(rounds: int, at_once: int) -> list[float]:
+    """CPU-µs per request by stage, so many requests at once: the lower decile over rounds, since whatever disturbs only adds."""
     chain = Chain()
     serving = asyncio.ensure_future(chain.run())
     encoder, body, number = Encoder(), message(exchange.add1().message()), 1
@@ -194,19 +194,20 @@ async def measure(rounds: int) -> list[float]:
     gc.set_threshold(50_000, 20, 50)
     for _ in range(rounds):
         out = []
-        for _ in range(AT_ONCE):
+        for _ in range(at_once):
             out.append(f.frame(f.HEADERS, f.END_HEADERS, number, encoder.block(HEAD, [])))
             out.append(f.frame(f.DATA, f.END_STREAM, number, body))
             number += 2
-        found.append(await chain.round(b"".join(out)))
+        found.append(await chain.round(b"".join(out), at_once))
     serving.cancel()
-    return [sorted(stage)[rounds // 10] / AT_ONCE * 1e6 for stage in zip(*found, strict=True)]
+    return [sorted(stage)[rounds // 10] / at_once * 1e6 for stage in zip(*found, strict=True)]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.in_process", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of {AT_ONCE} requests each (default: {ROUNDS})")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
+    parser.add_argument("--at-once", type=int, default=AT_ONCE, help=f"requests of a round (default: {AT_ONCE})")
     parser.add_argument("--profile", action="store_true", help="where the time goes, by function")
     options = parser.parse_args(arguments)
     log.setup("bench", "in_process", level="warning", format="json")
@@ -214,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     with asyncio.Runner(loop_factory=Loop) as runner:
         if options.profile:
             profile.enable()
-        stages = runner.run(measure(options.rounds))
+        stages = runner.run(measure(options.rounds, options.at_once))
         profile.disable()
     if options.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(40)

@@ -13,6 +13,8 @@ NAMES: Final = (
     "convert-torch",
     "convert-trees",
     "convert-tflite",
+    "convert-savedmodel",
+    "convert-keras",
     "convert-huggingface",
     "quantise",
     "halve",

@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -194,19 +195,26 @@ def rename_tensors(model: Any, names: dict[str, str]) -> None:
     A tensor that has a new name already makes way.
     """
     changed = {old: new for old, new in names.items() if old != new}
-    used = {name for node in model.graph.node for name in [*node.input, *node.output]}
+    used = {name for graph in _graphs(model.graph) for node in graph.node for name in [*node.input, *node.output]}
     changed |= {new: f"{new}/inner" for new in list(changed.values()) if new in used and new not in changed}
-    for node in model.graph.node:
-        for side in (node.input, node.output):
-            for index, name in enumerate(side):
-                side[index] = changed.get(name, name)
-        for graph in onnx_file.subgraphs(node):
-            if set(onnx_file.reads(graph)) & set(changed):
-                raise _wrong("an output is read inside a branch of the program; return a copy of it (torch.clone)")
-    for values in (model.graph.input, model.graph.output, model.graph.value_info, model.graph.initializer):
-        for value in values:
-            value.name = changed.get(value.name, value.name)
+    # A name means the same tensor at every depth: ONNX lets no inner one hide an outer one.
+    for graph in _graphs(model.graph):
+        for node in graph.node:
+            for side in (node.input, node.output):
+                for index, name in enumerate(side):
+                    side[index] = changed.get(name, name)
+        for values in (graph.input, graph.output, graph.value_info, graph.initializer):
+            for value in values:
+                value.name = changed.get(value.name, value.name)
     _name_batch(model)
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """The graph and all inside it."""
+    yield graph
+    for node in graph.node:
+        for inner in onnx_file.subgraphs(node):
+            yield from _graphs(inner)
 
 
 def _name_batch(model: Any) -> None:
