@@ -39,6 +39,9 @@ class Found:
     compiled: bool
     reason: str = ""
 
+    def __str__(self) -> str:
+        return "compiled" if self.compiled else f"interpreted ({self.reason})"
+
 
 class _Finder(MetaPathFinder):
     """Answers for the modules that were built."""
@@ -58,7 +61,18 @@ class _Finder(MetaPathFinder):
 def activate(folder: Path | None = None, *, root: Path = ROOT) -> Found:
     """From now on imports find what was built from these very sources. folder: where it lies in a folder of its
     fingerprint; by default what the environment says."""
-    return _activated(folder or _folder(), root)
+    files, code = _look(folder or _folder(), root)
+    early = sorted(files.keys() & sys.modules.keys())
+    if early:
+        return Found(False, f"{early[0]} was imported too early")
+    if code.compiled:
+        sys.meta_path.insert(0, _Finder(files))
+    return code
+
+
+def look() -> Found:
+    """What a process would find that started now."""
+    return _look(_folder(), ROOT)[1]
 
 
 def tell(code: Found) -> None:
@@ -86,17 +100,14 @@ def _folder() -> Path | None:
     return Path(said) if said else FOLDER
 
 
-def _activated(folder: Path | None, root: Path) -> Found:
+def _look(folder: Path | None, root: Path) -> tuple[Mapping[str, Path], Found]:
+    """Files by module, none unless they are those of these sources."""
     if folder is None:
-        return Found(False, f"{VARIABLE} is off")
+        return {}, Found(False, f"{VARIABLE} is off")
     if not folder.is_dir() or not any(folder.iterdir()):
-        return Found(False, "nothing was compiled")
+        return {}, Found(False, "nothing was compiled")
     built = folder / fingerprint(root)
     if not (built / LIST).is_file():
-        return Found(False, "the sources are not those that were compiled")
-    files = {name: built / file for name, file in json.loads((built / LIST).read_text()).items()}
-    early = sorted(files.keys() & sys.modules.keys())
-    if early:
-        return Found(False, f"{early[0]} was imported too early")
-    sys.meta_path.insert(0, _Finder(files))
-    return Found(True)
+        return {}, Found(False, "the sources are not those that were compiled")
+    files = json.loads((built / LIST).read_text())
+    return {name: built / file for name, file in files.items()}, Found(True)

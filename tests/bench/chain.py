@@ -1,26 +1,19 @@
-"""What the Python of both hops costs by itself: `python -m tests.bench.in_process`, which prints CPU-µs per request.
+"""Both hops of a request in one process, without sockets: what tests/bench/in_process.py measures.
 
-The gateway's and the worker's own objects, from the bytes of a request to those of its answer, in one process and
-without sockets; an engine that answers at once. So what the kernel, the event loop and other processes add is not in
-it: the difference to `make bench` is theirs. `--profile` names the functions instead.
+The gateway's and the worker's own objects, from the bytes of a request to those of its answer; an engine that answers
+at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import cProfile
 import gc
 import itertools
-import pstats
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 from penstock.internal.v1 import engine_pb2
-from penstock.kit import log
-from penstock.kit.loop import Loop
 from penstock.v1 import cluster_pb2
 from penstock.v1 import manifest_pb2 as pb
 from penstock.wire.client import SERVICE, Peer
@@ -30,6 +23,7 @@ from penstock.wire.http2.answering import Common
 from penstock.wire.http2.client_side import ClientConnection
 from penstock.wire.http2.deadlines import deadlines_of
 from penstock.wire.http2.hpack import Encoder, Field
+from penstock.wire.http2.peer_link import PeerLink
 from penstock.wire.http2.server_side import ServerConnection
 from penstock.wire.http2.service import inference_methods
 from services.worker.batcher import Batcher
@@ -47,7 +41,6 @@ from tests.unit.worker.doubles import EchoOutcome, EchoOutput
 
 AT_ONCE: Final = 64
 """Requests that arrive together: 8 connections with 8 each, as far as Python is concerned."""
-ROUNDS: Final = 300
 MANIFEST: Final = pb.Manifest(
     name="add1",
     format="onnx",
@@ -104,13 +97,6 @@ class _Shelf:
         return [self._standing]
 
 
-class _Link:
-    """What a Peer takes for a connected socket."""
-
-    def __init__(self, connection: ClientConnection) -> None:
-        self.connection = connection
-
-
 class Chain:
     """Both hops. Made inside a running loop; `run` serves the batcher."""
 
@@ -129,7 +115,9 @@ class Chain:
         self.hop = ClientConnection(loop, Limits(), deadlines_of(loop), _nothing, _nothing)
         self.hop.begin()
         peer: Any = Peer("127.0.0.1:1")
-        peer._link = _Link(self.hop)
+        link = PeerLink(loop, peer)
+        link.connection = self.hop
+        peer._link = link
         gateway = Gateway([deployment("add1", 1)], [replica("w", name="add1")])
         gateway.upstreams._connect = lambda address: peer
         methods = {"ModelInfer": gateway.inference.direct}
@@ -184,7 +172,7 @@ def _nothing() -> None:
 
 
 async def measure(rounds: int, at_once: int) -> list[float]:
-    """CPU-µs per request by stage, so many requests at once: the lower decile over rounds, since whatever disturbs only adds."""
+    """CPU-µs per request by stage, so many requests at once: the lower decile over rounds, since what disturbs adds."""
     chain = Chain()
     serving = asyncio.ensure_future(chain.run())
     encoder, body, number = Encoder(), message(exchange.add1().message()), 1
@@ -201,30 +189,3 @@ async def measure(rounds: int, at_once: int) -> list[float]:
         found.append(await chain.round(b"".join(out), at_once))
     serving.cancel()
     return [sorted(stage)[rounds // 10] / at_once * 1e6 for stage in zip(*found, strict=True)]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.in_process", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
-    parser.add_argument("--at-once", type=int, default=AT_ONCE, help=f"requests of a round (default: {AT_ONCE})")
-    parser.add_argument("--profile", action="store_true", help="where the time goes, by function")
-    options = parser.parse_args(arguments)
-    log.setup("bench", "in_process", level="warning", format="json")
-    profile = cProfile.Profile()
-    with asyncio.Runner(loop_factory=Loop) as runner:
-        if options.profile:
-            profile.enable()
-        stages = runner.run(measure(options.rounds, options.at_once))
-        profile.disable()
-    if options.profile:
-        pstats.Stats(profile).sort_stats("tottime").print_stats(40)
-        return 0
-    for name, microseconds in zip(STAGES, stages, strict=True):
-        print(f"{name:28} {microseconds:6.1f}")
-    print(f"{'both hops':28} {sum(stages):6.1f}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
