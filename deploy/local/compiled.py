@@ -97,37 +97,35 @@ def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m deploy.local.compiled", description=__doc__)
     parser.add_argument("--into", type=Path, default=FOLDER, help=f"where what is built goes (default: {FOLDER})")
-    parser.add_argument("--quick", action="store_true", help="compile faster what is slower afterwards: for tests")
     options = parser.parse_args(arguments)
     try:
-        built = build(options.into.resolve(), "0" if options.quick else "2")
+        built = build(options.into.resolve())
     except CannotCompile as problem:
         print(f"compiled: {problem}", file=sys.stderr)
         return 1
-    print(f"compiled: {sum(map(len, GROUPS.values()))} modules in {built}; processes that start from now on run them")
+    print(f"compiled: {len(modules())} modules in {built}; processes that start from now on run them")
     return 0
 
 
-def build(into: Path, level: str) -> Path:
-    """Compiles all of GROUPS; the folder in which they are found from then on, the only one of `into`. Raises
-    CannotCompile."""
+def build(into: Path, level: str = "2") -> Path:
+    """Compiles all of GROUPS; the folder in which they are found from then on, the only such one of `into`. level: of the
+    C compiler's pains. Raises CannotCompile."""
     built = into / fingerprint()
     if (built / LIST).exists():
         return built
-    missing = lacking()
-    if missing:
-        raise CannotCompile(missing)
     crashing = list(unsafe())
     if crashing:
         raise CannotCompile(f"not to be compiled: {'; '.join(crashing)}")
+    missing = lacking()
+    if missing:
+        raise CannotCompile(missing)
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="under-way-", dir=into) as folder:
         made = Path(folder) / built.name
         _run("-m", "deploy.local.compiler", str(made), level)
         _run("-c", _TRIAL, json.dumps(modules()), trying=folder)
-        for old in into.iterdir():
-            if old != Path(folder):
-                shutil.rmtree(old)
+        for old in into.glob(f"*/{LIST}"):
+            shutil.rmtree(old.parent)
         made.rename(built)
     return built
 
