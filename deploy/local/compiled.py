@@ -108,8 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build(into: Path, level: str = "2") -> Path:
-    """Compiles all of GROUPS; the folder in which they are found from then on, the only such one of `into`. level: of the
-    C compiler's pains. Raises CannotCompile."""
+    """Compiles all of GROUPS; the folder in which they are found from then on, the only such one of `into`. level: how
+    hard the C compiler tries. Raises CannotCompile."""
     built = into / fingerprint()
     if (built / LIST).exists():
         return built
