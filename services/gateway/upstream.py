@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from penstock.errors import DeadlineExceeded, Internal, PenstockError, Unavailable
 from penstock.kit.log import get_logger
 from penstock.oip import inference_pb2 as oip
-from penstock.wire.call import Answer, Done, Pending
+from penstock.wire.call import Answer, Done, Payload, Pending
 from penstock.wire.client import ConnectionLost, Field
 
 from . import pace as paces
@@ -40,9 +40,9 @@ FORGOTTEN = 600.0
 class Connection(Protocol):
     """The part of penstock.wire.client.Peer that is used."""
 
-    async def unary(self, method: str, payload: bytes, *, deadline: float, headers: Mapping[str, str]) -> Answer: ...
+    async def unary(self, method: str, payload: Payload, *, deadline: float, headers: Mapping[str, str]) -> Answer: ...
     def begin(
-        self, method: str, payload: bytes, *, constant: tuple[Field, ...], varying: list[Field], done: Done
+        self, method: str, payload: Payload, *, constant: tuple[Field, ...], varying: list[Field], done: Done
     ) -> Pending | None: ...
     async def close(self) -> None: ...
 
@@ -184,7 +184,7 @@ class Upstreams:
         address: str,
         served: Served,
         method: str,
-        payload: bytes,
+        payload: Payload,
         *,
         deadline: float,
         headers: Mapping[str, str],

@@ -12,7 +12,7 @@ import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 from penstock.errors import DeadlineExceeded, InvalidArgument, PenstockError, ResourceExhausted, Unavailable
@@ -76,33 +76,38 @@ class BatchPolicy:
         return arrived + min(timeout or math.inf, self.default_timeout)
 
 
-@dataclass(eq=False, slots=True)
 class Waiting(Generic[T]):
     """A request in the queue. `kind`: equal for requests that may share a batch; `rows`: its share of a batch."""
 
-    item: T
-    kind: Hashable
-    rows: int
-    level: int
-    arrived: float
-    deadline: float
-    expires: float = math.inf
-    rank: tuple[float, int] = field(init=False)
+    __slots__ = ("arrived", "deadline", "expires", "item", "kind", "level", "rank", "rows")
 
-    def __post_init__(self) -> None:
-        self.rank = (self.arrived + (self.level - 1) * AGING_SECONDS, self.level)
+    def __init__(
+        self,
+        item: T,
+        kind: Hashable,
+        rows: int,
+        level: int,
+        arrived: float,
+        deadline: float,
+        expires: float = math.inf,
+    ) -> None:
+        self.item, self.kind, self.rows, self.level = item, kind, rows, level
+        self.arrived, self.deadline, self.expires = arrived, deadline, expires
+        self.rank = (arrived + (level - 1) * AGING_SECONDS, level)
 
 
 Refusals: TypeAlias = list[tuple[Waiting[T], PenstockError]]
 
 
-@dataclass(slots=True)
 class Decision(Generic[T]):
     """What to do now: run `batch` if it is not empty, else look again at `wake` or at the next arrival."""
 
-    batch: list[Waiting[T]] = field(default_factory=list)
-    refused: Refusals[T] = field(default_factory=list)
-    wake: float = math.inf
+    __slots__ = ("batch", "refused", "wake")
+
+    def __init__(self) -> None:
+        self.batch: list[Waiting[T]] = []
+        self.refused: Refusals[T] = []
+        self.wake = math.inf
 
 
 class ServiceEstimate:

@@ -395,6 +395,7 @@ async def test_an_engine_that_does_not_come_back_is_given_up() -> None:
         await under_test.submit(request(b"b"), later())
 
 
+@pytest.mark.interpreted
 async def test_a_batch_that_does_not_end_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = asyncio.Semaphore(0)
     engine = EchoEngine(gate)
