@@ -7,10 +7,10 @@ import json
 import pytest
 
 from penstock.client import observed
+from penstock.compiling.profiles import batch_ranges
 from penstock.errors import InvalidArgument
 from penstock.oip import inference_pb2 as oip
 from penstock.v1.manifest_pb2 import BuildSpec, BuildStep
-from services.registry.build.profiles import batch_ranges
 
 SEEN = {"1": 9000, "8": 1000}
 
