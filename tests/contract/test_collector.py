@@ -353,7 +353,8 @@ class Storage(RuleBasedStateMachine):
             made = self.shelf.publish(model, more)
         except NotFound:
             assert not there
-            self.fresh |= {digest_of(model), digest_of(more)} & self.shelf.here()
+            # Roles are looked at in their order; the first that is missing ends it.
+            self.fresh |= {digest_of(model)} & self.shelf.here()
             return 0
         assert there
         digests = {made.manifest_digest, digest_of(model), digest_of(more)}
