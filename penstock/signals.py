@@ -159,7 +159,7 @@ WORKER_BATCH_SECONDS: Final = Metric(
     "penstock_worker_batch_seconds",
     "histogram",
     "worker",
-    "Time that a batch took, from staging to its last answer",
+    "Time that a batch took, from leaving the queue until its engine had answered",
     ("model", "version"),
 )
 WORKER_BATCH_ROWS: Final = Metric(

@@ -18,6 +18,8 @@ from typing import Generic, TypeAlias, TypeVar
 from penstock.errors import DeadlineExceeded, InvalidArgument, PenstockError, ResourceExhausted, Unavailable
 from penstock.v1 import manifest_pb2 as pb
 
+from .costs import UNKNOWN, Costs, fitting
+
 T = TypeVar("T")
 
 AGING_SECONDS = 1.0
@@ -221,8 +223,21 @@ class BatchQueue(Generic[T]):
         self._length = 0
         return everything
 
-    def take(self, now: float) -> Decision[T]:
-        """What a free engine should do now. The batch and the refused have left the queue when this returns."""
+    def upcoming(self) -> Iterator[Waiting[T]]:
+        """Who would go with the next batch as things stand, in order, deadlines aside. Nobody leaves the queue, and
+        nobody is promised anything: `take` decides."""
+        leader, rows = self._leader(), 0
+        for waiting in self._in_order(leader.kind) if leader is not None else ():
+            rows += waiting.rows
+            if rows > self.policy.capacity:
+                return
+            yield waiting
+
+    def take(self, now: float, costs: Costs = UNKNOWN) -> Decision[T]:
+        """What a free engine should do now. The batch and the refused have left the queue when this returns.
+
+        costs: of the engine, where it runs a few sizes only.
+        """
         decision: Decision[T] = Decision()
         kept_idle = False
         while (leader := self._leader()) is not None:
@@ -233,6 +248,7 @@ class BatchQueue(Generic[T]):
             if start > now:
                 batch, start = self._other_ready(leader.kind, now, start, decision.refused)
             if start <= now:
+                batch = self._sized(batch, now, costs) if costs else batch
                 for waiting in batch:
                     self.discard(waiting)
                 decision.batch = batch
@@ -310,6 +326,17 @@ class BatchQueue(Generic[T]):
         # Twice the estimate, so that waiting for company does not make the deadline fail by a hair.
         latest = earliest - 2 * self.estimate.seconds(rows)
         return batch, min(min(waiting.arrived for waiting in batch) + self.policy.max_delay, latest)
+
+    def _sized(self, batch: list[Waiting[T]], now: float, costs: Costs) -> list[Waiting[T]]:
+        """The batch, or its first requests where a smaller size does more for its time than padding would: the rest
+        stays in the queue, and later ones join it. Nobody becomes late by that; a preferred size stays as it is."""
+        sizes = [waiting.rows for waiting in batch]
+        count, total = fitting(sizes, costs), sum(sizes)
+        if count == len(batch) or total in self.policy.preferred:
+            return batch
+        kept = sum(sizes[:count])
+        later = now + self.estimate.seconds(kept) + self.estimate.seconds(total - kept)
+        return batch if later > min(waiting.deadline for waiting in batch[count:]) else batch[:count]
 
     def _enter(self, waiting: Waiting[T]) -> None:
         number = waiting.level

@@ -29,6 +29,7 @@ from penstock.wire.http2.service import inference_methods
 from services.worker.batcher import Batcher
 from services.worker.batching import BatchPolicy
 from services.worker.codec import Schema
+from services.worker.costs import UNKNOWN, Costs
 from services.worker.inference import Inference
 from services.worker.metrics import ReplicaMetrics
 from services.worker.serving import Serving, Standing
@@ -65,14 +66,19 @@ class _Engine:
 
     def __init__(self) -> None:
         self.alive = True
-        self._arena = bytearray(1 << 20)
+        self.costs: Costs = UNKNOWN
+        self._arenas = (bytearray(1 << 20), bytearray(1 << 20))
+        self._outcome = EchoOutcome([])
 
-    def staging(self, size: int) -> memoryview:
-        return memoryview(self._arena)
+    def staging(self, size: int, side: int) -> memoryview:
+        return memoryview(self._arenas[side])
 
-    async def run(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef]) -> EchoOutcome:
-        x = inputs[0]
-        return EchoOutcome([EchoOutput("y", "FP32", tuple(x.shape), memoryview(self._arena)[: x.size_bytes])])
+    async def begin(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef], side: int) -> None:
+        x, arena = inputs[0], self._arenas[side]
+        self._outcome = EchoOutcome([EchoOutput("y", "FP32", tuple(x.shape), memoryview(arena)[: x.size_bytes])])
+
+    async def finish(self) -> EchoOutcome:
+        return self._outcome
 
     async def check(self) -> None:
         return

@@ -14,6 +14,8 @@ from penstock.v1 import manifest_pb2 as pb
 from services.worker.engines import tensorrt
 from services.worker.engines.engine import DeviceLost, Means, OutOfMemory
 from services.worker.engines.trt.matching import PlanMissing
+from services.worker.host.runner import Runner
+from services.worker.processors.pipeline import Pipeline
 from tests.harness import fake_tensorrt
 from tests.harness.engines import spec
 from tests.harness.fake_cuda import CONTEXT_BYTES, Gpu, install
@@ -69,6 +71,10 @@ def test_each_bucket_is_captured_and_measured_once(gpu: Gpu, tmp_path: Path) -> 
     engine = load(tmp_path, affine())
     assert list(engine.milliseconds) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
     assert engine.milliseconds[8] == pytest.approx(0.685 + 0.095 * 8)
+    # What the batcher is told: seconds.
+    assert Runner(AFFINE, engine, Pipeline(AFFINE, {})).costs == pytest.approx(
+        {size: (0.685 + 0.095 * size) / 1e3 for size in engine.milliseconds}
+    )
     captures = gpu.calls.count("cuStreamBeginCapture")
     assert captures == 2 * len(engine.milliseconds)  # of two streams
     enqueued = gpu.calls.count("execute_async_v3")
@@ -100,7 +106,7 @@ def test_only_rows_that_are_there_are_copied_and_only_outputs_that_are_wanted(gp
 
 def test_other_dimensions_may_vary_too(gpu: Gpu, tmp_path: Path) -> None:
     engine = load(tmp_path, identity("FLOAT", (-1, -1), (8, 16)), manifest(20, -1))
-    assert engine.milliseconds == {}
+    assert engine.milliseconds == engine.costs == {}
     assert "cuStreamBeginCapture" not in gpu.calls
     for shape in ((1, 1), (8, 16), (20, 5), (3, 7)):
         x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
