@@ -59,6 +59,9 @@ GROUPS: Final = {
     "penstock_worker": (
         "services.worker.batcher",
         "services.worker.batching",
+        "services.worker.costs",
+        "services.worker.flight",
+        "services.worker.lookahead",
         "services.worker.codec",
         "services.worker.head",
         "services.worker.inference",

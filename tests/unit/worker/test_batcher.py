@@ -176,6 +176,7 @@ async def test_an_engine_gets_its_next_batch_before_the_answers_of_the_last_one_
     assert engine.broken == []
 
 
+@pytest.mark.interpreted
 async def test_rows_are_in_the_arena_before_the_engine_is_free_and_who_leaves_or_is_overtaken_is_not_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -201,6 +202,7 @@ async def test_rows_are_in_the_arena_before_the_engine_is_free_and_who_leaves_or
     assert engine.broken == []
 
 
+@pytest.mark.interpreted
 async def test_what_another_engine_takes_is_not_held_where_it_was_copied_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "WORTH_BYTES", 1)
     gates = [asyncio.Semaphore(0), asyncio.Semaphore(0)]

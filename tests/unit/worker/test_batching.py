@@ -341,8 +341,8 @@ def test_a_batch_that_waits_for_its_delay_is_not_sent_in_pieces_meanwhile() -> N
     waiting = queue(max_delay=1.0)
     for item in "abcde":
         put(waiting, item, 0.0)
-    nothing_yet = waiting.take(0.0, SIZES)
-    assert (nothing_yet.batch, nothing_yet.wake) == ([], 1.0)
+    decision = waiting.take(0.0, SIZES)
+    assert not decision.batch and not decision.refused and decision.wake == 1.0
     assert items(waiting.take(1.0, SIZES)) == [*"abcd"]
 
 

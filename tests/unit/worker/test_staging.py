@@ -169,6 +169,7 @@ def test_what_is_small_waits_for_its_batch_and_a_lone_request_needs_one_side() -
     assert [side for _, side in arenas.asked] == [0, 0, 0]
 
 
+@pytest.mark.interpreted
 def test_a_batch_beyond_what_is_copied_ahead_is_placed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "WORTH_BYTES", 0)
     monkeypatch.setattr(staging, "AHEAD_BYTES", 2 * 64)
