@@ -184,7 +184,8 @@ def _nothing() -> None:
 
 
 async def measure(rounds: int, at_once: int) -> list[float]:
-    """CPU-µs per request by stage, so many requests at once: the lower decile over rounds, since whatever disturbs only adds."""
+    """CPU-µs per request by stage, so many requests at once: the lower decile over rounds, since whatever disturbs only
+    adds."""
     chain = Chain()
     serving = asyncio.ensure_future(chain.run())
     encoder, body, number = Encoder(), message(exchange.add1().message()), 1
