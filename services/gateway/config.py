@@ -25,6 +25,9 @@ class GatewayConfig(ServiceConfig):
         4096, "requests that may wait in each process for models to be loaded on demand; 0: none waits", low=0
     )
     waiting_requests_per_version: int = setting(1024, "the same, for one version of a model", low=0)
+    access_log: float = setting(
+        0.01, "share of inference requests that get a line in the log; those that fail all do; 0: none", low=0, high=1
+    )
     processes: int = setting(
         1,
         "processes that serve, all on the same ports; 0: one per core that it may use; "
