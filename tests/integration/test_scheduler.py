@@ -51,11 +51,11 @@ class Scheduler:
             group.create_task(self.view.run())
             group.create_task(self.controller.run())
 
-    async def knows(self, worker: str) -> None:
-        """Workers and deployments come by watches of their own: of what follows, the worker is known before."""
+    async def knows(self, worker: str, there: bool = True) -> None:
+        """Waits until the worker is known to be there, or not: workers and deployments come by watches of their own."""
         with self.view.listening() as changed:
             async with asyncio.timeout(10):
-                while keys.worker(worker) not in self.view.workers.records:
+                while (keys.worker(worker) in self.view.workers.records) != there:
                     await changed.wait()
                     changed.clear()
 
@@ -200,12 +200,14 @@ async def test_half_of_the_workers_vanishing_together_keep_their_assignments_for
 
 
 async def test_workers_that_come_back_within_the_grace_find_their_assignments(store: Etcd) -> None:
-    async with running(store, Scheduler(store, "s1", grace=30)) as assignments:
+    scheduler = Scheduler(store, "s1", grace=30)
+    async with running(store, scheduler) as assignments:
         await join(store, "w1", "w2")
         await deploy(store, "a", version(1, replicas=2))
         await assignments.become({"w1": ["a@1"], "w2": ["a@1"]})
         before = (await store.range(keys.ASSIGNMENTS)).items
         await vanish(store, "w1", "w2")
+        await scheduler.knows("w1", there=False)
         await deploy(store, "b", version(1))
         await join(store, "w1", "w2", "w3")
         await assignments.changed.until(lambda: "w3" in assignments.now)
