@@ -135,6 +135,7 @@ def _waiting_room(
         upstreams.demand,
         most=config.waiting_requests,
         most_each=config.waiting_requests_per_version,
+        share=chassis.share,
         wish=reports.soon,
     )
     chassis.start(reports.run(), "reports of demand")
