@@ -44,6 +44,7 @@ GROUPS: Final = {
         "penstock.wire.http2.server_side",
     ),
     "penstock_gateway": (
+        "services.gateway.access",
         "services.gateway.balance",
         "services.gateway.demand",
         "services.gateway.ejection",
