@@ -6,7 +6,7 @@ CONTRACT_BASE ?= $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null
 ENVIRONMENT = $(PYTHON) deploy/local/environment.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compile-demo up down status logs test bench faults check format protos check-protos env dev torch constraints clean distclean
+.PHONY: help demo compile-demo up down status logs test compiled bench faults check format protos check-protos env dev torch constraints clean distclean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -32,6 +32,9 @@ logs: env ## Follow the logs of every process (one: make logs SERVICE=gateway)
 
 test: dev ## Environment if missing, then every test
 	@$(BIN)/python -m pytest $(ARGS)
+
+compiled: dev ## The hot path of gateway and worker as C (needs a C compiler; a minute): processes that start later run it
+	@$(BIN)/python -m deploy.local.compiled
 
 bench: dev ## Measure the data plane against its targets (needs h2load and wrk; about 4 minutes)
 	@$(BIN)/python -m tests.bench.data_plane

@@ -32,6 +32,7 @@ OPTIONS: Final[Sequence[tuple[str, int]]] = (
     # A silent peer is noticed after 10 + 3 s; servers of this project permit it (kit/server.py).
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 

@@ -38,11 +38,16 @@ def alias(name: str, field: str = "alias") -> str:
 
 def digest(text: str, field: str = "digest") -> str:
     """The digest itself if it is `sha256:` and 64 lower-case hex digits; raises InvalidArgument otherwise."""
-    if _DIGEST.fullmatch(text):
+    if is_digest(text):
         return text
     raise InvalidArgument(
         f"{field}: {_shown(text)} is not a digest; use sha256: and 64 lower-case hex digits", field=field
     )
+
+
+def is_digest(text: str) -> bool:
+    """Whether it is `sha256:` and 64 lower-case hex digits."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def version_or_alias(text: str, field: str = "version") -> int | str:

@@ -11,6 +11,8 @@ FAST: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 
 """Seconds; buckets of request latencies."""
 SIZES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 """Rows; buckets of batch sizes."""
+LONG: Final = (0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
+"""Seconds; buckets of steps of builds."""
 
 
 Merge = Literal["sum", "max", "min"]
@@ -108,8 +110,8 @@ GATEWAY_EJECTIONS: Final = Metric(
     "penstock_gateway_ejections",
     "counter",
     "gateway",
-    "Times that a worker whose connection failed (lost), or a replica that answered nothing (silent) or late (slow) "
-    "while others answered, was avoided",
+    "Times that a worker whose connection failed (lost), or a replica that answered nothing (silent), late (slow) or "
+    "with failures of its own (failing) while others answered, was avoided",
     ("reason",),
 )
 GATEWAY_IN_FLIGHT: Final = Metric(
@@ -159,7 +161,7 @@ WORKER_BATCH_SECONDS: Final = Metric(
     "penstock_worker_batch_seconds",
     "histogram",
     "worker",
-    "Time that a batch took, from staging to its last answer",
+    "Time that a batch took, from leaving the queue until its engine had answered",
     ("model", "version"),
 )
 WORKER_BATCH_ROWS: Final = Metric(
@@ -237,6 +239,53 @@ REGISTRY_PROJECTION_AGE: Final = Metric(
 )
 REGISTRY_FREE_BYTES: Final = Metric(
     "penstock_registry_free_bytes", "gauge", "registry", "Free bytes on the disk of the artifacts"
+)
+REGISTRY_FREED_ARTIFACTS: Final = Metric(
+    "penstock_registry_freed_artifacts", "counter", "registry", "Artifacts removed because nothing named them"
+)
+REGISTRY_FREED_BYTES: Final = Metric("penstock_registry_freed_bytes", "counter", "registry", "Bytes of those artifacts")
+REGISTRY_KEPT_BYTES: Final = Metric(
+    "penstock_registry_kept_bytes",
+    "gauge",
+    "registry",
+    "Bytes of artifacts that the last collection here left, by what needs them: versions, builds, cache, new",
+    ("why",),
+)
+REGISTRY_BUILDS: Final = Metric(
+    "penstock_registry_builds",
+    "gauge",
+    "registry",
+    "Builds now, as the registry that runs them sees it; state: waiting, running",
+    ("state",),
+)
+REGISTRY_BUILDS_ENDED: Final = Metric(
+    "penstock_registry_builds_ended",
+    "counter",
+    "registry",
+    "Builds that ended: succeeded, gate_failed (done, and held back by its gate), failed, cancelled",
+    ("outcome",),
+)
+REGISTRY_BUILD_STEPS: Final = Metric(
+    "penstock_registry_build_steps",
+    "counter",
+    "registry",
+    "Steps that ended: made, found (its result was in the cache), failed",
+    ("step", "outcome"),
+)
+REGISTRY_BUILD_STEP_SECONDS: Final = Metric(
+    "penstock_registry_build_step_seconds",
+    "histogram",
+    "registry",
+    "Time that a step took whose result was made",
+    ("step",),
+    LONG,
+)
+REGISTRY_BUILD_CACHE_BYTES: Final = Metric(
+    "penstock_registry_build_cache_bytes",
+    "gauge",
+    "registry",
+    "Bytes of the files in the cache of builds, as the registry that runs them last saw; kind: results, plans",
+    ("kind",),
 )
 
 # Scheduler.

@@ -13,6 +13,9 @@ CONVERTING: Final = {
     "xgboost": "convert-trees library=xgboost",
     "lightgbm": "convert-trees library=lightgbm",
     "tflite": "convert-tflite",
+    "torchscript": "convert-torch",
+    "savedmodel": "convert-savedmodel",
+    "keras": "convert-keras",
 }
 """Format → the step that makes ONNX of it, as `penstock build --step` takes it."""
 

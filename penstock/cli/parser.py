@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 from penstock import __version__
+from penstock.cli import building
 from penstock.cli.arguments import (
     alias,
     count,
@@ -107,7 +108,7 @@ def build() -> Parser:
         return made
 
     _catalogue(command)
-    _building(command)
+    building.add(command)
     _deploying(command)
     _running(command)
     _workers(command)
@@ -180,54 +181,6 @@ def _catalogue(command: Command) -> None:
         ["penstock delete digits@2"],
     )
     delete.add_argument("reference", type=numbered, metavar="NAME@N")
-
-
-def _building(command: Command) -> None:
-    build = command(
-        "build",
-        "make a smaller, faster or compiled version of a version",
-        "penstock.cli.builds:build",
-        [
-            "penstock build digits                       # what its model.yaml says under `build`",
-            "penstock build digits@3 --step 'quantise method=static' --step gate --file samples=s.safetensors --wait",
-            "penstock build minilm -f build.yaml --wait",
-        ],
-        "Each --step is its name and its parameters. With --wait, exit code 1 means that it or its gate failed.",
-    )
-    build.add_argument("reference", type=reference, metavar="NAME[@VERSION]")
-    given = build.add_mutually_exclusive_group()
-    given.add_argument("--step", action="append", default=[], metavar="'STEP KEY=VALUE ...'", help="one step; repeat")
-    given.add_argument("-f", "--spec", metavar="FILE", help="a file with steps, targets and files")
-    build.add_argument(
-        "--file", action="append", type=pair, default=[], metavar="ROLE=PATH", help="upload a file that steps read"
-    )
-    build.add_argument(
-        "--target", action="append", default=[], metavar="'KEY=VALUE ...'", help="what to compile for; repeat"
-    )
-    build.add_argument("--wait", action="store_true", help="show its log and wait until it has ended")
-
-    builds = command(
-        "builds",
-        "list builds, newest first; show one, its log, or cancel it",
-        "penstock.cli.builds:builds",
-        [
-            "penstock builds",
-            "penstock builds digits",
-            "penstock builds show 3f2a",
-            "penstock builds logs 3f2a --follow",
-        ],
-        "ID is the build's id, or its beginning.",
-    )
-    builds.add_argument("what", nargs="*", metavar="NAME | show ID | logs ID | cancel ID")
-    builds.add_argument("--follow", action="store_true", help="with logs: until the build has ended")
-
-    audit = command(
-        "audit",
-        "list who deployed what in spite of its gate, and why",
-        "penstock.cli.builds:audit",
-        ["penstock audit", "penstock audit digits --json"],
-    )
-    audit.add_argument("name", type=model, nargs="?", metavar="NAME")
 
 
 def _deploying(command: Command) -> None:

@@ -8,9 +8,11 @@ from contextlib import aclosing
 from typing import Final
 
 from penstock import names
+from penstock.client import observed
 from penstock.client.connection import Connection
 from penstock.client.payload import Version, version_text
-from penstock.errors import DeadlineExceeded, Unavailable
+from penstock.errors import DeadlineExceeded, NotFound, Unavailable
+from penstock.oip import inference_pb2 as oip
 from penstock.v1 import builds_pb2 as pb
 from penstock.v1 import manifest_pb2
 
@@ -42,16 +44,19 @@ class BuildCalls:
 
         Args:
             name, version: what to start from: a number, an alias, or None for the newest.
-            spec: the steps; None for what the version's manifest says.
+            spec: the steps; None for what the version's manifest says. A step `compile` whose `batch.seen` is
+                "observed" is tuned for the batches that the model's ready replicas have executed so far.
             wait: until it has ended: seconds, or True for an hour.
             on_line: told of every line of its log while waiting.
             request_key: makes a repetition of this call find the same job.
             timeout: seconds of the call itself.
 
         Raises:
-            NotFound, InvalidArgument for steps that cannot be, ResourceExhausted while too many wait; DeadlineExceeded
-            when it has not ended in time, which does not end it.
+            NotFound, InvalidArgument for steps that cannot be and where nothing was observed, ResourceExhausted while
+            too many wait; DeadlineExceeded when it has not ended in time, which does not end it.
         """
+        if spec is not None and observed.asks(spec):
+            spec = observed.filled(spec, await self._observed(names.model(name), timeout))
         request = pb.CreateBuildRequest(
             name=names.model(name), version=version_text(version), spec=spec, request_key=request_key
         )
@@ -61,6 +66,16 @@ class BuildCalls:
         if wait is False:
             return answer.build
         return await self.ended_build(answer.build, wait=wait, on_line=on_line)
+
+    async def _observed(self, name: str, timeout: float | None) -> dict[str, int]:
+        """Sizes of the batches that a model's ready replicas have executed; raises InvalidArgument for none."""
+        request = oip.ModelStatisticsRequest(name=name)
+        stub = self._connection.stubs.inference.ModelStatistics
+        try:
+            answer = await self._connection.read_only(stub, request, timeout)
+        except NotFound:
+            raise observed.nothing_observed(name) from None
+        return observed.histogram(name, answer.model_stats)
 
     async def builds(
         self, name: str = "", *, page_size: int = 0, timeout: float | None = None

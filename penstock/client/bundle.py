@@ -1,8 +1,8 @@
 """A model on the caller's disk: its manifest and the files that the manifest names.
 
 Files lie beside the manifest or below it; a path that leaves the folder, directly or through a link, is refused, so
-that a manifest from elsewhere cannot make `publish` upload a private key. A manifest of a Hugging Face folder need not
-list its files (huggingface.py).
+that a manifest from elsewhere cannot make `publish` upload a private key. A manifest in the folder of a Hugging Face
+model or a SavedModel need not list its files (huggingface.py, savedmodel.py).
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from penstock.client import document, huggingface
+from penstock.client import document, huggingface, savedmodel
 from penstock.errors import InvalidArgument, InvalidManifest
 
 MANIFESTS: Final = ("model.yaml", "model.yml", "model.json")
 MAX_MANIFEST_BYTES: Final = 1 << 20
+_FOLDERS: Final = {"huggingface": huggingface.files, "savedmodel": savedmodel.files}
+"""Format → what finds its files in the manifest's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,9 @@ def read(path: str | Path) -> Bundle:
     except UnicodeDecodeError:
         raise InvalidManifest(f"{manifest}: not UTF-8 text") from None
     content = _parse(text, manifest)
-    if content.get("format") == "huggingface" and "files" not in content:
-        content["files"] = huggingface.files(manifest.parent)
+    find = _FOLDERS.get(str(content.get("format")))
+    if find is not None and "files" not in content:
+        content["files"] = find(manifest.parent)
         text = _with_files(text, content)
     files = content.get("files")
     if not isinstance(files, dict) or not files:

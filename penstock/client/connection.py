@@ -21,6 +21,7 @@ from penstock.oip import inference_pb2_grpc as oip_rpc
 from penstock.v1 import builds_pb2_grpc as builds_rpc
 from penstock.v1 import cluster_pb2_grpc as cluster_rpc
 from penstock.v1 import models_pb2_grpc as models_rpc
+from penstock.v1 import storage_pb2_grpc as storage_rpc
 from penstock.wire.call import TRACEPARENT
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         DeploymentServiceAsyncStub,
         ModelServiceAsyncStub,
     )
+    from penstock.v1.storage_pb2_grpc import StorageServiceAsyncStub
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 DEFAULT_TIMEOUT: Final = 60.0
@@ -49,6 +51,7 @@ class Stubs:
     artifacts: ArtifactServiceAsyncStub
     deployments: DeploymentServiceAsyncStub
     builds: BuildServiceAsyncStub
+    storage: StorageServiceAsyncStub
     cluster: ClusterServiceAsyncStub
 
     @classmethod
@@ -60,6 +63,7 @@ class Stubs:
             artifacts=models_rpc.ArtifactServiceStub(channel),
             deployments=models_rpc.DeploymentServiceStub(channel),
             builds=builds_rpc.BuildServiceStub(channel),
+            storage=storage_rpc.StorageServiceStub(channel),
             cluster=cluster_rpc.ClusterServiceStub(channel),
         )
 

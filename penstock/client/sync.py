@@ -27,6 +27,7 @@ from penstock.v1 import builds_pb2
 from penstock.v1 import cluster_pb2 as cluster
 from penstock.v1 import manifest_pb2 as manifest
 from penstock.v1 import models_pb2 as pb
+from penstock.v1 import storage_pb2 as storage
 
 T = TypeVar("T")
 _END = object()
@@ -286,6 +287,14 @@ class Client:
     def overrides(self, name: str = "", *, timeout: float | None = None) -> list[builds_pb2.GateOverride]:
         """Who deployed what in spite of its gate, newest first."""
         return self._loop.run(self._aio.overrides(name, timeout=timeout))
+
+    def collect(self, *, dry_run: bool = False, timeout: float | None = None) -> storage.Collection:
+        """Frees what nobody needs; see AsyncClient.collect."""
+        return self._loop.run(self._aio.collect(dry_run=dry_run, timeout=timeout))
+
+    def collections(self, *, limit: int = 0, timeout: float | None = None) -> list[storage.Collection]:
+        """The collections of late, newest first."""
+        return self._loop.run(self._aio.collections(limit=limit, timeout=timeout))
 
     def delete_version(self, name: str, version: int, *, timeout: float | None = None) -> None:
         """Deletes a version that nothing uses."""

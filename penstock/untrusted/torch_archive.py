@@ -23,6 +23,7 @@ from typing import IO, Any, Final
 
 from penstock.errors import InvalidArgument
 
+from .archives import DAMAGED
 from .torch_expressions import check_expression
 
 MAX_JSON: Final = 256 << 20
@@ -70,7 +71,7 @@ def rewrite(source: IO[bytes], target: IO[bytes]) -> None:
     try:
         with zipfile.ZipFile(source) as archive:
             _rewrite(_Members(archive), target)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RecursionError, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         raise InvalidArgument("the file is not a torch.export archive (.pt2), or it is damaged") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidArgument("the archive does not hold an exported program of a known layout") from error

@@ -119,7 +119,8 @@ class Manifest(_message.Message):
     """Library that the model was trained with, such as `scikit-learn`."""
     format: _builtins.str
     """Artifact format, which decides the engine: `onnx`, `torch-export`, `tensorrt` or `python`. No engine runs
-    `huggingface`, `sklearn`, `xgboost`, `lightgbm` or `tflite`: a build makes ONNX of them.
+    `huggingface`, `sklearn`, `xgboost`, `lightgbm`, `tflite`, `savedmodel`, `keras` or `torchscript`: a build
+    makes ONNX of them.
     """
     instances: _builtins.int
     """Engines of each replica, each in a process of its own, that take batches from one queue side by side; 1 to 16,

@@ -443,7 +443,8 @@ class ArtifactServiceServicer(object):
     """
 
     def GetArtifact(self, request, context):
-        """How much of an artifact has arrived; where to go on. Read only.
+        """How much of an artifact has arrived; where to go on. What is complete then stays for a while (the registry's
+        collect_grace_hours), so that it can be named. Read only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

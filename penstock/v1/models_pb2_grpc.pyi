@@ -161,7 +161,9 @@ class ArtifactServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ArtifactServiceAsyncStub: ...
     GetArtifact: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetArtifactRequest, _models_pb2.GetArtifactResponse]
-    """How much of an artifact has arrived; where to go on. Read only."""
+    """How much of an artifact has arrived; where to go on. What is complete then stays for a while (the registry's
+    collect_grace_hours), so that it can be named. Read only.
+    """
     UploadArtifact: _grpc.StreamUnaryMultiCallable[_models_pb2.UploadArtifactRequest, _models_pb2.UploadArtifactResponse]
     """Receives an artifact in chunks, hashing while writing. The first message names it, the rest carry data. After a
     broken stream, ask GetArtifact and go on from there; a stream whose content does not match its digest is
@@ -176,7 +178,9 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetArtifact: _aio.UnaryUnaryMultiCallable[_models_pb2.GetArtifactRequest, _models_pb2.GetArtifactResponse]  # type: ignore[assignment]
-    """How much of an artifact has arrived; where to go on. Read only."""
+    """How much of an artifact has arrived; where to go on. What is complete then stays for a while (the registry's
+    collect_grace_hours), so that it can be named. Read only.
+    """
     UploadArtifact: _aio.StreamUnaryMultiCallable[_models_pb2.UploadArtifactRequest, _models_pb2.UploadArtifactResponse]  # type: ignore[assignment]
     """Receives an artifact in chunks, hashing while writing. The first message names it, the rest carry data. After a
     broken stream, ask GetArtifact and go on from there; a stream whose content does not match its digest is
@@ -194,7 +198,9 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.GetArtifactRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.GetArtifactResponse, _abc.Awaitable[_models_pb2.GetArtifactResponse]]:
-        """How much of an artifact has arrived; where to go on. Read only."""
+        """How much of an artifact has arrived; where to go on. What is complete then stays for a while (the registry's
+        collect_grace_hours), so that it can be named. Read only.
+        """
 
     @_abc_1.abstractmethod
     def UploadArtifact(

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from penstock.errors import DeadlineExceeded
 from penstock.wire.origin import ELSEWHERE, Origin
@@ -33,6 +33,11 @@ QUEUE_MICROSECONDS = "penstock-queue-us"
 QUEUE_DEPTH = "penstock-queue-depth"
 
 
+Payload: TypeAlias = Any
+"""A serialised message, bytes or a view as Call says. Anything to a type checker: protobuf takes both, its stubs know
+bytes alone, and compiled code (penstock/kit/compiled.py) insists on bytes where bytes are declared."""
+
+
 @dataclass(slots=True)
 class Call:
     """A unary inference call.
@@ -49,7 +54,7 @@ class Call:
     """
 
     method: str
-    payload: bytes
+    payload: Payload
     deadline: float
     headers: Mapping[str, str] = field(default_factory=dict)
     caller: str = ""
@@ -70,7 +75,7 @@ class Answer:
 
     __slots__ = ("payload", "trailers")
 
-    def __init__(self, payload: bytes, trailers: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(self, payload: Payload, trailers: Mapping[str, str] = MappingProxyType({})) -> None:
         self.payload = payload
         self.trailers = trailers
 

@@ -17,6 +17,7 @@ from penstock.kit.service import Chassis
 from penstock.wire.client import Peer
 
 from . import metrics, rpc
+from .access import AccessLog
 from .announce import announce
 from .backend import Backend
 from .config import GatewayConfig
@@ -74,6 +75,9 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     chassis.on_close(scheduler.close)
     control = Control(registry, scheduler, token=chassis.token, default_timeout=config.default_timeout)
 
+    access = AccessLog(config.access_log) if config.access_log else None
+    if access is not None:
+        chassis.start(access.run(), "access log")
     room = _waiting_room(chassis, config, routes, upstreams, schedulers)
     inference = Inference(
         routes,
@@ -84,6 +88,7 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
         retries=config.retries,
         not_ready=chassis.not_ready,
         room=room,
+        access=access,
     )
     metrics.expose(routes, upstreams, lambda: len(room))
     rpc.register(chassis, inference, control, default_timeout=config.default_timeout)
@@ -130,6 +135,7 @@ def _waiting_room(
         upstreams.demand,
         most=config.waiting_requests,
         most_each=config.waiting_requests_per_version,
+        share=chassis.share,
         wish=reports.soon,
     )
     chassis.start(reports.run(), "reports of demand")

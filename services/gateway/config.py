@@ -22,13 +22,16 @@ class GatewayConfig(ServiceConfig):
     retries: int = setting(1, "other replicas to try when the first cannot answer")
     shared_memory: bool = setting(True, "take tensors in shared memory from this user's own processes on this host")
     waiting_requests: int = setting(
-        4096, "requests that may wait in each process for models to be loaded on demand; 0: none waits", low=0
+        4096, "requests that may wait for models to be loaded on demand; 0: none waits", low=0
     )
     waiting_requests_per_version: int = setting(1024, "the same, for one version of a model", low=0)
+    access_log: float = setting(
+        0.01, "share of inference requests that get a line in the log; those that fail all do; 0: none", low=0, high=1
+    )
     processes: int = setting(
         1,
         "processes that serve, all on the same ports; 0: one per core that it may use; "
-        "each has its part of what the service may use in total (connections, request bytes held)",
+        "each has its part of what the service may use in total (connections, request bytes held, waiting requests)",
         low=0,
         high=256,
     )

@@ -63,7 +63,7 @@ class Gray:
     """State of one replica that turned out gray (pace.py): after each pause it must first answer a greeting, which
     costs no caller anything, and then one ordinary request, well.
 
-    reason: `silent` or `slow`.
+    reason: `silent`, `failing` or `slow`.
     """
 
     __slots__ = ("_ejection", "_greeted", "_greeting", "reason")
@@ -94,7 +94,7 @@ class Gray:
         return self._greeted and self._ejection.started(now)
 
     def failed(self, now: float) -> None:
-        """The greeting or the probe was answered late or not at all: a longer pause."""
+        """The greeting or the probe was answered late, with a failure or not at all: a longer pause."""
         self._greeted = self._greeting = False
         self._ejection.failed(now)
 

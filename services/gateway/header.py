@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from penstock.errors import InvalidArgument
+from penstock.wire.call import Payload
 
 MAX_FIELDS = 16_384
 """Top-level fields of one request. A real one has a few per tensor; a 64 MiB message could hold 30 million."""
@@ -29,7 +30,7 @@ class RoutingHeader(NamedTuple):
     id: str = ""
 
 
-def of_infer(payload: bytes) -> RoutingHeader:
+def of_infer(payload: Payload) -> RoutingHeader:
     """Header of a serialised ModelInferRequest (model_name=1, model_version=2, id=3).
 
     Raises InvalidArgument when the bytes are not a protobuf message, or one with groups or too many fields.
@@ -38,15 +39,17 @@ def of_infer(payload: bytes) -> RoutingHeader:
     return RoutingHeader(_text(name, "model_name"), _text(version, "model_version"), _text(id_, "id"))
 
 
-def of_model_request(payload: bytes) -> RoutingHeader:
+def of_model_request(payload: Payload) -> RoutingHeader:
     """Header of a ModelReady, ModelMetadata, ModelConfig or ModelStatistics request (name=1, version=2)."""
     name, version, _ = _scan(payload, wants_id=False)
     return RoutingHeader(_text(name, "name"), _text(version, "version"))
 
 
-def _scan(payload: bytes, *, wants_id: bool) -> tuple[bytes, bytes, bytes]:
+def _scan(payload: Payload, *, wants_id: bool) -> tuple[Payload, Payload, Payload]:
     """Last value of fields 1, 2 and 3; a known number with another wire type is an unknown field and is skipped."""
-    name = version = id_ = b""
+    name: Payload = b""
+    version: Payload = b""
+    id_: Payload = b""
     position, end = 0, len(payload)
     for _ in range(MAX_FIELDS):
         if position >= end:
@@ -80,7 +83,7 @@ def _scan(payload: bytes, *, wants_id: bool) -> tuple[bytes, bytes, bytes]:
     raise InvalidArgument(f"the request has more than {MAX_FIELDS} top-level fields")
 
 
-def _skip_scalar(payload: bytes, wire_type: int, position: int, end: int) -> int:
+def _skip_scalar(payload: Payload, wire_type: int, position: int, end: int) -> int:
     if wire_type == _VARINT:
         _, position = _varint(payload, position, end, 10)
     elif wire_type == _FIXED64:
@@ -94,7 +97,7 @@ def _skip_scalar(payload: bytes, wire_type: int, position: int, end: int) -> int
     return position
 
 
-def _varint(payload: bytes, position: int, end: int, longest: int) -> tuple[int, int]:
+def _varint(payload: Payload, position: int, end: int, longest: int) -> tuple[int, int]:
     """The number at that position and where it ends."""
     value = shift = 0
     for index in range(position, min(position + longest, end)):
@@ -106,7 +109,7 @@ def _varint(payload: bytes, position: int, end: int, longest: int) -> tuple[int,
     raise _malformed()
 
 
-def _text(raw: bytes, field: str) -> str:
+def _text(raw: Payload, field: str) -> str:
     try:
         return str(raw, "utf-8")
     except UnicodeDecodeError:

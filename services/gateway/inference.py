@@ -26,6 +26,7 @@ from penstock.wire.call import REGIONS, REQUEST_ID, TRACEPARENT, VERSION, Answer
 from penstock.wire.client import ConnectionLost, Field, write_timeout
 
 from . import balance, header, shared_memory
+from .access import AccessLog
 from .demand import Served
 from .flight import Flight
 from .header import RoutingHeader
@@ -67,9 +68,11 @@ class Inference:
         randrange: Callable[[int], int] = random.randrange,
         metrics: RequestMetrics | None = None,
         room: Room | None = None,
+        access: AccessLog | None = None,
     ) -> None:
-        """shared_memory: None for none; retries: attempts at other replicas after the first one failed; not_ready:
-        the reason, None when ready; room: where requests wait for versions that are loaded on demand."""
+        """access: None for no access log; shared_memory: None for none; retries: attempts at other replicas after the
+        first one failed; not_ready: the reason, None when ready; room: where requests wait for versions that are loaded
+        on demand."""
         self._routes = routes
         self._upstreams = upstreams
         self._repository = repository
@@ -81,6 +84,7 @@ class Inference:
         self._not_ready = not_ready or routes.ready
         self._randrange = randrange
         self._metrics = metrics or RequestMetrics()
+        self._access = access
         self._clock = asyncio.get_running_loop().time
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -107,12 +111,13 @@ class Inference:
         for shared memory, or whatever the worker says of the request itself.
         """
         loop = asyncio.get_running_loop()
-        started, model, code = loop.time(), "", "OK"
+        started, model, named, code = loop.time(), "", "", "OK"
         try:
             if len(call.payload) > self._max_body_bytes:
                 raise TooLarge(f"the request is larger than {self._max_body_bytes} bytes")
             target = header.of_infer(call.payload)
-            model = target.model if target.model in self._routes.table.models else ""
+            named = target.model
+            model = named if named in self._routes.table.models else ""
             shared = self._shared_memory.resolve(call) if shared_memory.named(call.payload) else None
             if telemetry.sampled(call.headers) if call.sampled is None else call.sampled:
                 with telemetry.span(signals.GATEWAY_INFER_SPAN, call.headers, model=model) as span:
@@ -125,7 +130,10 @@ class Inference:
             code = "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
             raise
         finally:
-            self._metrics.ended(model, code, loop.time() - started)
+            seconds = loop.time() - started
+            self._metrics.ended(model, code, seconds)
+            if self._access is not None:
+                self._access.ended(call, named, code, seconds)
 
     def direct(self, call: Call, done: Done) -> Pending | None:
         """ModelInfer without a task: to a replica against which nothing speaks and whose connection is there.
@@ -154,7 +162,7 @@ class Inference:
         span = telemetry.begin(signals.GATEWAY_INFER_SPAN, call.headers, model=route.model) if call.sampled else None
         parent = span.traceparent if span is not None else call.headers.get(TRACEPARENT, "")
         go_on = partial(self._go_on, call, target, shared, parent)
-        flight = Flight(place, done, go_on, partial(self._count, route.model, started, span))
+        flight = Flight(place, done, go_on, partial(self._count, call, route.model, started, span))
         varying = [("grpc-timeout", write_timeout(left)), (REQUEST_ID, call.request_id)]
         if parent:
             varying.append((TRACEPARENT, parent))
@@ -199,8 +207,13 @@ class Inference:
                 raise failure
         return await self._attempt(call, target, _onward(call, parent, shared), {address: left}, failure, shared)
 
-    def _count(self, model: str, started: float, span: Span | None, code: str, problem: BaseException | None) -> None:
-        self._metrics.ended(model, code, self._clock() - started)
+    def _count(
+        self, call: Call, model: str, started: float, span: Span | None, code: str, problem: BaseException | None
+    ) -> None:
+        seconds = self._clock() - started
+        self._metrics.ended(model, code, seconds)
+        if self._access is not None:
+            self._access.ended(call, model, code, seconds)
         if span is not None:
             span.end(problem)
 

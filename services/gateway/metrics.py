@@ -45,7 +45,7 @@ class RoomMetrics:
 
 
 def ejected(reason: str) -> None:
-    """A worker (lost) or a replica (silent, slow) is avoided from now on, for a while."""
+    """A worker (lost) or a replica (silent, failing, slow) is avoided from now on, for a while."""
     counter(signals.GATEWAY_EJECTIONS).labels(reason).inc()
 
 

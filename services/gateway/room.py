@@ -36,6 +36,7 @@ class Room:
 
     Args:
         most, most_each: requests that may wait in all, and for one version; 0 for a gateway where nobody waits.
+        share: processes of the gateway, among which these are divided evenly.
         wish: called when somebody is the first to wait for a version; must not block.
     """
 
@@ -46,11 +47,13 @@ class Room:
         *,
         most: int = MOST,
         most_each: int = MOST_EACH,
+        share: int = 1,
         wish: Callable[[], None] = lambda: None,
         metrics: RoomMetrics | None = None,
     ) -> None:
         self._routes, self._demand, self._wish = routes, demand, wish
-        self._lines: Lines[Place] = Lines(most, most_each)
+        # Rounded up: where one may wait, no process turns everybody away.
+        self._lines: Lines[Place] = Lines(-(-most // share), -(-most_each // share))
         self._gone: dict[Served, int] = {}  # let go, and not answered yet
         self._estimates: dict[Served, Estimate] = {}
         self._ends = math.inf

@@ -3,7 +3,8 @@
 grpc.aio overwrites the status that a server has sent with INTERNAL "Internal error from Core" when a write fails
 because the call is over (grpc#36066, still so in grpcio 1.85): a server that refuses an upload early would be
 misquoted now and then. So the status is noted when it arrives, and the response is read by itself, which is
-why the method is called as stream-stream; on the wire that is the same.
+why the method is called as stream-stream; on the wire that is the same. Very seldom no status comes at all after such a
+write: then the call counts as lost, which says that it may be tried again, and nothing is quoted that nobody said.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Sending:
         finally:
             self._call.cancel()
         code, details, trailers = self._status
+        if response is grpc.aio.EOF and not self._told.is_set():
+            code, details = grpc.StatusCode.UNAVAILABLE, "the call ended without a status"
         # A server sends the one response together with OK, so a response without a status is as good.
         if response is not grpc.aio.EOF and (code is grpc.StatusCode.OK or not self._told.is_set()):
             return bytes(response)

@@ -2,9 +2,9 @@
 
 Three kinds of evidence, three ejections. A connection that fails says something of the worker: everything there is
 avoided. A worker that answers "not now" says something of one replica: only that one is avoided, which matters because
-a replica that refuses quickly would otherwise look idle and draw all requests. A replica that answers late or not at
-all while others answer is gray (pace.py): that one is avoided too. A request costs two looks at the clock for this; the
-verdicts are made by `watch`, a few times a second.
+a replica that refuses quickly would otherwise look idle and draw all requests. A replica that answers late, with
+failures of its own or not at all while others answer is gray (pace.py): that one is avoided too. A request costs two
+looks at the clock for this; the verdicts are made by `watch`, a few times a second.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
-from penstock.errors import DeadlineExceeded, PenstockError, Unavailable
+from penstock.errors import DeadlineExceeded, Internal, PenstockError, Unavailable
 from penstock.kit.log import get_logger
 from penstock.oip import inference_pb2 as oip
-from penstock.wire.call import Answer, Done, Pending
+from penstock.wire.call import Answer, Done, Payload, Pending
 from penstock.wire.client import ConnectionLost, Field
 
 from . import pace as paces
@@ -40,9 +40,9 @@ FORGOTTEN = 600.0
 class Connection(Protocol):
     """The part of penstock.wire.client.Peer that is used."""
 
-    async def unary(self, method: str, payload: bytes, *, deadline: float, headers: Mapping[str, str]) -> Answer: ...
+    async def unary(self, method: str, payload: Payload, *, deadline: float, headers: Mapping[str, str]) -> Answer: ...
     def begin(
-        self, method: str, payload: bytes, *, constant: tuple[Field, ...], varying: list[Field], done: Done
+        self, method: str, payload: Payload, *, constant: tuple[Field, ...], varying: list[Field], done: Done
     ) -> Pending | None: ...
     async def close(self) -> None: ...
 
@@ -104,6 +104,8 @@ class Place:
             pace.forget(now)
         elif isinstance(problem, DeadlineExceeded) or not isinstance(problem, Exception):
             pace.left(now)
+        elif isinstance(problem, Internal):
+            pace.failed(now)
         else:
             pace.heard(now)
         if problem is not None or not self._upstream.fine:
@@ -138,8 +140,8 @@ class Upstreams:
         demand: Demand | None = None,
     ) -> None:
         """connect: makes a connection to host:port, without blocking; clock: monotonic seconds, the loop's by default;
-        on_lost: told the address of each that broke; on_ejected: told why when a first pause begins: `lost`, `silent`
-        or `slow`; demand: where requests are counted."""
+        on_lost: told the address of each that broke; on_ejected: told why when a first pause begins: `lost`, `silent`,
+        `failing` or `slow`; demand: where requests are counted."""
         self._connect = connect
         self.clock = clock or asyncio.get_running_loop().time
         self.demand = demand if demand is not None else Demand(self.clock())
@@ -182,7 +184,7 @@ class Upstreams:
         address: str,
         served: Served,
         method: str,
-        payload: bytes,
+        payload: Payload,
         *,
         deadline: float,
         headers: Mapping[str, str],
@@ -203,6 +205,9 @@ class Upstreams:
             return await upstream.connection.unary(method, payload, deadline=deadline, headers=headers)
         except BaseException as raised:
             problem = raised
+            if gray is not None and isinstance(raised, Internal):
+                # The probe is somebody's request, which another replica can answer.
+                raise Unavailable(f"a replica of model '{served[0]}' fails", detail=raised.detail) from raised
             raise
         finally:
             place.ended(problem)
@@ -369,7 +374,7 @@ class Upstreams:
         others = [pace for address, pace in group.items() if address != place.address]
         if problem is None and not paces.too_slow(took, others):
             self._back(place.address, upstream, served)
-        elif problem is None or isinstance(problem, DeadlineExceeded) or took >= paces.SILENCE:
+        elif problem is None or isinstance(problem, DeadlineExceeded | Internal) or took >= paces.SILENCE:
             gray.failed(now)
         else:
             gray.left()

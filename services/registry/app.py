@@ -12,7 +12,7 @@ from penstock.cluster.etcd import Etcd
 from penstock.cluster.membership import Membership
 from penstock.cluster.watch import Mirror
 from penstock.internal.v1.records_pb2 import ReplicaRecord, ServiceRecord
-from penstock.kit.confinement import Limits
+from penstock.kit.confinement import Limits as StepLimits
 from penstock.kit.service import Chassis
 
 from . import metrics, rpc
@@ -21,10 +21,16 @@ from .build import rpc as build_rpc
 from .build.builds import Builds
 from .build.job import Bench
 from .build.journal import Journal
+from .build.metrics import BuildMetrics
 from .build.runner import Bell, Runner
 from .build.sandbox import Builder
 from .build.store import BuildStore
 from .catalog import Catalog
+from .collector import rpc as collector_rpc
+from .collector.cache import Limits
+from .collector.collector import Collector
+from .collector.references import References
+from .collector.rounds import Rounds
 from .config import RegistryConfig
 from .database import Database
 from .deployment_store import DeploymentStore
@@ -71,7 +77,8 @@ async def assemble(chassis: Chassis, config: RegistryConfig) -> None:
     names = rpc.register(
         chassis.server, catalog, blobs, upload_idle=config.upload_idle_seconds, published=builds.of_published
     )
-    chassis.reflect((*names, *build_rpc.register(chassis.server, builds)))
+    storage = collector_rpc.register(chassis.server, _rounds(chassis, config, blobs, database))
+    chassis.reflect((*names, *build_rpc.register(chassis.server, builds), *storage))
     metrics.expose(projector.behind, lambda: shutil.disk_usage(folder).free)
 
     membership = Membership(etcd, config.lease_seconds)
@@ -89,6 +96,19 @@ async def assemble(chassis: Chassis, config: RegistryConfig) -> None:
     chassis.on_drain(membership.leave)
 
 
+def _rounds(chassis: Chassis, config: RegistryConfig, blobs: LocalBlobStore, database: Database) -> Rounds:
+    """Collections of what nobody needs, in their time and when they are asked for."""
+    references = References(database)
+    limits = Limits(config.build_cache_bytes or None, int(config.build_cache_days * 86400e6) or None)
+    grace = config.collect_grace_hours * 3600
+    collector = Collector(references, blobs, lock=config.folder() / "locks" / "collector", grace=grace, limits=limits)
+    rounds = Rounds(collector, references, interval=config.collect_hours * 3600)
+    chassis.start(rounds.run(), "collections")
+    chassis.on_drain(rounds.leave)
+    chassis.on_close(rounds.close)
+    return rounds
+
+
 def _builds(
     chassis: Chassis,
     config: RegistryConfig,
@@ -99,7 +119,7 @@ def _builds(
 ) -> Builds:
     """The build service; a registry that runs no jobs still answers for them."""
     folder = config.folder()
-    limits = Limits(
+    limits = StepLimits(
         memory_bytes=config.build_memory_bytes,
         cpu_seconds=int(config.build_seconds) * max(1, config.build_threads),
         wall_seconds=config.build_seconds,
@@ -117,8 +137,10 @@ def _builds(
     bell = Bell()
     store = BuildStore(database, most_waiting=config.builds_waiting)
     journal = Journal(folder / "builds" / "logs")
-    bench = Bench(store, journal, catalog, blobs, sql, builder, folder / "builds" / "keys", bell.ring)
-    runner = Runner(bench, at_once=config.builds, lock=folder / "builds" / "lock")
+    secrets = folder / "builds" / "keys"
+    bench = Bench(store, journal, catalog, blobs, sql, builder, secrets, bell.ring, BuildMetrics())
+    cached = References(database).cache_bytes
+    runner = Runner(bench, at_once=config.builds, lock=folder / "builds" / "lock", cached=cached)
     if config.builds:
         chassis.start(runner.run(), "builds")
     return Builds(store, journal, catalog, blobs, database, sql, builder, runner, bell)

@@ -1,36 +1,42 @@
 """Artifacts by the sha256 of their content, in a local folder.
 
     blobs/ab/cdef...     complete, verified, never changed      partial/abcdef...    received so far, resumable
+    locks/ab             held while something of blobs/ab is put, claimed or removed
 
 What is under blobs/ is complete: a file gets there by one rename, after its digest was checked and it was synced. One
 writer per digest at a time, across processes (flock). Paths are built from the 64 hex digits of a checked digest only.
+
+A file's time says when somebody last asked for it in order to name it (`claim`). Who collects what nobody names leaves
+what was claimed not long ago, so a name may be written after the claim without any lock over files and database.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
 import threading
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from penstock import names
-from penstock.errors import Conflict, InvalidArgument, NotFound, PenstockError, ResourceExhausted, TooLarge, Unavailable
+from penstock.errors import InvalidArgument, NotFound, TooLarge
 from penstock.v1.models_pb2 import Artifact
 
+from .disk import CHUNK, full, locked, said_when_full, sync
 from .threads import Threads
+from .upload import Upload
 
-CHUNK: Final = 1 << 20
-"""Bytes of one read."""
+PATIENCE: Final = 10.0
+"""Seconds to wait for another registry that is at the same folder of blobs, which takes it no time."""
+_REST: Final = re.compile(r"[0-9a-f]{62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,15 @@ class Stat:
 
     complete: bool
     received: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A complete artifact. claimed: when somebody last wanted it, in seconds of the store's own clock."""
+
+    digest: str
+    size: int
+    claimed: float
 
 
 class BlobWriter(Protocol):
@@ -59,7 +74,7 @@ class BlobStore(Protocol):
     """Where artifacts live. tests/contract/test_blobs.py holds for every implementation."""
 
     async def stat(self, digest: str) -> Stat:
-        """How much of it is here."""
+        """How much of it is here; claims it when it is complete."""
 
     def writer(self, digest: str, size: int, offset: int) -> AbstractAsyncContextManager[BlobWriter]:
         """Opens an upload at `offset`, which must equal what was received.
@@ -70,23 +85,34 @@ class BlobStore(Protocol):
     def read(self, digest: str, offset: int = 0) -> AsyncGenerator[bytes, None]:
         """The content from `offset` on, in chunks of at most CHUNK bytes; raises NotFound, InvalidArgument."""
 
-    def size(self, digest: str) -> int | None:
-        """Size when complete, None otherwise. Blocking."""
+    def claim(self, digest: str) -> int:
+        """Size of a complete artifact, which from now on stays for as long as a claim lasts. Whoever is about to write
+        its name into the database claims it before. Raises NotFound. Blocking."""
 
     def peek(self, digest: str, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; raises NotFound. Blocking."""
 
     def keep(self, data: bytes) -> str:
-        """Stores a small artifact at once and returns its digest. Blocking."""
+        """Stores a small artifact at once, claimed, and returns its digest. Blocking."""
 
     def copy_out(self, digest: str, path: Path) -> None:
         """Writes the content into a new file that is the caller's own; raises NotFound. Blocking."""
 
     def copy_in(self, path: Path) -> Artifact:
-        """Stores the content of a regular file that somebody else may still write to: what is stored has its digest.
+        """Stores and claims the content of a regular file that somebody else may still write to: what is stored has its
+        digest.
 
         Raises InvalidArgument for anything but a regular file. Blocking.
         """
+
+    def now(self) -> float:
+        """The clock of `Blob.claimed`, in seconds. Blocking."""
+
+    def shards(self) -> Iterator[list[Blob]]:
+        """Everything that is complete, in parts that fit into memory. Blocking."""
+
+    def remove(self, digests: Iterable[str], before: float) -> set[str]:
+        """Removes those that nobody has claimed since `before`; which that were. Blocking."""
 
     async def sweep(self, max_age: float) -> int:
         """Removes partial uploads that nobody has touched for `max_age` seconds; how many."""
@@ -105,22 +131,23 @@ class LocalBlobStore:
     def __init__(self, root: Path, threads: Threads, *, max_bytes: int = 1 << 40, spare_bytes: int = 64 << 20) -> None:
         self._blobs = root / "blobs"
         self._partial = root / "partial"
+        self._locks = root / "locks"
         self._threads = threads
         self._max_bytes = max_bytes
         self._spare_bytes = spare_bytes
         self._reserved: dict[int, int] = {}
         self._reserving = threading.Lock()
-        for folder in (self._blobs, self._partial):
+        for folder in (self._blobs, self._partial, self._locks):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     async def stat(self, digest: str) -> Stat:
         return await self._threads.run(self._stat, digest)
 
     @asynccontextmanager
-    async def writer(self, digest: str, size: int, offset: int) -> AsyncIterator[_LocalWriter]:
+    async def writer(self, digest: str, size: int, offset: int) -> AsyncIterator[Upload]:
         if not 0 <= size <= self._max_bytes:
             raise TooLarge(f"header.size_bytes: {size} is more than the {self._max_bytes} bytes of an artifact")
-        writer = _LocalWriter(self, self._threads, digest, size)
+        writer = Upload(self, self._threads, digest, size)
         try:
             await self._threads.run(writer.open, offset)
             yield writer
@@ -141,11 +168,11 @@ class LocalBlobStore:
         finally:
             os.close(descriptor)
 
-    def size(self, digest: str) -> int | None:
-        try:
-            return self._blob(digest).stat().st_size
-        except FileNotFoundError:
-            return None
+    def claim(self, digest: str) -> int:
+        with self._locked(digest):
+            if (size := self._touched(self._blob(digest))) is None:
+                raise _not_here(digest)
+            return size
 
     def peek(self, digest: str, offset: int, length: int) -> bytes:
         descriptor = self._open(digest)
@@ -156,11 +183,12 @@ class LocalBlobStore:
 
     def keep(self, data: bytes) -> str:
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        if self.size(digest) is not None:
+        with suppress(NotFound):
+            self.claim(digest)
             return digest
         path = self._partial / f"keep-{secrets.token_hex(16)}"
         try:
-            with _full_disk():
+            with said_when_full():
                 descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                 with open(descriptor, "wb") as file:
                     file.write(data)
@@ -171,7 +199,7 @@ class LocalBlobStore:
 
     def copy_out(self, digest: str, path: Path) -> None:
         descriptor = self._open(digest)
-        with open(descriptor, "rb") as source, _full_disk():
+        with open(descriptor, "rb") as source, said_when_full():
             target = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             with open(target, "wb") as file:
                 shutil.copyfileobj(source, file, CHUNK)
@@ -188,7 +216,7 @@ class LocalBlobStore:
         copy, hashed = self._partial / f"copy-{secrets.token_hex(16)}", hashlib.sha256()
         with open(descriptor, "rb") as source:
             try:
-                with _full_disk():
+                with said_when_full():
                     target = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                     with open(target, "wb") as file:
                         while chunk := source.read(CHUNK):
@@ -201,6 +229,36 @@ class LocalBlobStore:
                 copy.unlink(missing_ok=True)
         return Artifact(digest=digest, size_bytes=size)
 
+    def now(self) -> float:
+        path = self._partial / f"clock-{secrets.token_hex(16)}"
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            return os.fstat(descriptor).st_mtime  # A file server has a clock of its own.
+        finally:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+
+    def shards(self) -> Iterator[list[Blob]]:
+        for folder in sorted(path for path in self._blobs.iterdir() if path.is_dir()):
+            found = []
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        if _REST.fullmatch(entry.name):
+                            status = entry.stat(follow_symlinks=False)
+                            found.append(Blob(f"sha256:{folder.name}{entry.name}", status.st_size, status.st_mtime))
+            yield found
+
+    def remove(self, digests: Iterable[str], before: float) -> set[str]:
+        removed = set()
+        for digest in digests:
+            path = self._blob(digest)
+            with suppress(FileNotFoundError), self._locked(digest):
+                if path.stat().st_mtime < before:
+                    path.unlink()
+                    removed.add(digest)
+        return removed
+
     async def sweep(self, max_age: float) -> int:
         return await self._threads.run(self._sweep, max_age)
 
@@ -211,13 +269,19 @@ class LocalBlobStore:
         return self._partial / _hex(digest)
 
     def publish(self, path: Path, digest: str) -> None:
-        """Moves a finished file to its place: synced first, then by one rename, then the folders are synced."""
+        """Moves a finished file to its place: synced first, then by one rename, then the folders are synced. Where it
+        is already, that one is claimed and this one goes."""
         target = self._blob(digest)
         target.parent.mkdir(mode=0o700, exist_ok=True)
-        _sync(path, os.O_RDONLY)
-        path.rename(target)
+        sync(path, os.O_RDONLY)
+        with self._locked(digest):
+            if self._touched(target) is not None:
+                path.unlink()
+                return
+            os.utime(path)  # Its last byte may have come long ago.
+            path.rename(target)
         for folder in (target.parent, self._blobs, self._partial):
-            _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+            sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
     def reserve(self, owner: int, remaining: int) -> None:
         """Keeps room for the rest of an upload; raises ResourceExhausted when the disk has not enough for all."""
@@ -225,7 +289,7 @@ class LocalBlobStore:
             disk = os.statvfs(self._partial)
             others = sum(room for key, room in self._reserved.items() if key != owner)
             if disk.f_bavail * disk.f_frsize - others - remaining < self._spare_bytes:
-                raise _disk_full()
+                raise full()
             self._reserved[owner] = remaining
 
     def reserve_less(self, owner: int, written: int) -> None:
@@ -244,26 +308,38 @@ class LocalBlobStore:
         hex_digits = _hex(digest)
         return self._blobs / hex_digits[:2] / hex_digits[2:]
 
+    def _locked(self, digest: str) -> AbstractContextManager[None]:
+        return locked(self._locks / _hex(digest)[:2], PATIENCE)
+
+    @staticmethod
+    def _touched(path: Path) -> int | None:
+        """The file's size, its time being now; None where it is not. Under its lock."""
+        try:
+            os.utime(path)
+            return path.stat().st_size
+        except FileNotFoundError:
+            return None
+
     def _stat(self, digest: str) -> Stat:
-        size = self.size(digest)
-        if size is not None:
-            return Stat(True, size)
+        with suppress(NotFound):
+            return Stat(True, self.claim(digest))
         try:
             return Stat(False, self.partial(digest).stat().st_size)
         except FileNotFoundError:
             # The rename may have come between the two looks.
-            size = self.size(digest)
-            return Stat(size is not None, size or 0)
+            with suppress(NotFound):
+                return Stat(True, self.claim(digest))
+            return Stat(False, 0)
 
     def _open(self, digest: str) -> int:
         try:
             return os.open(self._blob(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise NotFound(f"artifact {digest} is not here; upload it first") from None
+            raise _not_here(digest) from None
 
     def _sweep(self, max_age: float) -> int:
         removed = 0
-        oldest = time.time() - max_age  # File times are wall-clock times.
+        oldest = self.now() - max_age
         for entry in list(os.scandir(self._partial)):
             with suppress(FileNotFoundError):
                 if not entry.is_file(follow_symlinks=False) or entry.stat(follow_symlinks=False).st_mtime > oldest:
@@ -281,137 +357,9 @@ class LocalBlobStore:
         return removed
 
 
-class _LocalWriter:
-    """Writes a partial file while hashing. Every blocking method runs in a thread, one at a time."""
-
-    def __init__(self, store: LocalBlobStore, threads: Threads, digest: str, size: int) -> None:
-        self._store = store
-        self._threads = threads
-        self._digest = digest
-        self._size = size
-        self._path = store.partial(digest)
-        self._file = -1
-        self._received = 0
-        self._hash = hashlib.sha256()
-
-    async def write(self, data: bytes) -> None:
-        await self._threads.run(self._write, data)
-
-    async def commit(self) -> None:
-        await self._threads.run(self._commit)
-
-    def open(self, offset: int) -> None:
-        self._file = self._locked()
-        received = os.fstat(self._file).st_size
-        if received > self._size:
-            # Whoever sent that much meant another size; neither can be right about the same content.
-            self._discard()
-            received = 0
-        if offset != received:
-            raise Conflict(
-                f"header.offset: is {offset}, but {received} bytes were received; go on from there",
-                field="header.offset",
-            )
-        with _full_disk():
-            self._store.reserve(id(self), self._size - received)
-        while chunk := os.pread(self._file, CHUNK, self._received):
-            self._hash.update(chunk)
-            self._received += len(chunk)
-
-    def close(self) -> None:
-        """Lets go of the file; what was received stays, unless that is nothing."""
-        self._store.release(id(self))
-        if self._file < 0:
-            return
-        if self._path_is_ours() and os.fstat(self._file).st_size == 0:
-            self._path.unlink(missing_ok=True)
-        os.close(self._file)
-        self._file = -1
-
-    def _locked(self) -> int:
-        while True:
-            with _full_disk():
-                self._file = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(self._file)
-                self._file = -1
-                raise Unavailable(
-                    "this artifact is being uploaded by somebody else at the moment; try again later", retry_after=1.0
-                ) from None
-            # The last writer may have moved or removed the file between open and lock.
-            if self._path_is_ours():
-                return self._file
-            os.close(self._file)
-
-    def _path_is_ours(self) -> bool:
-        try:
-            there = os.stat(self._path, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        ours = os.fstat(self._file)
-        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
-
-    def _write(self, data: bytes) -> None:
-        if self._received + len(data) > self._size:
-            self._discard()
-            raise InvalidArgument(
-                f"header.size_bytes: more than the announced {self._size} bytes were sent", field="header.size_bytes"
-            )
-        view = memoryview(data)
-        while view:
-            with _full_disk():
-                written = os.pwrite(self._file, view, self._received)
-            self._hash.update(view[:written])
-            self._received += written
-            self._store.reserve_less(id(self), written)
-            view = view[written:]
-
-    def _commit(self) -> None:
-        if self._received != self._size:
-            # Kept, not discarded: to a server of grpc.aio a broken stream may look like one that has ended.
-            raise InvalidArgument(
-                f"header.size_bytes: {self._size} bytes were announced, {self._received} were sent; go on from there",
-                field="header.size_bytes",
-            )
-        if f"sha256:{self._hash.hexdigest()}" != self._digest:
-            self._discard()
-            raise InvalidArgument(
-                "header.digest: the content does not have this digest; it was discarded: upload it again",
-                field="header.digest",
-            )
-        with _full_disk():
-            self._store.publish(self._path, self._digest)
-
-    def _discard(self) -> None:
-        os.ftruncate(self._file, 0)
-        self._received = 0
-        self._hash = hashlib.sha256()
-
-
 def _hex(digest: str) -> str:
     return names.digest(digest).removeprefix("sha256:")
 
 
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _disk_full() -> PenstockError:
-    return ResourceExhausted("the registry has no room for this artifact now; try again later", retry_after=60.0)
-
-
-@contextmanager
-def _full_disk() -> Iterator[None]:
-    """Inside, a full disk or a used-up quota becomes ResourceExhausted."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full() from error
-        raise
+def _not_here(digest: str) -> NotFound:
+    return NotFound(f"artifact {digest} is not here; upload it first")

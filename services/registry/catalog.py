@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 
 from penstock import names
@@ -23,7 +24,7 @@ from .blobs import BlobStore
 from .build.overrides import NONE, Override
 from .deployment_store import DeploymentStore, message
 from .deployments import Wanted
-from .store import NewVersion, Store
+from .store import NewVersion, Store, build_inputs
 from .threads import Threads
 
 MEMORY_BESIDE_FILES = 64 << 20
@@ -136,6 +137,10 @@ class Catalog:
     ) -> models_pb2.ModelVersion:
         files = self._files(described, digests)
         self._check(described.format, files)
+        for digest in build_inputs(described):
+            # One that is missing is the build's failure, not the publication's.
+            with suppress(NotFound):
+                self._blobs.claim(digest)
         if not described.resources.memory_bytes:
             described.resources.memory_bytes = memory_estimate(file.size_bytes for file in files.values())
         return self._store.publish(
@@ -171,9 +176,10 @@ class Catalog:
             if role not in digests:
                 raise InvalidArgument(f"{field}: is missing; upload the file and send its digest", field=field)
             digest = names.digest(digests[role], field)
-            size = self._blobs.size(digest)
-            if size is None:
-                raise NotFound(f"{field}: artifact {digest} is not here; upload it first", field=field)
+            try:
+                size = self._blobs.claim(digest)
+            except NotFound as error:
+                raise NotFound(f"{field}: {error.message}", field=field) from None
             files[role] = models_pb2.Artifact(digest=digest, size_bytes=size)
         return files
 

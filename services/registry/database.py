@@ -23,6 +23,7 @@ from penstock.errors import ResourceExhausted, Unavailable
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK_OF_MIGRATIONS = 0x70656E73  # "pens"; the number of PostgreSQL's advisory lock
+LOCK_OF_BUILDS = 0x70656E62  # "penb"
 
 
 class Database:
@@ -45,8 +46,7 @@ class Database:
         """Brings the tables to this release's shape, or an older one's, in one transaction; two registries may start at
         once."""
         with self.write() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_OF_MIGRATIONS)))
+            take_turns(connection, _LOCK_OF_MIGRATIONS)
             config = Config()
             config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
             config.attributes["connection"] = connection
@@ -76,6 +76,12 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def take_turns(connection: Connection, lock: int) -> None:
+    """Until this transaction ends no other is beyond this for the same number. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
 
 
 def insert_if_absent(connection: Connection, table: sa.Table, **values: Any) -> None:

@@ -27,6 +27,7 @@ MAX_INSTANCES: Final = 16
 # Those that an engine runs, then those that only builds read (penstock/sources.py).
 Format = Literal[
     "onnx", "torch-export", "tensorrt", "python", "huggingface", "sklearn", "xgboost", "lightgbm", "tflite",
+    "savedmodel", "keras", "torchscript",
 ]  # fmt: skip
 # In the order of penstock.tensors.DATATYPES; a test compares.
 Datatype = Literal[

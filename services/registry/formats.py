@@ -134,7 +134,8 @@ def _check_torch_export(head: bytes, size: int, peek: Peek) -> None:
     names = archive_names(size, peek)
     if any(name.endswith((".pkl", ".pickle")) for name in names):
         raise _wrong(
-            "this is an archive of torch.save or TorchScript with a pickle, which is never read; use torch.export.save"
+            "this is an archive of torch.save or TorchScript, whose pickle no engine reads; use torch.export.save "
+            "or publish TorchScript as format torchscript, which a build converts"
         )
 
 

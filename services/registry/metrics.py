@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from penstock import signals
 from penstock.kit.metrics import counter, gauge
+from penstock.v1.storage_pb2 import Collection
 
 
 class TransferMetrics:
@@ -20,6 +21,23 @@ class TransferMetrics:
     def upload_ended(self, outcome: str) -> None:
         """outcome: `stored`, `existed`, `refused` (content, room, turn) or `broken` (the caller left)."""
         self._uploads.labels(outcome).inc()
+
+
+class CollectionMetrics:
+    """Counts what collections have freed and left."""
+
+    def __init__(self) -> None:
+        self._freed = counter(signals.REGISTRY_FREED_ARTIFACTS)
+        self._freed_bytes = counter(signals.REGISTRY_FREED_BYTES)
+        self._kept = gauge(signals.REGISTRY_KEPT_BYTES)
+
+    def collected(self, made: Collection) -> None:
+        """One has ended; of one that ended early what it has left is not known."""
+        self._freed.inc(made.freed_artifacts)
+        self._freed_bytes.inc(made.freed_bytes)
+        if not made.partial:
+            for why in ("versions", "builds", "cache", "new"):
+                self._kept.labels(why).set(made.kept_bytes.get(why, 0))
 
 
 def expose(behind: Callable[[], float], free_bytes: Callable[[], float]) -> None:

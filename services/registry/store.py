@@ -14,13 +14,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from penstock import names
 from penstock.errors import AlreadyExists, Conflict, InUse, InvalidArgument, NotFound
 from penstock.v1 import manifest_pb2, models_pb2
 
 from . import pages
 from .database import Database, insert_if_absent
 from .rows import models_of, versions_of
-from .tables import aliases, deployed_versions, models, publish_requests, tags, version_files, versions
+from .tables import aliases, deployed_versions, models, publish_requests, tags, version_files, version_inputs, versions
 
 MAX_NUMBER: Final = 10**15
 _PAGE_BYTES: Final = 16 << 20
@@ -140,10 +141,9 @@ class Store:
                 )
             this = sa.and_(versions.c.name == name, versions.c.number == number)
             connection.execute(versions.update().where(this).values(delete_time=self._clock()))
-            # The files are no longer referenced from here.
-            connection.execute(
-                version_files.delete().where(version_files.c.name == name, version_files.c.number == number)
-            )
+            # Its files stay named for the sake of builds that began from it, until the next collection.
+            of_this = sa.and_(version_inputs.c.name == name, version_inputs.c.number == number)
+            connection.execute(version_inputs.delete().where(of_this))
             _refresh(connection, name, model.next_number)
 
     def set_alias(self, name: str, alias: str, number: int, expected: int | None) -> int:
@@ -195,6 +195,9 @@ class Store:
             for role, file in new.files.items()
         ]
         connection.execute(version_files.insert(), files)
+        if inputs := build_inputs(new.manifest):
+            rows = [{"name": name, "number": number, "digest": digest} for digest in sorted(inputs)]
+            connection.execute(version_inputs.insert(), rows)
         if new.request_key:
             connection.execute(
                 publish_requests.insert().values(
@@ -205,6 +208,12 @@ class Store:
                     create_time=self._clock(),
                 )
             )
+
+
+def build_inputs(manifest: manifest_pb2.Manifest) -> set[str]:
+    """Digests of the artifacts beside its files that a manifest's build reads."""
+    named = {text for step in manifest.build.steps for text in step.inputs.values()}
+    return {text for text in named if names.is_digest(text)}
 
 
 _NO_VERSION: Final[dict[str, Any]] = {

@@ -59,8 +59,10 @@ versions = Table(
     Column("publisher", String(256), nullable=False),
     Column("create_time", BigInteger, nullable=False),
     Column("delete_time", BigInteger, nullable=True),
+    Index("versions_by_manifest_digest", "manifest_digest"),
 )
 
+# A deleted version keeps its rows while a build that began from it goes on; the next collection drops them.
 version_files = Table(
     "version_files",
     metadata,
@@ -71,6 +73,17 @@ version_files = Table(
     Column("size_bytes", BigInteger, nullable=False),
     ForeignKeyConstraint(["name", "number"], ["versions.name", "versions.number"]),
     Index("version_files_by_digest", "digest"),
+)
+
+# Artifacts beside its files that a version's own build reads; a deleted version has none.
+version_inputs = Table(
+    "version_inputs",
+    metadata,
+    Column("name", Name, primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("digest", String(71), primary_key=True),
+    ForeignKeyConstraint(["name", "number"], ["versions.name", "versions.number"]),
+    Index("version_inputs_by_digest", "digest"),
 )
 
 # Of the newest version.

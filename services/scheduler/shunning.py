@@ -1,4 +1,4 @@
-"""Replicas that say that they are READY and answer late or not at all: when to take them elsewhere. Pure.
+"""Replicas that say that they are READY and answer late, wrongly or not at all: when to take them elsewhere. Pure.
 
 Gateways keep away from such a replica by themselves and at once. When at least half of those that call its version
 have done so for HELD seconds, the version leaves that worker: another becomes READY first, then it goes (the plan's

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 
-from penstock.kit.config import load
-from penstock.kit.service import Chassis, run
-
-from .app import assemble
-from .config import WorkerConfig
-from .rpc import LIMITS
+from penstock.kit import compiled
 
 
 def main() -> int:
     """Runs a worker and returns its exit status."""
+    code = compiled.activate()
+
+    # After it, so that what is compiled is found compiled.
+    from penstock.kit.config import load
+    from penstock.kit.service import Chassis, run
+
+    from .app import assemble
+    from .config import WorkerConfig
+    from .rpc import LIMITS
+
     config = load(WorkerConfig, "worker")
 
     async def assembled(chassis: Chassis) -> None:
+        compiled.tell(code)
         await assemble(chassis, config)
 
     return run("worker", config, assembled, data_plane=LIMITS)

@@ -28,6 +28,9 @@ from penstock.kit.metrics import counter, gauge
 from .tasks import in_thread
 
 CHUNK: Final = 1 << 20
+PULLS: Final = 4
+"""Artifacts that are pulled at a time. A worker that is started with a hundred replicas, beside others that are, does
+not fall upon the registry with all of them at once; what is pulled first can be loaded meanwhile."""
 
 log = get_logger()
 
@@ -65,6 +68,7 @@ class Artifacts:
         self._source = source
         self._capacity = capacity_bytes
         self._entries: dict[str, _Entry] = {}
+        self._turns = asyncio.Semaphore(PULLS)
         self._verified: dict[str, tuple[int, int, int]] = {}
         self._lock_file: BinaryIO | None = None
         self._downloaded = counter(signals.WORKER_DOWNLOADED_BYTES)
@@ -108,7 +112,8 @@ class Artifacts:
             async with entry.lock:
                 path = self._folder / name
                 if not await in_thread(self._usable, path):
-                    await self._pull(digest, path, size, size if size is not None else limit or CHUNK)
+                    async with self._turns:
+                        await self._pull(digest, path, size, size if size is not None else limit or CHUNK)
             yield path
         finally:
             entry.holders -= 1

@@ -1,7 +1,8 @@
 """Many callers in, one engine call out. One task an engine owns it; `batching` decides, this module does.
 
 There is one queue, however many engines a replica has: whichever is free takes the next batch, and batches begin in the
-queue's order. An engine that is lost is given up alone while another one serves.
+queue's order. An engine gets its next batch as soon as it has answered; the answers go out while that runs. An engine
+that is lost is given up alone while another one serves.
 
 Promises, whatever is cancelled, late or broken: every submitted request ends exactly once; it gets its own rows and
 nobody else's; what fails one row fails its request alone; what fails the engine fails exactly the batch that was in it
@@ -19,28 +20,27 @@ from contextlib import suppress
 from typing import Final
 
 from penstock.errors import Cancelled, DeadlineExceeded, Internal, PenstockError, Unavailable
-from penstock.kit import telemetry
 from penstock.kit.log import get_logger
 from penstock.kit.telemetry import Span
 
-from . import rows
 from .batching import BatchPolicy, BatchQueue, ServiceEstimate, Waiting, timeout_expired
 from .canary import EVERY
 from .codec import Request, Tensor
 from .engines.engine import DeviceLost, OutOfMemory
+from .flight import Batch, Flight
 from .halving import halves
 from .instance import HUNG, LOST, EngineHung, EngineRunner, Instance, Outcome
+from .lookahead import Lookahead
 from .metrics import ReplicaMetrics
 from .references import unstaged
 from .seat import Ended, Result, Ride, Seat
-from .staging import stage
+from .staging import worthwhile
 from .statistics import Statistics
 from .tasks import first
 from .work import Work
 
 STOPPED: Final = "the model stopped serving on this worker"
 LATE: Final = 3.0
-BATCH_SPAN: Final = "engine.batch"
 
 log = get_logger()
 
@@ -68,18 +68,20 @@ class Batcher:
         run_timeout: float,
         renew: Callable[[EngineRunner, PenstockError], Awaitable[EngineRunner]] = _not_renewed,
     ) -> None:
-        self._instances = [Instance(engine) for engine in engines]
-        self._renew = renew
         self._policy = policy
+        self._instances = [Instance(engine, policy) for engine in engines]
+        self._renew = renew
         self._statistics = statistics
         self._metrics = metrics
         self._run_timeout = run_timeout
         self._queue: BatchQueue[Seat] = BatchQueue(policy, ServiceEstimate(), len(engines))
+        self._ahead = Lookahead(self._instances, self._queue)
         self.work = Work(len(engines))
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._outstanding = 0
+        # When an engine is expected to be free, 0 while one is.
         self._free_at = 0.0
         self._closed: PenstockError | None = None
         self._clock = asyncio.get_running_loop().time
@@ -124,12 +126,15 @@ class Batcher:
         if waiting.expires < deadline:
             seat.timer = asyncio.get_running_loop().call_at(waiting.expires, self._expire, waiting)
         self._arrived.set()
+        if self._free_at and worthwhile(request):
+            self._ahead.look()
         return seat
 
     def leave(self, seat: Seat) -> None:
         """The request's caller has gone: it is taken out of the queue, or its rows are dropped."""
         now = self._clock()
         self._close_seat(seat)
+        self._ahead.forget(seat.request)
         seat.release()
         left = DeadlineExceeded if now >= seat.deadline else Cancelled
         self._count_failure(left.code.name, now - seat.arrived)
@@ -197,28 +202,33 @@ class Batcher:
                 self.close(Unavailable(problem.message))
                 raise problem
             self._note_instances()
-            instance = Instance(await self._renew(instance.engine, problem))
+            instance = Instance(await self._renew(instance.engine, problem), self._policy)
             self._instances.append(instance)
             self._note_instances()
 
     async def _serve(self, instance: Instance) -> None:
         """Takes batch after batch while the engine lives; raises what it is lost by."""
-        while instance.engine.alive:
-            self._arrived.clear()
-            decision = self._queue.take(self._clock())
-            for waiting, error in decision.refused:
-                self.work.dequeued(1, self._clock() - waiting.item.arrived)
-                self._refuse(waiting.item, error)
-            if decision.batch:
-                await self._execute(instance, decision.batch)
-            elif instance.canary.due:
-                await instance.check(self._clock)
-            elif decision.wake == math.inf:
-                await self._arrived.wait()
-            else:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout_at(decision.wake):
-                        await self._arrived.wait()
+        flight: Flight | None = None
+        try:
+            while flight is not None or instance.engine.alive:
+                if flight is not None:
+                    flight = await self._land(instance, flight)
+                    continue
+                self._arrived.clear()
+                flight, wake = await self._next(instance)
+                if flight is not None:
+                    continue
+                if instance.canary.due:
+                    await instance.check(self._clock)
+                elif wake == math.inf:
+                    await self._arrived.wait()
+                else:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout_at(wake):
+                            await self._arrived.wait()
+        finally:
+            for half in instance.halves:
+                self._refuse_all(half, Unavailable(STOPPED))
         raise Unavailable(LOST)
 
     def _note_instances(self) -> None:
@@ -260,6 +270,7 @@ class Batcher:
         """Ends a request with an error, unless it has ended or its caller has left."""
         if not seat.over:
             self._close_seat(seat)
+            self._ahead.forget(seat.request)
             self._count_failure(error.code.name, self._clock() - seat.arrived)
             # A copy each: an exception that several callers raise would gather all their tracebacks.
             seat.tell(copy.copy(error))
@@ -284,84 +295,112 @@ class Batcher:
         self._metrics.queue_seconds.observe(ride.queue_seconds)
         seat.tell(result)
 
-    async def _execute(self, instance: Instance, batch: Sequence[Waiting[Seat]]) -> None:
-        """Runs one batch; each of its requests has ended when this returns or raises. What the engine has no memory for
-        is tried once more, in two halves."""
-        now = self._clock()
-        self.work.dequeued(len(batch), len(batch) * now - sum([waiting.item.arrived for waiting in batch]))
-        try:
-            for half in await self._attempt(instance, batch, again=True):
-                await self._attempt(instance, half)
-        finally:
-            self._refuse_all(batch, Unavailable(STOPPED))
+    async def _next(self, instance: Instance, *, beside: bool = False) -> tuple[Flight | None, float]:
+        """Begins what a free engine should run now; without that, when to look again.
 
-    async def _attempt(
-        self, instance: Instance, batch: Sequence[Waiting[Seat]], again: bool = False
-    ) -> tuple[Sequence[Waiting[Seat]], ...]:
-        """Runs it once; the halves to run in its place, where `again` allows it and they may fit, else nothing. Of a
-        batch that is not halved each request has ended."""
-        instance.batches += 1
+        beside: the answers of the batch before have not been given yet.
+        """
+        if instance.halves:
+            return await self._begin(instance, instance.halves.popleft(), again=False, beside=beside), math.inf
+        if not self._queue:
+            return None, math.inf
+        now = self._clock()
+        decision = self._queue.take(now, instance.engine.costs)
+        for waiting, error in decision.refused:
+            self.work.dequeued(1, now - waiting.item.arrived)
+            self._refuse(waiting.item, error)
+        batch = decision.batch
+        if not batch:
+            return None, decision.wake
+        self.work.dequeued(len(batch), len(batch) * now - sum([waiting.item.arrived for waiting in batch]))
+        if len(self._instances) > 1:
+            self._ahead.taken(by=instance)
+        return await self._begin(instance, batch, again=True, beside=beside), math.inf
+
+    async def _begin(self, instance: Instance, batch: Batch, *, again: bool, beside: bool) -> Flight:
+        """Has the engine run a batch. What goes wrong with it is raised where it lands."""
         started = self._clock()
-        size = sum(waiting.rows for waiting in batch)
-        instance.free_at = started + self._queue.estimate.seconds(size)
+        flight = Flight(batch, started, whole=not self._policy.max_batch_size, again=again)
+        instance.free_at = started + self._queue.estimate.seconds(flight.rows)
         self._note_instances()
-        span = _batch_span(batch, size)
         self.work.began(started)
-        failure: PenstockError = Unavailable(STOPPED)
-        smaller: tuple[Sequence[Waiting[Seat]], ...] = ()
         try:
-            requests = [waiting.item.request for waiting in batch]
-            references = stage(requests, instance.engine.staging, batched=bool(self._policy.max_batch_size))
+            side, references = instance.staging.place([waiting.item.request for waiting in batch], beside=beside)
             for waiting in batch:
                 if waiting.item.request.sources and (problem := unstaged(waiting.item.request.sources)) is not None:
                     self._refuse(waiting.item, problem)
-            staged_ns = int((self._clock() - started) * 1e9)
-            async with asyncio.timeout(self._run_timeout):
-                outcome = await instance.engine.run(size if self._policy.max_batch_size else 0, references)
-            self._deliver(batch, outcome, size, started, staged_ns)
-            self._queue.estimate.observe(size, self._clock() - started)
+            flight.staged_ns = int((self._clock() - started) * 1e9)
+            await instance.engine.begin(flight.size, references, side)
+        except asyncio.CancelledError:
+            self._landed(instance, flight)
+            self._refuse_all(batch, Unavailable(STOPPED))
+            raise
+        except Exception as problem:
+            flight.problem = problem
+        if self._queue:
+            self._ahead.look()
+        return flight
+
+    async def _land(self, instance: Instance, flight: Flight) -> Flight | None:
+        """Waits for the batch, begins the next one, then answers; what runs next, if anything does.
+
+        Each of its requests has ended when this returns or raises. What the engine has no memory for is tried once
+        more, in two halves.
+        """
+        failure: PenstockError = Unavailable(STOPPED)
+        smaller: tuple[Batch, ...] = ()
+        following: Flight | None = None
+        try:
+            try:
+                if flight.problem is not None:
+                    raise flight.problem
+                async with asyncio.timeout_at(flight.started + self._run_timeout):
+                    outcome = await instance.engine.finish()
+            finally:
+                self._landed(instance, flight)
+            self._queue.estimate.observe(flight.rows, flight.took)
+            if (self._queue or instance.halves) and instance.engine.alive:
+                following, _ = await self._next(instance, beside=True)
+            self._deliver(flight, outcome)
+            instance.batches += 1
         except TimeoutError:
             failure = EngineHung(HUNG)
             raise failure from None
         except PenstockError as error:
-            smaller = halves(batch) if again and isinstance(error, OutOfMemory) else ()
+            smaller = halves(flight.batch) if flight.again and isinstance(error, OutOfMemory) else ()
             if error.detail or smaller:
-                log.warning("batch_failed", rows=size, problem=error.message, detail=error.detail, halved=bool(smaller))
+                log.warning(
+                    "batch_failed", rows=flight.rows, problem=error.message, detail=error.detail, halved=bool(smaller)
+                )
             failure = error
             if isinstance(error, DeviceLost):
                 raise
         except Exception as error:
-            log.exception("batch_failed", rows=size)
+            log.exception("batch_failed", rows=flight.rows)
             failure = Internal("the model failed to run this request", detail=repr(error))
         finally:
-            instance.free_at = 0.0
-            self._note_instances()
-            self.work.ended(self._clock())
-            if span is not None:
-                span.end()
+            if flight.span is not None:
+                flight.span.end()
             if not smaller:
-                self._refuse_all(batch, failure)
-        self._metrics.batch_seconds.observe(self._clock() - started)
-        self._metrics.batch_rows.observe(size)
-        return smaller
+                self._refuse_all(flight.batch, failure)
+        instance.halves.extend(smaller)
+        self._metrics.batch_seconds.observe(flight.took)
+        self._metrics.batch_rows.observe(flight.rows)
+        return following
 
-    def _deliver(
-        self, batch: Sequence[Waiting[Seat]], outcome: Outcome, size: int, started: float, staged_ns: int
-    ) -> None:
-        """Gives each request its own rows, as views: the next run overwrites the outputs."""
+    def _landed(self, instance: Instance, flight: Flight) -> None:
+        now = self._clock()
+        flight.took = now - flight.started
+        instance.free_at = 0.0
+        self._note_instances()
+        self.work.ended(now)
+
+    def _deliver(self, flight: Flight, outcome: Outcome) -> None:
+        """Gives each request its own rows."""
         slicing = self._clock()
-        whole = not self._policy.max_batch_size
-        sliced = rows.Sliced(outcome.outputs, None if whole else size, outcome.row_failures)
-        first = 0
-        answers: list[tuple[Seat, tuple[Tensor, ...] | PenstockError]] = []
-        for waiting in batch:
-            seat = waiting.item
-            if not seat.over:
-                answers.append(
-                    (seat, sliced.take(first, waiting.rows, seat.request.outputs, seat.request.destinations))
-                )
-            first += waiting.rows
-        input_ns, now, now_ms = staged_ns + outcome.preprocess_ns, self._clock(), time.time_ns() // 1_000_000
+        answers = flight.answers(outcome)
+        now, now_ms = self._clock(), time.time_ns() // 1_000_000
+        input_ns = flight.staged_ns + outcome.preprocess_ns
         output_ns = outcome.postprocess_ns + int((now - slicing) * 1e9)
         for seat, answer in answers:
             if seat.over:
@@ -369,19 +408,10 @@ class Batcher:
             if isinstance(answer, PenstockError):
                 self._refuse(seat, answer)
             else:
-                ride = Ride(size, started - seat.arrived, input_ns, outcome.infer_ns, output_ns)
+                ride = Ride(flight.rows, flight.started - seat.arrived, input_ns, outcome.infer_ns, output_ns)
                 self._answer(seat, Result(answer, ride), now, now_ms)
-        self._statistics.batch(size, input_ns=input_ns, infer_ns=outcome.infer_ns, output_ns=output_ns)
+        self._statistics.batch(flight.rows, input_ns=input_ns, infer_ns=outcome.infer_ns, output_ns=output_ns)
 
     def _count_failure(self, code: str, seconds: float) -> None:
         self._statistics.failure(int(seconds * 1e9))
         self._metrics.failed(code)
-
-
-def _batch_span(batch: Sequence[Waiting[Seat]], size: int) -> Span | None:
-    """A span linked to every traced request in the batch, child of the first; None when none is traced."""
-    traced = [waiting.item.span for waiting in batch if waiting.item.span is not None]
-    if not traced:
-        return None
-    parent = {telemetry.TRACEPARENT: traced[0].traceparent}
-    return telemetry.begin(BATCH_SPAN, parent, links=traced, batch_size=size, requests=len(batch))

@@ -12,11 +12,13 @@ import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 from penstock.errors import DeadlineExceeded, InvalidArgument, PenstockError, ResourceExhausted, Unavailable
 from penstock.v1 import manifest_pb2 as pb
+
+from .costs import UNKNOWN, Costs, fitting
 
 T = TypeVar("T")
 
@@ -74,33 +76,38 @@ class BatchPolicy:
         return arrived + min(timeout or math.inf, self.default_timeout)
 
 
-@dataclass(eq=False, slots=True)
 class Waiting(Generic[T]):
     """A request in the queue. `kind`: equal for requests that may share a batch; `rows`: its share of a batch."""
 
-    item: T
-    kind: Hashable
-    rows: int
-    level: int
-    arrived: float
-    deadline: float
-    expires: float = math.inf
-    rank: tuple[float, int] = field(init=False)
+    __slots__ = ("arrived", "deadline", "expires", "item", "kind", "level", "rank", "rows")
 
-    def __post_init__(self) -> None:
-        self.rank = (self.arrived + (self.level - 1) * AGING_SECONDS, self.level)
+    def __init__(
+        self,
+        item: T,
+        kind: Hashable,
+        rows: int,
+        level: int,
+        arrived: float,
+        deadline: float,
+        expires: float = math.inf,
+    ) -> None:
+        self.item, self.kind, self.rows, self.level = item, kind, rows, level
+        self.arrived, self.deadline, self.expires = arrived, deadline, expires
+        self.rank = (arrived + (level - 1) * AGING_SECONDS, level)
 
 
 Refusals: TypeAlias = list[tuple[Waiting[T], PenstockError]]
 
 
-@dataclass(slots=True)
 class Decision(Generic[T]):
     """What to do now: run `batch` if it is not empty, else look again at `wake` or at the next arrival."""
 
-    batch: list[Waiting[T]] = field(default_factory=list)
-    refused: Refusals[T] = field(default_factory=list)
-    wake: float = math.inf
+    __slots__ = ("batch", "refused", "wake")
+
+    def __init__(self) -> None:
+        self.batch: list[Waiting[T]] = []
+        self.refused: Refusals[T] = []
+        self.wake = math.inf
 
 
 class ServiceEstimate:
@@ -216,8 +223,21 @@ class BatchQueue(Generic[T]):
         self._length = 0
         return everything
 
-    def take(self, now: float) -> Decision[T]:
-        """What a free engine should do now. The batch and the refused have left the queue when this returns."""
+    def upcoming(self) -> Iterator[Waiting[T]]:
+        """Who would go with the next batch as things stand, in order, deadlines aside. Nobody leaves the queue, and
+        nobody is promised anything: `take` decides."""
+        leader, rows = self._leader(), 0
+        for waiting in self._in_order(leader.kind) if leader is not None else ():
+            rows += waiting.rows
+            if rows > self.policy.capacity:
+                return
+            yield waiting
+
+    def take(self, now: float, costs: Costs = UNKNOWN) -> Decision[T]:
+        """What a free engine should do now. The batch and the refused have left the queue when this returns.
+
+        costs: of the engine, where it runs a few sizes only.
+        """
         decision: Decision[T] = Decision()
         kept_idle = False
         while (leader := self._leader()) is not None:
@@ -228,6 +248,7 @@ class BatchQueue(Generic[T]):
             if start > now:
                 batch, start = self._other_ready(leader.kind, now, start, decision.refused)
             if start <= now:
+                batch = self._sized(batch, now, costs) if costs else batch
                 for waiting in batch:
                     self.discard(waiting)
                 decision.batch = batch
@@ -305,6 +326,17 @@ class BatchQueue(Generic[T]):
         # Twice the estimate, so that waiting for company does not make the deadline fail by a hair.
         latest = earliest - 2 * self.estimate.seconds(rows)
         return batch, min(min(waiting.arrived for waiting in batch) + self.policy.max_delay, latest)
+
+    def _sized(self, batch: list[Waiting[T]], now: float, costs: Costs) -> list[Waiting[T]]:
+        """The batch, or its first requests where a smaller size does more for its time than padding would: the rest
+        stays in the queue, and later ones join it. Nobody becomes late by that; a preferred size stays as it is."""
+        sizes = [waiting.rows for waiting in batch]
+        count, total = fitting(sizes, costs), sum(sizes)
+        if count == len(batch) or total in self.policy.preferred:
+            return batch
+        kept = sum(sizes[:count])
+        later = now + self.estimate.seconds(kept) + self.estimate.seconds(total - kept)
+        return batch if later > min(waiting.deadline for waiting in batch[count:]) else batch[:count]
 
     def _enter(self, waiting: Waiting[T]) -> None:
         number = waiting.level

@@ -20,6 +20,7 @@ from penstock.errors import InvalidArgument, Unsupported
 from penstock.oip import inference_pb2 as oip
 from penstock.tensors import Buffer, datatype, element_count, pack_bytes, unpack_bytes
 from penstock.v1 import manifest_pb2 as pb
+from penstock.wire.call import Payload
 from penstock.wire.stream import varint
 
 from .metadata import full_shape
@@ -285,7 +286,7 @@ class Schema:
         return f"{kind} {list(shape)}"
 
 
-def parse(payload: bytes) -> oip.ModelInferRequest:
+def parse(payload: Payload) -> oip.ModelInferRequest:
     """The message in the bytes; raises InvalidArgument when there is none."""
     try:
         return oip.ModelInferRequest.FromString(payload)

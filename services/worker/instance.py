@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NoReturn, Protocol
 
@@ -11,17 +12,23 @@ from penstock.internal.v1 import engine_pb2
 from penstock.kit.log import get_logger
 
 from . import rows
+from .batching import BatchPolicy, Waiting
 from .canary import Canary
+from .costs import Costs
 from .engines.engine import DeviceLost
+from .seat import Seat
+from .staging import Staging
 
 HUNG: Final = "the model's engine does not answer; it is being restarted"
 LOST: Final = "the model's engine ended unexpectedly; it is being restarted"
+
+UNBATCHED: Final = BatchPolicy()
 
 log = get_logger()
 
 
 class Outcome(Protocol):
-    """What one run of an engine gave. The outputs' data is valid until the next run."""
+    """What one run of an engine gave. The outputs' data is valid until the next run on the same side."""
 
     @property
     def outputs(self) -> Sequence[rows.Output]: ...
@@ -36,12 +43,16 @@ class Outcome(Protocol):
 
 
 class EngineRunner(Protocol):
-    """The part of host.EngineHost that the batcher uses."""
+    """The part of host.EngineHost that the batcher uses. A run is begun, then finished; a side is 0 or 1, and what lies
+    on the other one is left alone by it."""
 
     @property
     def alive(self) -> bool: ...
-    def staging(self, size: int) -> memoryview: ...
-    async def run(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef]) -> Outcome: ...
+    @property
+    def costs(self) -> Costs: ...
+    def staging(self, size: int, side: int) -> memoryview: ...
+    async def begin(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef], side: int) -> None: ...
+    async def finish(self) -> Outcome: ...
     async def check(self) -> None: ...
     async def died(self) -> None: ...
 
@@ -53,18 +64,23 @@ class EngineHung(Unavailable):
 class Instance:
     """An engine and what its batcher keeps of it.
 
-    batches: how many it has begun. free_at: when what it runs should end, on the loop's clock; 0 while it runs nothing.
+    batches: how many it has answered. free_at: when what it runs should end, on the loop's clock; 0 while it runs
+    nothing.
+    halves: of a batch that was too large for its memory, those that are to run yet.
     """
 
-    def __init__(self, engine: EngineRunner) -> None:
+    def __init__(self, engine: EngineRunner, policy: BatchPolicy = UNBATCHED) -> None:
         self.engine = engine
+        self.staging = Staging(engine.staging, capacity=policy.capacity, batched=bool(policy.max_batch_size))
+        self.halves: deque[Sequence[Waiting[Seat]]] = deque()
         self.canary = Canary()
         self.batches = 0
         self.free_at = 0.0
         self._seen = 0
 
     def look(self) -> None:
-        """Asked once a while: it is due for a check when it has run nothing since the last look."""
+        """Asked once a while: it is due for a check when it has answered nothing since the last look, be it that nobody
+        asked or that every batch failed."""
         if self.batches == self._seen and not self.free_at:
             self.canary.due = True
         self._seen = self.batches

@@ -37,7 +37,7 @@ _IN_ONE_TXN: Final = 100
 
 
 def telemetry(run: Run) -> None:
-    """add1 with 1 % traced, taking turns with a suite that has nowhere to send traces to."""
+    """add1 with 1 % traced and 1 % in the access log, taking turns with a suite that has neither."""
     worker = run.deployed("add1", small_models.add_one)
     with place.running(run.folder / "untraced", run.say, trace_ratio=None) as untraced:
         untraced.deploy(run.folder / "add1")

@@ -1,4 +1,5 @@
-"""CPU time and memory of processes, from /proc: what a request costs the machine, whatever the clock on the wall says.
+"""CPU time, waits and memory of processes, from /proc: what a request costs the machine, whatever the clock on the wall
+says.
 
 A group is a process and all its descendants; an engine's child is counted apart from its worker. Times have the
 kernel's resolution, a hundredth of a second on Linux, for all threads together.
@@ -24,28 +25,44 @@ class Restarted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """One process: its group, and the clock ticks that it has used so far."""
+    """One process: its group, the clock ticks that it has used so far, those of them in the kernel, and how often one
+    of its threads has begun to wait."""
 
     group: str
     ticks: int
+    kernel_ticks: int = 0
+    waits: int = 0
 
 
-def parse_stat(text: str) -> tuple[str, int]:
-    """Name and user + system ticks of a line of /proc/<pid>/stat; the name may hold spaces and brackets."""
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What each group has used: seconds of CPU, those of them in the kernel, and how often it began to wait."""
+
+    seconds: dict[str, float]
+    kernel: dict[str, float]
+    waits: dict[str, float]
+
+
+def parse_stat(text: str) -> tuple[str, int, int]:
+    """Name, user + system ticks and system ticks of a line of /proc/<pid>/stat; the name may hold spaces and
+    brackets."""
     head, _, tail = text.rpartition(")")
     fields = tail.split()
-    return head.partition("(")[2], int(fields[11]) + int(fields[12])
+    return head.partition("(")[2], int(fields[11]) + int(fields[12]), int(fields[12])
 
 
-def used(before: Mapping[int, Spent], after: Mapping[int, Spent], ticks_per_second: int) -> dict[str, float]:
-    """Seconds per group between two snapshots; a process that is new counts from its start. Raises Restarted."""
+def used(before: Mapping[int, Spent], after: Mapping[int, Spent], ticks_per_second: int) -> Used:
+    """By group between two snapshots; a process that is new counts from its start. Raises Restarted."""
     if lost := before.keys() - after.keys():
         raise Restarted(f"ended while it was measured: {', '.join(sorted(before[pid].group for pid in lost))}")
-    seconds = dict.fromkeys(sorted({spent.group for spent in after.values()}), 0.0)
+    nothing = dict.fromkeys(sorted({spent.group for spent in after.values()}), 0.0)
+    found = Used(dict(nothing), dict(nothing), dict(nothing))
     for pid, spent in after.items():
-        start = before[pid].ticks if pid in before else 0
-        seconds[spent.group] += (spent.ticks - start) / ticks_per_second
-    return seconds
+        start = before.get(pid, Spent(spent.group, 0))
+        found.seconds[spent.group] += (spent.ticks - start.ticks) / ticks_per_second
+        found.kernel[spent.group] += (spent.kernel_ticks - start.kernel_ticks) / ticks_per_second
+        found.waits[spent.group] += spent.waits - start.waits
+    return found
 
 
 class Meter:
@@ -59,8 +76,8 @@ class Meter:
         """Counts from here."""
         self._before = self._snapshot()
 
-    def stop(self) -> dict[str, float]:
-        """Seconds per group since `start`. Raises Restarted."""
+    def stop(self) -> Used:
+        """By group since `start`. Raises Restarted."""
         return used(self._before, self._snapshot(), os.sysconf("SC_CLK_TCK"))
 
     def _snapshot(self) -> dict[int, Spent]:
@@ -68,8 +85,8 @@ class Meter:
         for head, group in self._heads.items():
             for pid in family(head):
                 with suppress(OSError):
-                    name, ticks = parse_stat((PROC / str(pid) / "stat").read_text())
-                    found[pid] = Spent(ENGINE if name == ENGINE_COMM else group, ticks)
+                    name, ticks, kernel = parse_stat((PROC / str(pid) / "stat").read_text())
+                    found[pid] = Spent(ENGINE if name == ENGINE_COMM else group, ticks, kernel, _waits(pid))
         return found
 
 
@@ -87,6 +104,16 @@ def resident_megabytes(pid: int) -> float:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise Restarted(f"process {pid} has ended")
+
+
+def _waits(pid: int) -> int:
+    """How often threads of the process that live have given up their core of their own accord."""
+    count = 0
+    for task in (PROC / str(pid) / "task").glob("*"):
+        with suppress(OSError):
+            text = (task / "status").read_text()
+            count += int(text.partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)[0])
+    return count
 
 
 def _children(pid: int) -> Iterable[int]:

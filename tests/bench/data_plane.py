@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from deploy.local.suite import SuiteError
 from penstock.errors import PenstockError
+from penstock.kit import compiled
 from tests.bench import batches, conditions, loads, place, report, targets, transport
 from tests.bench.cells import Bench
 from tests.bench.cpu import Restarted
@@ -57,6 +58,7 @@ def about(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
         "processor": _processor(),
         "kernel": platform.release(),
         "Python": platform.python_version(),
+        "code": str(compiled.look()),
         "grpcio": version("grpcio"),
         "onnxruntime": version("onnxruntime"),
         "load generators": f"{loads.version(['h2load', '--version'])}, {loads.version(['wrk', '-v']).split(' [')[0]}",

@@ -1,8 +1,9 @@
 """What the Python of both hops costs by itself: `python -m tests.bench.in_process`, which prints CPU-µs per request.
 
-The gateway's and the worker's own objects, from the bytes of a request to those of its answer, in one process and
-without sockets; an engine that answers at once. So what the kernel, the event loop and other processes add is not in
-it: the difference to `make bench` is theirs. `--profile` names the functions instead.
+Without sockets (tests/bench/chain.py), so what the kernel, the event loop and other processes add is not in it: the
+difference to `make bench` is theirs. It runs compiled code where there is any, as gateway and worker do, and says so;
+`--interpreted` leaves that aside. `--profile` names the functions instead, of interpreted code: a profiler sees little
+of the other.
 """
 
 from __future__ import annotations
@@ -10,211 +11,39 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
-import gc
-import itertools
 import pstats
 import sys
-import time
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from penstock.internal.v1 import engine_pb2
-from penstock.kit import log
-from penstock.kit.loop import Loop
-from penstock.v1 import cluster_pb2
-from penstock.v1 import manifest_pb2 as pb
-from penstock.wire.client import SERVICE, Peer
-from penstock.wire.http2 import Limits, Method
-from penstock.wire.http2 import frames as f
-from penstock.wire.http2.answering import Common
-from penstock.wire.http2.client_side import ClientConnection
-from penstock.wire.http2.deadlines import deadlines_of
-from penstock.wire.http2.hpack import Encoder, Field
-from penstock.wire.http2.server_side import ServerConnection
-from penstock.wire.http2.service import inference_methods
-from services.worker.batcher import Batcher
-from services.worker.batching import BatchPolicy
-from services.worker.codec import Schema
-from services.worker.inference import Inference
-from services.worker.metrics import ReplicaMetrics
-from services.worker.serving import Serving, Standing
-from services.worker.statistics import Statistics
-from tests.bench import exchange
-from tests.harness.http2 import message
-from tests.unit.gateway.doubles import Gateway
-from tests.unit.gateway.records import deployment, replica
-from tests.unit.worker.doubles import EchoOutcome, EchoOutput
+from penstock.kit import compiled
 
-AT_ONCE: Final = 64
-"""Requests that arrive together: 8 connections with 8 each, as far as Python is concerned."""
 ROUNDS: Final = 300
-MANIFEST: Final = pb.Manifest(
-    name="add1",
-    format="onnx",
-    inputs=[pb.TensorSpec(name="x", datatype="FP32", shape=[16])],
-    outputs=[pb.TensorSpec(name="y", datatype="FP32", shape=[16])],
-    batching=pb.Batching(max_batch_size=AT_ONCE),
-)
-HEAD: Final[tuple[Field, ...]] = (
-    (":method", "POST"),
-    (":scheme", "http"),
-    (":path", f"/{SERVICE}/ModelInfer"),
-    (":authority", "gateway"),
-    ("te", "trailers"),
-    ("content-type", "application/grpc"),
-    ("grpc-timeout", "30S"),
-)
-STAGES: Final = ("gateway, request", "worker, request", "worker, batch and answers", "gateway, answer")
-
-
-class _Engine:
-    """Gives its inputs back."""
-
-    def __init__(self) -> None:
-        self.alive = True
-        self._arena = bytearray(1 << 20)
-
-    def staging(self, size: int) -> memoryview:
-        return memoryview(self._arena)
-
-    async def run(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef]) -> EchoOutcome:
-        x = inputs[0]
-        return EchoOutcome([EchoOutput("y", "FP32", tuple(x.shape), memoryview(self._arena)[: x.size_bytes])])
-
-    async def check(self) -> None:
-        return
-
-    async def died(self) -> None:
-        await asyncio.get_running_loop().create_future()
-
-
-class _Shelf:
-    """One replica."""
-
-    def __init__(self, standing: Standing) -> None:
-        self._standing = standing
-
-    def find(self, name: str, version: int) -> Standing | None:
-        return self._standing if (name, version) == ("add1", 1) else None
-
-    def versions(self, name: str) -> Sequence[Standing]:
-        return [self._standing]
-
-    def everything(self) -> Sequence[Standing]:
-        return [self._standing]
-
-
-class _Link:
-    """What a Peer takes for a connected socket."""
-
-    def __init__(self, connection: ClientConnection) -> None:
-        self.connection = connection
-
-
-class Chain:
-    """Both hops. Made inside a running loop; `run` serves the batcher."""
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        statistics, metrics = Statistics(), ReplicaMetrics("add1", 1)
-        policy = BatchPolicy(max_batch_size=AT_ONCE, max_queue_size=4 * AT_ONCE)
-        self._batcher = Batcher([_Engine()], policy, statistics=statistics, metrics=metrics, run_timeout=30.0)
-        schema = Schema("add1", 1, MANIFEST)
-        serving = Serving("add1", 1, MANIFEST, schema, self._batcher, statistics, metrics, lambda: 1)
-        standing = Standing("add1", 1, cluster_pb2.REPLICA_STATE_READY, "", serving)
-        worker = Inference("worker", _Shelf(standing), lambda: None)
-        self.worker = _served(
-            loop, inference_methods(worker.handlers, direct={"ModelInfer": worker.direct}, default_timeout=60.0)
-        )
-        self.hop = ClientConnection(loop, Limits(), deadlines_of(loop), _nothing, _nothing)
-        self.hop.begin()
-        peer: Any = Peer("127.0.0.1:1")
-        peer._link = _Link(self.hop)
-        gateway = Gateway([deployment("add1", 1)], [replica("w", name="add1")])
-        gateway.upstreams._connect = lambda address: peer
-        methods = {"ModelInfer": gateway.inference.direct}
-        self.gateway = _served(
-            loop, inference_methods(gateway.inference.handlers(), direct=methods, default_timeout=60.0)
-        )
-        self.gateway.receive(f.PREFACE + f.settings({}))
-        for _ in range(2):
-            self.worker.arrived(_said(self.hop))
-            self.hop.receive(_said(self.worker))
-        _said(self.gateway)
-
-    async def run(self) -> None:
-        """Until cancelled."""
-        await self._batcher.run()
-
-    async def round(self, requests: bytes) -> list[float]:
-        """CPU seconds of each stage."""
-        for connection in (self.hop, self.worker, self.gateway):
-            # Nobody sends WINDOW_UPDATE here.
-            connection.window = connection.credit = 1 << 26
-        clock = time.process_time
-        times = [clock()]
-        self.gateway.arrived(requests)
-        onward = _said(self.hop)
-        times.append(clock())
-        self.worker.arrived(onward)
-        times.append(clock())
-        while self.worker.streams:  # noqa: ASYNC110 (one turn of the loop at a time: the batcher's turns are measured)
-            await asyncio.sleep(0)
-        back = _said(self.worker)
-        times.append(clock())
-        self.hop.receive(back)
-        answers = _said(self.gateway)
-        times.append(clock())
-        assert not self.gateway.streams and len(answers) > AT_ONCE * 64
-        return [after - before for before, after in itertools.pairwise(times)]
-
-
-def _served(loop: asyncio.AbstractEventLoop, methods: dict[str, Method]) -> ServerConnection:
-    made = ServerConnection(Common(loop, 1 << 30), methods, lambda headers: "local", Limits(max_streams=8192), _nothing)
-    made.begin()
-    return made
-
-
-def _said(connection: ServerConnection | ClientConnection) -> bytes:
-    return b"".join(connection.taken())
-
-
-def _nothing() -> None:
-    return
-
-
-async def measure(rounds: int) -> list[float]:
-    """CPU-µs per request by stage: the lower decile over rounds, since whatever disturbs only adds."""
-    chain = Chain()
-    serving = asyncio.ensure_future(chain.run())
-    encoder, body, number = Encoder(), message(exchange.add1().message()), 1
-    found: list[list[float]] = []
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    for _ in range(rounds):
-        out = []
-        for _ in range(AT_ONCE):
-            out.append(f.frame(f.HEADERS, f.END_HEADERS, number, encoder.block(HEAD, [])))
-            out.append(f.frame(f.DATA, f.END_STREAM, number, body))
-            number += 2
-        found.append(await chain.round(b"".join(out)))
-    serving.cancel()
-    return [sorted(stage)[rounds // 10] / AT_ONCE * 1e6 for stage in zip(*found, strict=True)]
+AT_ONCE: Final = 64
+"""Requests of a round: 8 connections with 8 each, as far as Python is concerned."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.in_process", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of {AT_ONCE} requests each (default: {ROUNDS})")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
+    parser.add_argument("--at-once", type=int, default=AT_ONCE, help=f"requests of a round (default: {AT_ONCE})")
+    parser.add_argument("--interpreted", action="store_true", help="not what is compiled")
     parser.add_argument("--profile", action="store_true", help="where the time goes, by function")
     options = parser.parse_args(arguments)
+    if not (options.interpreted or options.profile):
+        print(f"{'code':28} {compiled.activate()}")
+
+    # After it, so that what is compiled is found compiled.
+    from penstock.kit import log
+    from penstock.kit.loop import Loop
+    from tests.bench.chain import STAGES, measure
+
     log.setup("bench", "in_process", level="warning", format="json")
     profile = cProfile.Profile()
     with asyncio.Runner(loop_factory=Loop) as runner:
         if options.profile:
             profile.enable()
-        stages = runner.run(measure(options.rounds))
+        stages = runner.run(measure(options.rounds, options.at_once))
         profile.disable()
     if options.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(40)

@@ -100,12 +100,13 @@ class Place:
 def running(
     state: Path, say: Callable[[str], None], *, trace_ratio: float | None = TRACE_RATIO, gateways: int = 1
 ) -> Iterator[Place]:
-    """The suite, up; drained and stopped at the end. trace_ratio: None for no tracing at all; gateways: processes on
-    the gateway's port."""
+    """The suite, up; drained and stopped at the end. trace_ratio: None for no traces and no access log; gateways:
+    processes on the gateway's port."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # For the cell with a thousand idle connections; children inherit it.
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
-    suite = Suite(state, Ports.free(), trace_ratio=trace_ratio, gateway_processes=gateways)
+    flags = {"gateway": ("--access-log=0",)} if trace_ratio is None else {}
+    suite = Suite(state, Ports.free(), trace_ratio=trace_ratio, gateway_processes=gateways, flags=flags)
     suite.up()
     try:
         say("the suite is up")

@@ -60,7 +60,7 @@ def target_table(cells: targets.Cells) -> str:
 
 def load_table(cells: targets.Cells) -> str:
     """CPU per request and what the caller saw, for every cell that was a load."""
-    head = ("cell", "CPU-µs", "gateway", "worker", "engine", "req/s", "p50 ms", "p99 ms", "requests")
+    head = ("cell", "CPU-µs", "gateway", "worker", "kernel", "waits", "engine", "req/s", "p50 ms", "p99 ms", "requests")
     rows = []
     for name, cell in cells.items():
         if "both_us" not in cell:
@@ -68,7 +68,8 @@ def load_table(cells: targets.Cells) -> str:
         by = [cell.get(group) for group in _GROUPS]
         worker = next((value for value in by[1:3] if value is not None), None)
         first = by[0] if by[0] is not None else by[3]
-        figures = (first, worker, by[4], cell["rate"], cell.get("p50_ms"), cell.get("p99_ms"))
+        kernel = cell.get("kernel_us"), cell.get("waits")
+        figures = (first, worker, *kernel, by[4], cell["rate"], cell.get("p50_ms"), cell.get("p99_ms"))
         rows.append((name, number(cell["both_us"]), *map(number, figures), f"{cell['requests']:,.0f}"))
     return table(head, rows)
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import Conflict, InvalidArgument, NotFound, ResourceExhausted, TooLarge, Unavailable
-from services.registry.blobs import CHUNK, BlobStore, LocalBlobStore, Stat
+from services.registry.blobs import BlobStore, LocalBlobStore, Stat
+from services.registry.disk import CHUNK, locked
 from services.registry.threads import Threads
 
 Factory = Callable[[Path, Threads], BlobStore]
@@ -58,7 +59,7 @@ async def test_what_was_uploaded_is_read(store: BlobStore) -> None:
     assert await store.stat(DIGEST) == Stat(False, 0)
     await upload(store, DATA)
     assert await store.stat(DIGEST) == Stat(True, len(DATA))
-    assert store.size(DIGEST) == len(DATA)
+    assert store.claim(DIGEST) == len(DATA)
     assert await content(store, DIGEST) == DATA
     assert await content(store, DIGEST, CHUNK - 1) == DATA[CHUNK - 1 :]
     assert await content(store, DIGEST, len(DATA)) == b""
@@ -82,7 +83,8 @@ async def test_what_is_not_there(store: BlobStore) -> None:
         await content(store, DIGEST)
     with pytest.raises(NotFound):
         store.peek(DIGEST, 0, 1)
-    assert store.size(DIGEST) is None
+    with pytest.raises(NotFound):
+        store.claim(DIGEST)
     await upload(store, b"abc")
     for offset in (-1, 4):
         with pytest.raises(InvalidArgument) as raised:
@@ -109,7 +111,8 @@ async def test_a_wrong_digest_is_discarded(store: BlobStore) -> None:
         await upload(store, DATA, digest=wrong)
     assert raised.value.field == "header.digest"
     assert await store.stat(wrong) == Stat(False, 0)
-    assert store.size(wrong) is None
+    with pytest.raises(NotFound):
+        store.claim(wrong)
 
 
 async def test_a_short_upload_is_refused_and_can_be_finished(store: BlobStore) -> None:
@@ -118,7 +121,8 @@ async def test_a_short_upload_is_refused_and_can_be_finished(store: BlobStore) -
             await writer.write(DATA[:-1])
             await writer.commit()
     assert await store.stat(DIGEST) == Stat(False, len(DATA) - 1)
-    assert store.size(DIGEST) is None
+    with pytest.raises(NotFound):
+        store.claim(DIGEST)
     await upload(store, DATA, offset=len(DATA) - 1)
     assert await content(store, DIGEST) == DATA
 
@@ -239,6 +243,59 @@ async def test_readers_are_not_disturbed_by_cancelling_one(store: BlobStore) -> 
     assert await content(store, DIGEST) == DATA
 
 
+async def test_what_nobody_claims_can_be_removed(store: BlobStore) -> None:
+    """Uploading, keeping and asking claim an artifact; reading it does not."""
+    begun = store.now()
+    await upload(store, DATA)
+    kept = store.keep(b"kept")
+    assert {blob.digest: blob.size for shard in store.shards() for blob in shard} == {DIGEST: len(DATA), kept: 4}
+    assert all(blob.claimed >= begun for shard in store.shards() for blob in shard)
+    assert store.remove([DIGEST, kept, digest_of(b"never there")], begun) == set()
+    later = max(blob.claimed for shard in store.shards() for blob in shard) + 0.001
+    await until_after(store, later)
+    assert store.claim(kept) == 4
+    assert await content(store, DIGEST) == DATA
+    assert store.remove([DIGEST, kept], later) == {DIGEST}
+    with pytest.raises(NotFound):
+        await content(store, DIGEST)
+    assert await store.stat(DIGEST) == Stat(False, 0)
+    await upload(store, DATA)
+    assert store.remove([DIGEST], later) == set()
+
+
+async def test_storing_again_what_is_there_claims_it(store: BlobStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"same")
+    for again in (
+        lambda: store.keep(b"same"),
+        lambda: store.copy_in(tmp_path / "file"),
+        lambda: store.claim(digest_of(b"same")),
+    ):
+        store.keep(b"same")
+        later = store.now() + 0.001
+        await until_after(store, later)
+        again()
+        assert store.remove([digest_of(b"same")], later) == set()
+    later = store.now() + 0.001
+    await until_after(store, later)
+    assert (await store.stat(digest_of(b"same"))).complete
+    assert store.remove([digest_of(b"same")], later) == set()
+
+
+async def test_an_open_download_outlives_its_artifact(store: BlobStore) -> None:
+    await upload(store, DATA)
+    async with contextlib.aclosing(store.read(DIGEST)) as chunks:
+        got = await anext(chunks)
+        assert store.remove([DIGEST], store.now() + 3600) == {DIGEST}
+        assert got + b"".join([chunk async for chunk in chunks]) == DATA
+
+
+async def until_after(store: BlobStore, moment: float) -> None:
+    """The store's clock moves in steps, of which nothing tells."""
+    async with asyncio.timeout(10):
+        while store.now() < moment:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
 # --- the local folder ---------------------------------------------------------------------------------------------
 
 
@@ -266,6 +323,28 @@ async def test_sweep_takes_old_uploads_and_leaves_what_is_under_way(tmp_path: Pa
     assert await content(store, digest_of(b"complete")) == b"complete"
     assert await store.sweep(-1) == 1
     assert files(tmp_path / "partial") == []
+
+
+async def test_a_resumed_upload_is_new_when_it_is_whole(tmp_path: Path, threads: Threads) -> None:
+    store = LocalBlobStore(tmp_path, threads)
+    async with store.writer(DIGEST, len(DATA), 0) as writer:
+        await writer.write(DATA)
+    os.utime(tmp_path / "partial" / DIGEST.removeprefix("sha256:"), (1, 1))
+    begun = store.now()
+    await upload(store, DATA, offset=len(DATA))
+    assert store.remove([DIGEST], begun) == set()
+
+
+async def test_a_folder_that_somebody_is_at_is_waited_for(tmp_path: Path, threads: Threads) -> None:
+    store = LocalBlobStore(tmp_path, threads)
+    digest = store.keep(b"small")
+    with locked(tmp_path / "locks" / digest[7:9], 0.0):
+        claiming = asyncio.create_task(threads.run(store.claim, digest))
+        # Of others nobody has to wait for it.
+        others = [threads.run(store.keep, b"another %d" % number) for number in range(3)]
+        assert len(set(await asyncio.gather(*others))) == 3
+        assert not claiming.done()
+    assert await claiming == 5
 
 
 async def test_an_upload_that_brought_nothing_leaves_nothing(tmp_path: Path, threads: Threads) -> None:

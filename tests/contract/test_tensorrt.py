@@ -14,12 +14,16 @@ from penstock.v1 import manifest_pb2 as pb
 from services.worker.engines import tensorrt
 from services.worker.engines.engine import DeviceLost, Means, OutOfMemory
 from services.worker.engines.trt.matching import PlanMissing, Target
+from services.worker.host.runner import Runner
+from services.worker.processors.pipeline import Pipeline
 from tests.harness import fake_tensorrt
 from tests.harness.engines import spec
 from tests.harness.fake_cuda import CONTEXT_BYTES, Gpu, install
 from tests.harness.fake_tensorrt import BIAS, PUBLIC, WEIGHT, affine, identity, plan, tensor
 
 MEANS = Means(plan_keys=(PUBLIC,))
+SOURCE = b"\x08\x0a\x3a\x00"
+"""An ONNX model of version 10 with an empty graph."""
 AFFINE = pb.Manifest(
     name="m",
     format="tensorrt",
@@ -69,6 +73,10 @@ def test_each_bucket_is_captured_and_measured_once(gpu: Gpu, tmp_path: Path) -> 
     engine = load(tmp_path, affine())
     assert list(engine.milliseconds) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
     assert engine.milliseconds[8] == pytest.approx(0.685 + 0.095 * 8)
+    # What the batcher is told: seconds.
+    assert Runner(AFFINE, engine, Pipeline(AFFINE, {})).costs == pytest.approx(
+        {size: (0.685 + 0.095 * size) / 1e3 for size in engine.milliseconds}
+    )
     captures = gpu.calls.count("cuStreamBeginCapture")
     assert captures == 2 * len(engine.milliseconds)  # of two streams
     enqueued = gpu.calls.count("execute_async_v3")
@@ -100,7 +108,7 @@ def test_only_rows_that_are_there_are_copied_and_only_outputs_that_are_wanted(gp
 
 def test_other_dimensions_may_vary_too(gpu: Gpu, tmp_path: Path) -> None:
     engine = load(tmp_path, identity("FLOAT", (-1, -1), (8, 16)), manifest(20, -1))
-    assert engine.milliseconds == {}
+    assert engine.milliseconds == engine.costs == {}
     assert "cuStreamBeginCapture" not in gpu.calls
     for shape in ((1, 1), (8, 16), (20, 5), (3, 7)):
         x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
@@ -149,12 +157,16 @@ def test_what_no_trusted_builder_signed_never_reaches_the_runtime(gpu: Gpu, chan
     assert "deserialize_cuda_engine" not in gpu.calls
 
 
-@pytest.mark.parametrize("data", [b"\x08\x0a" * 50, b"ftrt" + bytes(100)])
-def test_what_is_no_container_is_a_source_at_best_and_never_reaches_the_runtime(
-    gpu: Gpu, data: bytes, tmp_path: Path
-) -> None:
-    with pytest.raises(PlanMissing, match=r"and the version has no plan at all$") as caught:
+@pytest.mark.parametrize("data", [b"", b"\x08\x0a" * 50, b"ftrt" + bytes(100)])
+def test_what_is_neither_a_container_nor_a_source_is_refused(gpu: Gpu, data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(InvalidManifest, match=r"^files\.model: .*not an ONNX model"):
         load(tmp_path, data)
+    assert "Runtime" not in gpu.calls
+
+
+def test_a_source_alone_is_a_cache_miss_and_never_reaches_the_runtime(gpu: Gpu, tmp_path: Path) -> None:
+    with pytest.raises(PlanMissing, match=r"and the version has no plan at all$") as caught:
+        load(tmp_path, SOURCE)
     assert caught.value.target == Target("tensorrt", "11.2.0.5", "sm90")
     assert "Runtime" not in gpu.calls
 
@@ -167,11 +179,10 @@ def test_a_plan_for_another_target_is_a_cache_miss(gpu: Gpu, header: dict[str, A
 
 
 def test_of_several_plans_the_one_for_this_device_is_loaded(gpu: Gpu, tmp_path: Path) -> None:
-    source = b"\x08\x0a the ONNX model that they were made from"
-    engine = load(tmp_path, source, others={"plan-sm86": affine(architecture="sm86"), "plan-sm90": affine(most=9)})
+    engine = load(tmp_path, SOURCE, others={"plan-sm86": affine(architecture="sm86"), "plan-sm90": affine(most=9)})
     assert max(engine.milliseconds) == 9
     with pytest.raises(PlanMissing, match=r"the version has tensorrt 11\.2\.0\.5 on sm86$"):
-        load(tmp_path, source, others={"plan-sm86": affine(architecture="sm86")})
+        load(tmp_path, SOURCE, others={"plan-sm86": affine(architecture="sm86")})
 
 
 def test_a_plan_that_the_runtime_refuses_is_told_without_paths(gpu: Gpu, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def by_grpc(client: Client, timeout: float = 10) -> Callable[[], bool]:
 class Load:
     """Makes calls without pause, a thread for each of `calls`, until told to stop; keeps every outcome.
 
-    right, wrong: answers. failures: what was raised instead. slowest: seconds of the longest call.
+    right, wrong: answers. failures: what was raised instead. breaks: failures right after an answer; those that follow
+    come of one connection that its library tries again after a pause. slowest: seconds of the longest call.
     """
 
     def __init__(self, *calls: Callable[[], bool]) -> None:
@@ -32,6 +33,7 @@ class Load:
         self.right = 0
         self.wrong = 0
         self.failures: list[Exception] = []
+        self.breaks = 0
         self.slowest = 0.0
 
     def __enter__(self) -> Load:
@@ -50,17 +52,22 @@ class Load:
         wait_until(lambda: self.right >= goal)
 
     def _repeat(self, call: Callable[[], bool]) -> None:
+        failed = False
         while not self._stop.is_set():
             begun = time.monotonic()
             try:
                 right = call()
             except (errors.PenstockError, OSError, http.client.HTTPException) as failure:
-                self.failures.append(failure)
+                with self._lock:
+                    self.failures.append(failure)
+                    self.breaks += not failed
+                failed = True
                 time.sleep(0.02)  # a refusal comes at once: no need to fill the log with them
             else:
                 with self._lock:
                     self.right += right
                     self.wrong += not right
+                failed = False
             self.slowest = max(self.slowest, time.monotonic() - begun)
 
 

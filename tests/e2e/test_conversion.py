@@ -162,3 +162,107 @@ def test_a_scikit_learn_model_is_published_built_and_answers(suite: Suite, clien
     assert answer[manifest.outputs[0].name].tolist() == model.predict(some).tolist()
     assert answer[manifest.outputs[1].name] == pytest.approx(model.predict_proba(some), abs=1e-5)
     client.undeploy("iris", wait=30)
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("xgboost", "lightgbm", "onnxmltools")),
+    reason="xgboost, lightgbm or onnxmltools is not installed (penstock[build-trees])",
+)
+@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
+def test_boosted_trees_are_published_built_gated_and_answer(
+    suite: Suite, client: Client, tmp_path: Path, library: str
+) -> None:
+    chance = np.random.default_rng(0)
+    rows = chance.normal(0, 1, (300, 5)).astype(np.float32)
+    model, wanted = boosted(library, rows, (rows[:, 0] > 0).astype(int) + (rows[:, 1] > 0.5))
+    (tmp_path / "model.txt").write_text(model)
+    (tmp_path / "model.yaml").write_text(
+        f"schema: penstock/v1\nname: {library}\nformat: {library}\nfiles: {{model: model.txt}}\n"
+        + "batching: {max_batch_size: 64}\n"
+        + BUILD % f"{{step: convert-trees, parameters: {{library: {library}}}}}, {{step: gate}}"
+    )
+    manifest = converted(suite, client, tmp_path, library)
+    (build,) = client.builds(library)
+    assert build.gate == builds_pb2.GATE_VERDICT_PASSED
+    label, probabilities = (tensor.name for tensor in manifest.outputs)
+    answer = client.infer(library, {"features": rows[:50]})
+    assert answer[probabilities] == pytest.approx(wanted[:50], abs=1e-5)
+    assert answer[label].tolist() == wanted[:50].argmax(axis=1).tolist()
+    client.undeploy(library, wait=30)
+
+
+def boosted(library: str, rows: Array, classes: Array) -> tuple[str, Array]:
+    """A model of three classes as its library saves it, as text, and the library's own probabilities."""
+    if library == "xgboost":
+        import xgboost
+
+        settings = {"objective": "multi:softprob", "num_class": 3, "max_depth": 3, "nthread": 1}
+        data = xgboost.DMatrix(rows, label=classes)
+        booster = xgboost.train(settings, data, 5)
+        return bytes(booster.save_raw("json")).decode(), booster.predict(data)
+    import lightgbm
+
+    settings = {"objective": "multiclass", "num_class": 3, "verbose": -1, "num_threads": 1}
+    trees = lightgbm.train(settings, lightgbm.Dataset(rows, classes), 5)
+    return trees.model_to_string(), np.asarray(trees.predict(rows))
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("torch", "onnxscript")),
+    reason="torch or onnxscript is not installed (make torch)",
+)
+@pytest.mark.filterwarnings("ignore")  # of torch, about TorchScript
+def test_a_scripted_module_is_published_built_and_answers(suite: Suite, client: Client, tmp_path: Path) -> None:
+    import torch
+
+    traced = torch.jit.trace(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softmax(-1)), torch.ones(2, 4))
+    traced.save(str(tmp_path / "model.pt"))
+    parameters = "{inputs: {input: [-1, 4]}, outputs: [scores]}"
+    (tmp_path / "model.yaml").write_text(
+        "schema: penstock/v1\nname: scripted\nformat: torchscript\nfiles: {model: model.pt}\n"
+        + "batching: {max_batch_size: 8}\n"
+        + BUILD % f"{{step: convert-torch, parameters: {parameters}}}, {{step: gate}}"
+    )
+    converted(suite, client, tmp_path, "scripted")
+    rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    wanted = traced(torch.from_numpy(rows)).detach().numpy()
+    assert client.infer("scripted", {"input": rows})["scores"] == pytest.approx(wanted, abs=1e-5)
+    client.undeploy("scripted", wait=30)
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("tensorflow", "keras", "tf2onnx")),
+    reason="tensorflow, keras or tf2onnx is not installed (penstock[build-tensorflow])",
+)
+@pytest.mark.filterwarnings("ignore")  # of TensorFlow, about itself
+@pytest.mark.parametrize("format", ["keras", "savedmodel"])
+def test_a_model_of_tensorflow_is_published_built_and_answers(
+    suite: Suite, client: Client, tmp_path: Path, format: str
+) -> None:
+    import keras
+
+    layers = keras.layers
+    model = keras.Sequential(
+        [layers.Input((6, 4), name="series"), layers.LSTM(5), layers.Dense(3, activation="softmax", name="scores")]
+    )
+    name = f"lstm-{format}"
+    files, names = "", ""
+    if format == "keras":
+        model.save(tmp_path / "model.keras")
+        files = "files: {model: model.keras}\n"
+    else:
+        model.export(tmp_path, verbose=False)
+        names = ", parameters: {names: {output_0: scores}}"
+    (tmp_path / "model.yaml").write_text(
+        f"schema: penstock/v1\nname: {name}\nformat: {format}\n{files}batching: {{max_batch_size: 8}}\n"
+        + BUILD % f"{{step: convert-{format}{names}}}, {{step: gate}}"
+    )
+    manifest = converted(suite, client, tmp_path, name)
+    assert [(tensor.name, list(tensor.shape)) for tensor in (*manifest.inputs, *manifest.outputs)] == [
+        ("series", [6, 4]), ("scores", [3]),
+    ]  # fmt: skip
+    rows = np.random.default_rng(0).normal(size=(5, 6, 4)).astype(np.float32)
+    wanted = np.asarray(model(rows, training=False))
+    assert client.infer(name, {"series": rows})["scores"] == pytest.approx(wanted, abs=1e-5)
+    client.undeploy(name, wait=30)

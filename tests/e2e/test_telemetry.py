@@ -16,6 +16,7 @@ import pytest
 from deploy.local.ports import Ports
 from deploy.local.suite import Suite
 from penstock import Client
+from penstock.errors import NotFound
 from penstock.signals import SPANS
 from tests.e2e.conftest import grpc_address, serve
 from tests.harness import models
@@ -81,6 +82,22 @@ def test_every_process_has_metrics_and_health(traced: Suite, process: str) -> No
 
     assert "penstock_ready 1.0" in get("/metrics")
     assert get("/healthz") == get("/readyz") == "ok\n"
+
+
+def test_a_request_that_fails_is_in_the_access_log(traced: Suite) -> None:
+    trace_id = f"{random.getrandbits(128) | 1:032x}"
+    with (
+        Client(grpc_address(traced), trace_context=lambda: f"00-{trace_id}-{'1' * 16}-00") as client,
+        pytest.raises(NotFound),
+    ):
+        client.infer("nobody", {"x": np.ones((1, 16), np.float32)})
+    deadline, log = time.monotonic() + 15, traced.state / "logs" / "gateway.log"
+    lines: list[dict[str, Any]] = []
+    while not lines and time.monotonic() < deadline:
+        lines = [json.loads(line) for line in log.read_text().splitlines() if trace_id in line]
+    (line,) = lines
+    assert (line["event"], line["model"], line["code"], line["caller"]) == ("request", "nobody", "NOT_FOUND", "local")
+    assert line["request_id"]
 
 
 @pytest.mark.parametrize("process", ["gateway", "registry", "scheduler-1", "worker-1"])

@@ -1,5 +1,5 @@
-"""Faults of engines on a whole suite: too little memory on a device, killed for the host's, a lost device, load and
-unload without end."""
+"""Faults of engines on a whole suite: too little memory on a device, killed for the host's, a lost device, errors for
+answers, load and unload without end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from penstock.v1 import cluster_pb2 as pb
-from tests.fault.result import Impossible, Result, Scenario, answers_again
+from tests.fault.result import Impossible, Result, Scenario, answers_again, only_the_first_fail
 from tests.fault.stand import WORKERS, Dress, Stand, wait_until
 from tests.harness import models
 from tests.harness.troubled_engine import Trouble, install
@@ -107,6 +107,22 @@ def device_lost(stand: Stand) -> Result:
         own.restart(HURT)
         answers_again(load, lambda entry: entry.worker == HURT)
     result.take(load.ledger)
+    return result
+
+
+def engine_fails(stand: Stand) -> Result:
+    """Row 16: an engine answers every batch with an error, quickly; the worker and its replica seem well."""
+    result = Result()
+    with _troubled(stand) as (own, trouble), own.load() as load:
+        at = time.monotonic()
+        trouble.fails()
+        load.wait_for(int(8 * own.rate))  # after ten seconds the replica would be taken elsewhere
+        avoided = own.metric("gateway", "penstock_gateway_ejections_total", reason="failing")
+        trouble.over()
+        answers_again(load, lambda entry: entry.worker == HURT)
+        result.measured["checks failed"] = own.events(HURT, "check_failed")
+    only_the_first_fail(load.ledger, at, result)
+    result.must(avoided == 1, f"it was found to be failing {avoided:g} times")
     return result
 
 
@@ -229,6 +245,13 @@ SCENARIOS = (
         "an engine loses its device, and each that follows it",
         "failed 0, nothing routed there, cordoned after three",
         device_lost,
+    ),
+    Scenario(
+        "16",
+        "engine-fails",
+        "an engine answers every batch with an error for 8 s",
+        "only what was there fails; avoided ≤ 3 s",
+        engine_fails,
     ),
     Scenario(
         "ledger",

@@ -109,6 +109,12 @@ class Ledger:
             slowest=max(took, default=math.nan),
         )
 
+    def p99(self, since: float, until: float, window: float = 5.0) -> float:
+        """The median of the p99 of each whole window in that time, seconds: one hiccup of the machine decides nothing.
+        NaN without a whole window."""
+        starts = [since + number * window for number in range(int((until - since) / window))]
+        return quantile(sorted(self.account(start, start + window).p99 for start in starts), 0.5)
+
     def recovery(self, injected: float) -> float:
         """Seconds from a fault to the first request from which on, for WINDOW seconds, at least 99.9 % are right and
         the p99 is at most half again what it was before the fault (or SLACK more); infinite if that never comes."""

@@ -49,6 +49,8 @@ class Dress:
     before, flags: words before and after the command of a process, by its name. manifest: what the model says more,
     by section.
     etcd_for, worker_at: hosts at which PROXIED finds its proxy to etcd, and at which its port is found.
+    modules: what runs in place of a module of Python, by its name.
+    store: host:port of the store that is asked, where the processes were told of another than the suite's own.
     """
 
     before: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -56,6 +58,8 @@ class Dress:
     manifest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     etcd_for: str = "127.0.0.1"
     worker_at: str = "127.0.0.1"
+    modules: Mapping[str, str] = field(default_factory=dict)
+    store: str = ""
 
 
 USUAL = Dress()
@@ -68,10 +72,11 @@ class Dressed(Suite):
 
     def table(self) -> list[Process]:
         """See Suite.table."""
+        dress = self.dress
         rows = [
-            replace(row, command=[*self.dress.before.get(name, ()), *row.command, *self.dress.flags.get(name, ())])
+            replace(row, command=[*dress.before.get(name, ()), *command, *dress.flags.get(name, ())])
             for row in super().table()
-            for name in (row.name,)
+            for name, command in ((row.name, [dress.modules.get(word, word) for word in row.command]),)
         ]
         far = {PROXIED: self.dress.worker_at}
         return [
@@ -80,10 +85,11 @@ class Dressed(Suite):
 
 
 class Load:
-    """A running tests.fault.load and its ledger, which fills as lines come."""
+    """A running tests.fault.load and its ledger, which fills as lines come. rate: requests a second."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], rate: float) -> None:
         self.ledger = Ledger()
+        self.rate = rate
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -133,6 +139,7 @@ class Stand:
     ) -> None:
         self.suite, self.client, self.to_etcd, self.to_worker = suite, client, to_etcd, to_worker
         self.seed, self.rate, self.thorough = seed, rate, thorough
+        self.store_at = f"127.0.0.1:{suite.ports['etcd_client']}"
         # One loop for all questions to the store: grpc.aio does not like those that come and go.
         self._asking = asyncio.Runner()
 
@@ -159,8 +166,9 @@ class Stand:
         """Open-loop load, so many times the usual rate; entered when it is being answered by every worker that
         serves."""
         addresses = ",".join(map(self.address, gateways))
-        arguments = [addresses, MODEL, str(times * self.rate), str(self.seed), str(timeout), str(retries)]
-        load = Load([sys.executable, "-m", "tests.fault.load", *arguments])
+        rate = times * self.rate
+        arguments = [addresses, MODEL, str(rate), str(self.seed), str(timeout), str(retries)]
+        load = Load([sys.executable, "-m", "tests.fault.load", *arguments], rate)
         try:
             load.wait_for(int(3 * self.rate))
             yield load
@@ -265,7 +273,8 @@ class Stand:
         return f"127.0.0.1:{self.suite.ports[gateway.replace('-', '_') + '_grpc']}"
 
     def etcd(self) -> str:
-        return f"127.0.0.1:{self.suite.ports['etcd_client']}"
+        """host:port of the store, as the harness asks it."""
+        return self.store_at
 
     def metric(self, process: str, name: str, **labels: str) -> float:
         """One sample of a process's metrics; 0 where it has none."""
@@ -327,6 +336,7 @@ def standing(
         client = held.enter_context(Client(f"127.0.0.1:{ports['gateway_grpc']}", timeout=10, retries=3))
         serve(client, _model(state / "models" / MODEL, dress), replicas=len(WORKERS))
         stand = Stand(suite, client, to_etcd, to_worker, **how)
+        stand.store_at = dress.store or stand.store_at
         held.callback(stand.close)
         stand.settle()
         yield stand

@@ -49,6 +49,15 @@ def test_recovery_is_when_two_seconds_are_well() -> None:
     assert ledger.recovery(3.0) == pytest.approx(2.0)
 
 
+def test_the_p99_of_a_time_is_that_of_its_usual_window() -> None:
+    ledger = Ledger()
+    steady(ledger, 0, 5, took=0.01)
+    steady(ledger, 5, 10, took=0.5)  # a hiccup
+    steady(ledger, 10, 15, took=0.02)
+    assert ledger.p99(0, 15) == pytest.approx(0.02)
+    assert math.isnan(ledger.p99(0, 4))
+
+
 def test_without_recovery_it_is_infinite() -> None:
     ledger = Ledger()
     steady(ledger, 0, 3)

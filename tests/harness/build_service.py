@@ -16,22 +16,26 @@ from penstock.kit.confinement import Limits
 from penstock.kit.identity import Authenticator
 from penstock.kit.server import build_server
 from penstock.v1 import builds_pb2 as pb
-from penstock.v1 import builds_pb2_grpc, manifest_pb2, models_pb2, models_pb2_grpc
+from penstock.v1 import builds_pb2_grpc, manifest_pb2, models_pb2, models_pb2_grpc, storage_pb2_grpc
 from services.registry import rpc as service
 from services.registry.blobs import LocalBlobStore
 from services.registry.build import rpc as build_service
 from services.registry.build.builds import Builds
 from services.registry.build.job import Bench
 from services.registry.build.journal import Journal
+from services.registry.build.metrics import BuildMetrics
 from services.registry.build.runner import Bell, Runner
 from services.registry.build.sandbox import Builder
 from services.registry.build.store import BuildStore
 from services.registry.catalog import Catalog
+from services.registry.collector import rpc as storage_service
+from services.registry.collector.references import References
 from services.registry.database import Database
 from services.registry.deployment_store import DeploymentStore
 from services.registry.store import Store
 from services.registry.threads import Threads
 from tests.harness import models
+from tests.harness.registry import rounds
 
 NAMESPACES = subprocess.run(["unshare", "-Urnpmf", "true"], capture_output=True, check=False).returncode == 0
 
@@ -46,6 +50,7 @@ class Registry:
     artifacts: models_pb2_grpc.ArtifactServiceAsyncStub
     deployments: models_pb2_grpc.DeploymentServiceAsyncStub
     builds: builds_pb2_grpc.BuildServiceAsyncStub
+    storage: storage_pb2_grpc.StorageServiceAsyncStub
 
     async def publish(self, more: str = "") -> models_pb2.PublishVersionResponse:
         """Publishes a small model whose manifest says `more`."""
@@ -88,10 +93,11 @@ class Registry:
 
 @asynccontextmanager
 async def running(
-    folder: Path, *, waiting: int = 100, at_once: int = 1, steps: str = "tests.harness.build_steps"
+    folder: Path, *, waiting: int = 100, at_once: int = 1, url: str = "", steps: str = "tests.harness.build_steps"
 ) -> AsyncIterator[Registry]:
+    """One in that folder. url: of its database; empty for SQLite in the folder."""
     threads = Threads("test", 8)
-    database = Database(f"sqlite:///{folder}/registry.db")
+    database = Database(url or f"sqlite:///{folder}/registry.db")
     await threads.run(database.migrate)
     blobs = LocalBlobStore(folder, threads)
     catalog = Catalog(Store(database), DeploymentStore(database), blobs, threads)
@@ -104,12 +110,16 @@ async def running(
     )
     bell, store = Bell(), BuildStore(database, most_waiting=waiting)
     journal = Journal(folder / "builds" / "logs")
-    bench = Bench(store, journal, catalog, blobs, threads, builder, folder / "builds" / "keys", bell.ring)
-    runner = Runner(bench, at_once=at_once, lock=folder / "builds" / "lock", interval=0.2)
+    secrets = folder / "builds" / "keys"
+    bench = Bench(store, journal, catalog, blobs, threads, builder, secrets, bell.ring, BuildMetrics())
+    cached = References(database).cache_bytes
+    runner = Runner(bench, at_once=at_once, lock=folder / "builds" / "lock", cached=cached, interval=0.2)
     builds = Builds(store, journal, catalog, blobs, database, threads, builder, runner, bell, interval=0.2)
     server, _ = build_server(Authenticator(""))
     service.register(server, catalog, blobs, upload_idle=30.0, published=builds.of_published)
     build_service.register(server, builds)
+    collecting = rounds(database, blobs, folder)
+    storage_service.register(server, collecting)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     task = asyncio.create_task(runner.run())
@@ -121,9 +131,11 @@ async def running(
             models_pb2_grpc.ArtifactServiceStub(channel),
             models_pb2_grpc.DeploymentServiceStub(channel),
             builds_pb2_grpc.BuildServiceStub(channel),
+            storage_pb2_grpc.StorageServiceStub(channel),
         )
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await server.stop(5)
+    await collecting.close()
     await threads.run(database.close)
     threads.close()

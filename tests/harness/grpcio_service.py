@@ -54,7 +54,7 @@ def _unary(name: str, handler: Handler, default_timeout: float) -> Any:
             return await _fail(context, errors.DeadlineExceeded("the deadline passed before an answer was ready"), call)
         if answer.trailers:
             context.set_trailing_metadata(tuple(answer.trailers.items()))
-        return answer.payload
+        return bytes(answer.payload)
 
     return serve
 

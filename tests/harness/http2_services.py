@@ -114,7 +114,7 @@ async def theirs(service: Service) -> AsyncIterator[str]:
             except errors.PenstockError as error:
                 await context.abort(grpc.StatusCode.NOT_FOUND, error.message)
             context.set_trailing_metadata(tuple((k, v) for k, v in answer.trailers.items() if v))
-            return answer.payload
+            return bytes(answer.payload)
 
         return grpc.unary_unary_rpc_method_handler(serve)
 

@@ -1,4 +1,4 @@
-"""The small gateway's build service: whatever is asked for is done at once, and its gate passes."""
+"""The small gateway's build and storage services: whatever is asked for is done at once, and every gate passes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from penstock.v1 import builds_pb2 as pb
-from penstock.v1 import builds_pb2_grpc
+from penstock.v1 import builds_pb2_grpc, storage_pb2, storage_pb2_grpc
 
 
 class Builds(builds_pb2_grpc.BuildServiceServicer):
@@ -14,8 +14,10 @@ class Builds(builds_pb2_grpc.BuildServiceServicer):
 
     def __init__(self) -> None:
         self.made: dict[str, pb.Build] = {}
+        self.asked: list[pb.CreateBuildRequest] = []
 
     async def CreateBuild(self, request: Any, context: Any) -> pb.CreateBuildResponse:
+        self.asked.append(request)
         build = pb.Build(id=f"{len(self.made) + 1:032x}", name=request.name, source_version=1, result_version=2)
         build.state, build.gate = pb.BUILD_STATE_SUCCEEDED, pb.GATE_VERDICT_PASSED
         for step in request.spec.steps:
@@ -40,3 +42,21 @@ class Builds(builds_pb2_grpc.BuildServiceServicer):
 
     async def ListOverrides(self, request: Any, context: Any) -> pb.ListOverridesResponse:
         return pb.ListOverridesResponse()
+
+
+class Storage(storage_pb2_grpc.StorageServiceServicer):
+    """Frees one artifact with every collection."""
+
+    def __init__(self) -> None:
+        self.made: list[storage_pb2.Collection] = []
+
+    async def CollectArtifacts(self, request: Any, context: Any) -> storage_pb2.CollectArtifactsResponse:
+        collection = storage_pb2.Collection(who="me", dry_run=request.dry_run, freed_artifacts=1, freed_bytes=2048)
+        collection.kept_artifacts, collection.kept_bytes["versions"] = 2, 100
+        collection.largest.add(digest="sha256:" + "a" * 64, size_bytes=2048)
+        if not request.dry_run:
+            self.made.append(collection)
+        return storage_pb2.CollectArtifactsResponse(collection=collection)
+
+    async def ListCollections(self, request: Any, context: Any) -> storage_pb2.ListCollectionsResponse:
+        return storage_pb2.ListCollectionsResponse(collections=self.made[::-1])

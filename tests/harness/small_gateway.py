@@ -20,12 +20,12 @@ import yaml
 from penstock import errors
 from penstock.channel import OPTIONS, error_trailer, status_of
 from penstock.oip import inference_pb2 as oip
-from penstock.v1 import builds_pb2_grpc, cluster_pb2_grpc, models_pb2_grpc
+from penstock.v1 import builds_pb2_grpc, cluster_pb2_grpc, models_pb2_grpc, storage_pb2_grpc
 from penstock.v1 import cluster_pb2 as cluster
 from penstock.v1 import models_pb2 as pb
 from penstock.wire import Answer, Call
 from tests.harness.grpcio_service import service_handler
-from tests.harness.small_builds import Builds
+from tests.harness.small_builds import Builds, Storage
 
 SPECS = {"x": ("FP32", [-1, 3]), "text": ("BYTES", [-1, 1]), "n": ("INT64", [-1, 2]), "whole": ("INT32", [4])}
 
@@ -47,6 +47,7 @@ class Inference:
         self.arrived = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.typed_answers = False
+        self.statistics = oip.ModelStatisticsResponse(model_stats=[oip.ModelStatistics(name="echo", inference_count=3)])
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""
@@ -99,7 +100,7 @@ class Inference:
         elif call.method == "ModelConfig":
             message = oip.ModelConfigResponse(config=oip.ModelConfig(name="echo", max_batch_size=8))
         else:
-            message = oip.ModelStatisticsResponse(model_stats=[oip.ModelStatistics(name="echo", inference_count=3)])
+            message = self.statistics
         return Answer(message.SerializeToString())
 
 
@@ -377,6 +378,7 @@ class SmallGateway:
     def __init__(self) -> None:
         self.inference = Inference()
         self.catalogue = Catalogue()
+        self.builds = Builds()
         self.address = ""
 
 
@@ -393,7 +395,8 @@ async def small_gateway() -> AsyncIterator[SmallGateway]:
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server,
     ):
         add(gateway.catalogue, server)
-    builds_pb2_grpc.add_BuildServiceServicer_to_server(Builds(), server)
+    builds_pb2_grpc.add_BuildServiceServicer_to_server(gateway.builds, server)
+    storage_pb2_grpc.add_StorageServiceServicer_to_server(Storage(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     gateway.address = f"127.0.0.1:{port}"

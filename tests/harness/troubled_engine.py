@@ -5,6 +5,7 @@ whose ONNX engine is wrapped. Then, at any time:
 
     trouble.full(8)     # more than 8 rows at once: OutOfMemory
     trouble.lost()      # every run: DeviceLost, as from a process whose CUDA context is broken
+    trouble.fails()     # every run raises what nobody expects
     trouble.eats(n)     # the next run allocates n bytes of memory and touches them
     trouble.over()
 """
@@ -44,6 +45,8 @@ if "services.worker.host.child" in sys.orig_argv:
                 raise OutOfMemory("the engine has not enough memory for this batch", detail="CUDA error 2")
             if word == "full":
                 time.sleep(0.01)  # so that batches form
+            if word == "fails":
+                raise RuntimeError("the model is not what it was")
             if word == "eats":
                 b"1" * int(number)
             return self._engine.run(inputs)
@@ -66,6 +69,10 @@ class Trouble:
     def lost(self) -> None:
         """The device is lost to every process that runs something."""
         self._say("lost 0")
+
+    def fails(self) -> None:
+        """Every run fails, and the process lives on."""
+        self._say("fails 0")
 
     def eats(self, size: int) -> None:
         """Every run takes so many bytes of memory."""

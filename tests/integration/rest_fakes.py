@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from penstock import errors
 from penstock.errors import NotFound, Unauthenticated
 from penstock.oip import inference_pb2 as oip
-from penstock.v1 import builds_pb2, cluster_pb2, models_pb2
+from penstock.v1 import builds_pb2, cluster_pb2, models_pb2, storage_pb2
 from penstock.wire.call import BATCH_SIZE, QUEUE_MICROSECONDS, WORKER, Answer, Call, Done, Handler, Pending
 
 M = TypeVar("M", bound=Message)
@@ -137,6 +137,8 @@ class FakeControl:
         self.answers: dict[str, Message | errors.PenstockError] = {}
         self.uploads: list[tuple[models_pb2.UploadHeader, bytes]] = []
         self.refuse_uploads: errors.PenstockError | None = None
+        self.coming: asyncio.Queue[Message | errors.PenstockError | None] = asyncio.Queue()
+        self.watched, self.left = asyncio.Event(), asyncio.Event()
 
     async def call(
         self,
@@ -149,7 +151,11 @@ class FakeControl:
         headers: Mapping[str, str],
     ) -> M:
         assert 0 < timeout <= 60
-        modules: dict[str, Any] = {"ClusterService": cluster_pb2, "BuildService": builds_pb2}
+        modules: dict[str, Any] = {
+            "ClusterService": cluster_pb2,
+            "BuildService": builds_pb2,
+            "StorageService": storage_pb2,
+        }
         module = modules.get(service.rpartition(".")[2], models_pb2)
         described = module.DESCRIPTOR.services_by_name[service.removeprefix("penstock.v1.")].methods_by_name[method]
         assert described.input_type is type(request).DESCRIPTOR
@@ -160,6 +166,31 @@ class FakeControl:
             raise answer
         assert isinstance(answer, response_class)
         return answer
+
+    async def watch(
+        self,
+        service: str,
+        method: str,
+        request: Message,
+        response_class: type[M],
+        *,
+        headers: Mapping[str, str],
+        timeout: float | None = None,
+    ) -> AsyncGenerator[M, None]:
+        """Gives what is put into `coming`, until that is None, and raises what is an error."""
+        self.asked.append((service, method, request, dict(headers)))
+        try:
+            while True:
+                self.watched.set()
+                answer = await self.coming.get()
+                if answer is None:
+                    return
+                if isinstance(answer, errors.PenstockError):
+                    raise answer
+                assert isinstance(answer, response_class)
+                yield answer
+        finally:
+            self.left.set()
 
     async def upload(
         self,

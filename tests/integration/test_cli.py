@@ -20,6 +20,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from penstock import errors
+from penstock.oip import inference_pb2 as oip
 from penstock.v1 import cluster_pb2 as cluster
 from tests.harness.small_gateway import SmallGateway, manifest, small_gateway
 
@@ -259,3 +260,21 @@ async def test_following_shows_new_lines(penstock: Shell) -> None:
     process.send_signal(signal.SIGINT)
     _, err = await asyncio.wait_for(process.communicate(), 30)
     assert (process.returncode, err) == (130, b"")
+
+
+async def test_a_build_for_the_traffic_there_is(penstock: Shell, gateway: SmallGateway) -> None:
+    compile_it = ("build", "digits", "--step", "compile batch.max=64 batch.seen=observed")
+    gateway.inference.statistics = oip.ModelStatisticsResponse()
+    refused = await penstock(*compile_it, "--json")
+    assert refused.code == 1 and "no traffic of 'digits' was observed" in refused.err
+    assert gateway.builds.asked == []
+    stats = oip.ModelStatistics(name="digits", version="1")
+    for size, count in ((1, 75), (8, 25)):
+        stats.batch_stats.add(batch_size=size).compute_infer.count = count
+    gateway.inference.statistics = oip.ModelStatisticsResponse(model_stats=[stats])
+    assert (await penstock(*compile_it)).code == 0
+    asked = gateway.builds.asked[0].spec.steps[0]
+    assert json.loads(asked.parameters) == {"batch": {"max": 64, "seen": {"1": 7500, "8": 2500}}}
+    target = ("--step", "compile", "--target", "architecture=sm_89 batch.seen=observed")
+    assert (await penstock("build", "digits", *target)).code == 0
+    assert json.loads(gateway.builds.asked[1].spec.targets[0])["batch"] == {"seen": {"1": 7500, "8": 2500}}

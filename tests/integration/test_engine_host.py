@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from penstock.errors import Internal, InvalidArgument, Unavailable, Unsupported
+from penstock.internal.v1 import engine_pb2
 from penstock.tensors import DATATYPES, pack_bytes, unpack_bytes
 from services.worker.engines.engine import Means
 from services.worker.host.host import STOPPED, EngineHost
@@ -167,7 +168,8 @@ async def test_a_cancelled_run_leaves_the_host_usable(tmp_path: Path) -> None:
             run = asyncio.create_task(add_one(made, 1))
             for _ in range(5):
                 await asyncio.sleep(0)
-            reads = made._inputs.view[:64] if made._inputs else memoryview(b"")
+            arena = made._inputs[0]
+            reads = arena.view[:64] if arena is not None else memoryview(b"")
             run.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await run
@@ -178,6 +180,55 @@ async def test_a_cancelled_run_leaves_the_host_usable(tmp_path: Path) -> None:
             await asyncio.sleep(0)
             os.kill(made.pid, signal.SIGCONT)
             assert await later == [1, 17, 33]
+
+
+async def test_two_sides_never_meet(tmp_path: Path) -> None:
+    """While a run reads one side the other one is filled, and what the run gave is read while the next one runs."""
+    async with started(models.any_size(tmp_path)) as made:
+        sizes = [64, 70_000, 64, 300_000, 1, 300_000, 5]
+        given = [np.random.default_rng(size).integers(0, 100, size).astype("<f4").tobytes() for size in sizes]
+        references = [
+            [engine_pb2.TensorRef(name="x", datatype="FP32", shape=(size,), size_bytes=4 * size)] for size in sizes
+        ]
+        made.staging(len(given[0]), 0)[:] = given[0]
+        await made.begin(0, references[0], 0)
+        for number in range(1, len(sizes)):
+            side = number % 2
+            made.staging(len(given[number]), side)[:] = given[number]
+            outcome = await made.finish()
+            await made.begin(0, references[number], side)
+            assert outcome.outputs[0].data == given[number - 1]
+        assert (await made.finish()).outputs[0].data == given[-1]
+
+
+async def test_a_run_that_was_cancelled_keeps_its_own_side(tmp_path: Path) -> None:
+    async with started(models.add_one(tmp_path)) as made:
+        reference = staged(made, [floats(np.zeros((1, 16), np.float32))])
+        os.kill(made.pid, signal.SIGSTOP)
+        await until_stopped(made.pid)
+        run = asyncio.create_task(made.run(1, reference, 0))
+        await asyncio.sleep(0)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        other, own = made.staging(64, 1).obj, made._inputs[0]
+        assert made.staging(64, 1).obj is other, "nobody reads the other side"
+        made.staging(64, 0)
+        assert made._inputs[0] is not own
+        os.kill(made.pid, signal.SIGCONT)
+        assert await add_one(made, 2) == [1, 17]
+
+
+async def test_one_run_at_a_time(tmp_path: Path) -> None:
+    async with started(models.add_one(tmp_path)) as made:
+        await made.begin(1, staged(made, [floats(np.zeros((1, 16), np.float32))]))
+        with pytest.raises(RuntimeError, match="one run at a time"):
+            await made.begin(1, [], 1)
+        with pytest.raises(RuntimeError, match="one run at a time"):
+            await made.check()
+        await made.finish()
+        with pytest.raises(RuntimeError, match="nothing was begun"):
+            await made.finish()
 
 
 async def test_runs_cancelled_at_any_moment_never_mix_answers(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from penstock.errors import DeadlineExceeded, InvalidManifest, PenstockError, Unavailable, Unsupported
+from penstock.errors import DeadlineExceeded, Internal, InvalidManifest, PenstockError, Unavailable, Unsupported
 from penstock.internal.v1 import engine_pb2
 from penstock.v1 import manifest_pb2 as pb
 from services.worker.host import frames, host
@@ -123,10 +123,9 @@ LIES: dict[str, Liar] = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-async def test_a_child_that_lies_is_killed(lie: str, tmp_path: Path, monkeypatch: Any) -> None:
-    """The child's end of the link is played by the test; a harmless process stands in for the child."""
-    manifest, files = manifest_of(models.add_one(tmp_path))
+def played(monkeypatch: Any) -> list[socket.socket]:
+    """The child's end of the link, once there is one: the test plays it, and a harmless process stands in for the
+    child."""
     ends: list[socket.socket] = []
 
     def spawn(threads: int, devices: Sequence[int | str], processors: frozenset[int]) -> tuple[Process, socket.socket]:
@@ -136,6 +135,13 @@ async def test_a_child_that_lies_is_killed(lie: str, tmp_path: Path, monkeypatch
         return Process(subprocess.Popen(["sleep", "1000"], start_new_session=True)), ours
 
     monkeypatch.setattr(host, "spawn", spawn)
+    return ends
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_child_that_lies_is_killed(lie: str, tmp_path: Path, monkeypatch: Any) -> None:
+    manifest, files = manifest_of(models.add_one(tmp_path))
+    ends = played(monkeypatch)
     start = asyncio.create_task(EngineHost.start(manifest, files, threads=1, load_timeout=60))
     request = await asked(ends)
     await asyncio.get_running_loop().sock_sendall(ends[0], response(request, load=engine_pb2.LoadResult()))
@@ -149,6 +155,27 @@ async def test_a_child_that_lies_is_killed(lie: str, tmp_path: Path, monkeypatch
     finally:
         ends[0].close()
         await made.close()
+
+
+@pytest.mark.parametrize(("costs", "sound"), [({4: 0.2, 1: 0.1}, True), ({0: 0.1}, False), ({1: -1.0}, False)])
+async def test_what_a_child_says_of_its_sizes_is_looked_at(
+    costs: dict[int, float], sound: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    manifest, files = manifest_of(models.add_one(tmp_path))
+    ends = played(monkeypatch)
+    start = asyncio.create_task(EngineHost.start(manifest, files, threads=1, load_timeout=60))
+    answer = response(await asked(ends), load=engine_pb2.LoadResult(costs=costs))
+    await asyncio.get_running_loop().sock_sendall(ends[0], answer)
+    try:
+        if sound:
+            made = await start
+            assert made.costs == costs
+            await made.close(0)
+        else:
+            with pytest.raises(Internal, match="failed while it loaded"):
+                await start
+    finally:
+        ends[0].close()
 
 
 async def asked(ends: list[socket.socket]) -> engine_pb2.HostRequest:

@@ -15,8 +15,8 @@ from penstock import errors
 from penstock.wire.call import Call
 from penstock.wire.http2 import Limits, Method, Server
 from penstock.wire.http2.client import Peer
-from penstock.wire.http2.client_side import ConnectionLost
 from penstock.wire.http2.forward import Forwarding
+from penstock.wire.http2.lost import ConnectionLost
 from tests.harness.http2_services import Service, soon, within
 
 MEBIBYTE = 1 << 20

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from penstock.errors import Conflict
-from penstock.v1 import builds_pb2, cluster_pb2, manifest_pb2, models_pb2
+from penstock.v1 import builds_pb2, cluster_pb2, manifest_pb2, models_pb2, storage_pb2
 from tests.integration.rest_fakes import TOKEN, EchoInference, FakeControl
 from tests.integration.rest_served import clients
 
@@ -230,6 +230,24 @@ CASES: list[tuple[str, str, Any, int, str, str, Message]] = [
     ),
     ("GET", "/builds/ab", None, 200, "BuildService", "GetBuild", builds_pb2.GetBuildRequest(id="ab")),
     ("DELETE", "/builds/ab", None, 200, "BuildService", "CancelBuild", builds_pb2.CancelBuildRequest(id="ab")),
+    (
+        "POST",
+        "/collections",
+        {"dry_run": True},
+        200,
+        "StorageService",
+        "CollectArtifacts",
+        storage_pb2.CollectArtifactsRequest(dry_run=True),
+    ),
+    (
+        "GET",
+        "/collections?page_size=3",
+        None,
+        200,
+        "StorageService",
+        "ListCollections",
+        storage_pb2.ListCollectionsRequest(page_size=3),
+    ),
     ("GET", "/overrides?name=d", None, 200, "BuildService", "ListOverrides", builds_pb2.ListOverridesRequest(name="d")),
     ("GET", "/status?name=d", None, 200, "ClusterService", "GetStatus", cluster_pb2.GetStatusRequest(name="d")),
     (

@@ -51,6 +51,14 @@ class Scheduler:
             group.create_task(self.view.run())
             group.create_task(self.controller.run())
 
+    async def knows(self, worker: str, there: bool = True) -> None:
+        """Waits until the worker is known to be there, or not: workers and deployments come by watches of their own."""
+        with self.view.listening() as changed:
+            async with asyncio.timeout(10):
+                while (keys.worker(worker) in self.view.workers.records) != there:
+                    await changed.wait()
+                    changed.clear()
+
 
 class Assignments:
     """What workers are told, as it comes about."""
@@ -192,12 +200,14 @@ async def test_half_of_the_workers_vanishing_together_keep_their_assignments_for
 
 
 async def test_workers_that_come_back_within_the_grace_find_their_assignments(store: Etcd) -> None:
-    async with running(store, Scheduler(store, "s1", grace=30)) as assignments:
+    scheduler = Scheduler(store, "s1", grace=30)
+    async with running(store, scheduler) as assignments:
         await join(store, "w1", "w2")
         await deploy(store, "a", version(1, replicas=2))
         await assignments.become({"w1": ["a@1"], "w2": ["a@1"]})
         before = (await store.range(keys.ASSIGNMENTS)).items
         await vanish(store, "w1", "w2")
+        await scheduler.knows("w1", there=False)
         await deploy(store, "b", version(1))
         await join(store, "w1", "w2", "w3")
         await assignments.changed.until(lambda: "w3" in assignments.now)
@@ -208,7 +218,8 @@ async def test_workers_that_come_back_within_the_grace_find_their_assignments(st
 async def test_an_emptied_store_takes_nothing_from_workers_that_run(etcd: EtcdProcess) -> None:
     """The registry is slow to write deployments again; meanwhile no worker is told to drop what it runs."""
     store = Etcd([etcd.endpoint], timeout=1)
-    async with running(store, Scheduler(store, "s1", grace=30)) as assignments:
+    scheduler = Scheduler(store, "s1", grace=30)
+    async with running(store, scheduler) as assignments:
         await join(store, "w1")
         await deploy(store, "a", version(1))
         await deploy(store, "b", version(1))
@@ -218,6 +229,7 @@ async def test_an_emptied_store_takes_nothing_from_workers_that_run(etcd: EtcdPr
         await say(store, "w1", "a", 1, pb.REPLICA_STATE_READY)
         await say(store, "w1", "b", 1, pb.REPLICA_STATE_READY)
         await join(store, "w1", "w2")
+        await scheduler.knows("w2")
         await deploy(store, "b", version(1))
         # That c is placed shows that the scheduler has looked since b is back and a is not.
         await deploy(store, "c", version(1))
@@ -240,13 +252,8 @@ async def test_a_leader_sees_what_it_wrote_before_it_decides_again(
         await deploy(store, "a", version(1))
         await assignments.become({"w1": ["a@1"]})
         record = WorkerRecord(id="w0", memory_bytes=1000 * MIB, engines=["onnx"])
-        # Workers and deployments come by watches of their own: the worker is there before the model that it is for.
         await store.put(keys.worker("w0"), records.to_json(record))
-        with scheduler.view.listening() as changed:
-            async with asyncio.timeout(10):
-                while keys.worker("w0") not in scheduler.view.workers.records:
-                    await changed.wait()
-                    changed.clear()
+        await scheduler.knows("w0")
         await deploy(store, "b", version(1))
         await assignments.become({"w0": ["b@1"], "w1": ["a@1"]})
 

@@ -127,7 +127,8 @@ async def test_another_version_of_the_builder_is_told_and_not_signed(compiler: C
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"\x08\x0a", "this is not a valid ONNX model"),
+        (b"\x08\x0a", "it has no graph"),
+        (b"\x08\x0a\x3a\x00", "this is not a valid ONNX model"),
         (b"vtrt" + bytes(100), "not|ONNX"),
     ],
 )

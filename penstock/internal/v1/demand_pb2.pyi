@@ -119,7 +119,7 @@ Global___VersionDemand: _TypeAlias = VersionDemand  # noqa: Y015
 
 @_typing.final
 class GrayReplica(_message.Message):
-    """GrayReplica is a replica that answers late or not at all while others answer."""
+    """GrayReplica is a replica that answers late, with failures of its own or not at all while others answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -131,7 +131,7 @@ class GrayReplica(_message.Message):
     name: _builtins.str
     version: _builtins.int
     reason: _builtins.str
-    """`slow` or `silent`."""
+    """`slow`, `failing` or `silent`."""
     def __init__(
         self,
         *,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!penstock/internal/v1/engine.proto\x12\x14penstock.internal.v1\"\xe3\x01\n\x0bHostRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x04load\x18\x02 \x01(\x0b\x32\x1e.penstock.internal.v1.LoadCallH\x00\x12,\n\x03run\x18\x03 \x01(\x0b\x32\x1d.penstock.internal.v1.RunCallH\x00\x12\x30\n\x05\x61rena\x18\x04 \x01(\x0b\x32\x1f.penstock.internal.v1.ArenaCallH\x00\x12\x30\n\x05\x63heck\x18\x05 \x01(\x0b\x32\x1f.penstock.internal.v1.CheckCallH\x00\x42\x06\n\x04\x63\x61ll\"\xf1\x01\n\x08LoadCall\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x38\n\x05\x66iles\x18\x03 \x03(\x0b\x32).penstock.internal.v1.LoadCall.FilesEntry\x12\x0f\n\x07threads\x18\x04 \x01(\x05\x12\x11\n\tplan_keys\x18\x05 \x03(\x0c\x12\x0e\n\x06python\x18\x06 \x01(\t\x12\x16\n\x0epython_seconds\x18\x07 \x01(\x01\x12\x0f\n\x07own_key\x18\x08 \x01(\x0c\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x07RunCall\x12\x12\n\nbatch_size\x18\x01 \x01(\x05\x12/\n\x06inputs\x18\x02 \x03(\x0b\x32\x1f.penstock.internal.v1.TensorRef\"0\n\tArenaCall\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x0f\n\x07outputs\x18\x02 \x01(\x08\"\x0b\n\tCheckCall\"^\n\tTensorRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\"\x82\x02\n\x0cHostResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x30\n\x04load\x18\x02 \x01(\x0b\x32 .penstock.internal.v1.LoadResultH\x00\x12.\n\x03run\x18\x03 \x01(\x0b\x32\x1f.penstock.internal.v1.RunResultH\x00\x12\x30\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1d.penstock.internal.v1.FailureH\x00\x12\x14\n\nneed_bytes\x18\x05 \x01(\x04H\x00\x12\x32\n\x05\x63heck\x18\x06 \x01(\x0b\x32!.penstock.internal.v1.CheckResultH\x00\x42\x08\n\x06result\"\"\n\nLoadResult\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\"\r\n\x0b\x43heckResult\"\xb6\x01\n\tRunResult\x12\x30\n\x07outputs\x18\x01 \x03(\x0b\x32\x1f.penstock.internal.v1.TensorRef\x12\x15\n\rpreprocess_ns\x18\x02 \x01(\x04\x12\x10\n\x08infer_ns\x18\x03 \x01(\x04\x12\x16\n\x0epostprocess_ns\x18\x04 \x01(\x04\x12\x36\n\x0crow_failures\x18\x05 \x03(\x0b\x32 .penstock.internal.v1.RowFailure\"I\n\nRowFailure\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12.\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1d.penstock.internal.v1.Failure\"\xa0\x01\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12.\n\x07trouble\x18\x04 \x01(\x0e\x32\x1d.penstock.internal.v1.Trouble\x12\x36\n\x0cmissing_plan\x18\x05 \x01(\x0b\x32 .penstock.internal.v1.PlanTarget\"D\n\nPlanTarget\x12\x0f\n\x07\x62uilder\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t*V\n\x07Trouble\x12\x17\n\x13TROUBLE_UNSPECIFIED\x10\x00\x12\x19\n\x15TROUBLE_OUT_OF_MEMORY\x10\x01\x12\x17\n\x13TROUBLE_DEVICE_LOST\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!penstock/internal/v1/engine.proto\x12\x14penstock.internal.v1\"\xe3\x01\n\x0bHostRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x04load\x18\x02 \x01(\x0b\x32\x1e.penstock.internal.v1.LoadCallH\x00\x12,\n\x03run\x18\x03 \x01(\x0b\x32\x1d.penstock.internal.v1.RunCallH\x00\x12\x30\n\x05\x61rena\x18\x04 \x01(\x0b\x32\x1f.penstock.internal.v1.ArenaCallH\x00\x12\x30\n\x05\x63heck\x18\x05 \x01(\x0b\x32\x1f.penstock.internal.v1.CheckCallH\x00\x42\x06\n\x04\x63\x61ll\"\xf1\x01\n\x08LoadCall\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x38\n\x05\x66iles\x18\x03 \x03(\x0b\x32).penstock.internal.v1.LoadCall.FilesEntry\x12\x0f\n\x07threads\x18\x04 \x01(\x05\x12\x11\n\tplan_keys\x18\x05 \x03(\x0c\x12\x0e\n\x06python\x18\x06 \x01(\t\x12\x16\n\x0epython_seconds\x18\x07 \x01(\x01\x12\x0f\n\x07own_key\x18\x08 \x01(\x0c\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\\\n\x07RunCall\x12\x12\n\nbatch_size\x18\x01 \x01(\x05\x12/\n\x06inputs\x18\x02 \x03(\x0b\x32\x1f.penstock.internal.v1.TensorRef\x12\x0c\n\x04side\x18\x03 \x01(\r\">\n\tArenaCall\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x0f\n\x07outputs\x18\x02 \x01(\x08\x12\x0c\n\x04side\x18\x03 \x01(\r\"\x0b\n\tCheckCall\"^\n\tTensorRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\"\x82\x02\n\x0cHostResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x30\n\x04load\x18\x02 \x01(\x0b\x32 .penstock.internal.v1.LoadResultH\x00\x12.\n\x03run\x18\x03 \x01(\x0b\x32\x1f.penstock.internal.v1.RunResultH\x00\x12\x30\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1d.penstock.internal.v1.FailureH\x00\x12\x14\n\nneed_bytes\x18\x05 \x01(\x04H\x00\x12\x32\n\x05\x63heck\x18\x06 \x01(\x0b\x32!.penstock.internal.v1.CheckResultH\x00\x42\x08\n\x06result\"\x8c\x01\n\nLoadResult\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12:\n\x05\x63osts\x18\x02 \x03(\x0b\x32+.penstock.internal.v1.LoadResult.CostsEntry\x1a,\n\nCostsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\r\n\x0b\x43heckResult\"\xb6\x01\n\tRunResult\x12\x30\n\x07outputs\x18\x01 \x03(\x0b\x32\x1f.penstock.internal.v1.TensorRef\x12\x15\n\rpreprocess_ns\x18\x02 \x01(\x04\x12\x10\n\x08infer_ns\x18\x03 \x01(\x04\x12\x16\n\x0epostprocess_ns\x18\x04 \x01(\x04\x12\x36\n\x0crow_failures\x18\x05 \x03(\x0b\x32 .penstock.internal.v1.RowFailure\"I\n\nRowFailure\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12.\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1d.penstock.internal.v1.Failure\"\xa0\x01\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12.\n\x07trouble\x18\x04 \x01(\x0e\x32\x1d.penstock.internal.v1.Trouble\x12\x36\n\x0cmissing_plan\x18\x05 \x01(\x0b\x32 .penstock.internal.v1.PlanTarget\"D\n\nPlanTarget\x12\x0f\n\x07\x62uilder\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t*V\n\x07Trouble\x12\x17\n\x13TROUBLE_UNSPECIFIED\x10\x00\x12\x19\n\x15TROUBLE_OUT_OF_MEMORY\x10\x01\x12\x17\n\x13TROUBLE_DEVICE_LOST\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOADCALL_FILESENTRY']._loaded_options = None
   _globals['_LOADCALL_FILESENTRY']._serialized_options = b'8\001'
-  _globals['_TROUBLE']._serialized_start=1577
-  _globals['_TROUBLE']._serialized_end=1663
+  _globals['_LOADRESULT_COSTSENTRY']._loaded_options = None
+  _globals['_LOADRESULT_COSTSENTRY']._serialized_options = b'8\001'
+  _globals['_TROUBLE']._serialized_start=1712
+  _globals['_TROUBLE']._serialized_end=1798
   _globals['_HOSTREQUEST']._serialized_start=60
   _globals['_HOSTREQUEST']._serialized_end=287
   _globals['_LOADCALL']._serialized_start=290
@@ -42,25 +44,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADCALL_FILESENTRY']._serialized_start=487
   _globals['_LOADCALL_FILESENTRY']._serialized_end=531
   _globals['_RUNCALL']._serialized_start=533
-  _globals['_RUNCALL']._serialized_end=611
-  _globals['_ARENACALL']._serialized_start=613
-  _globals['_ARENACALL']._serialized_end=661
-  _globals['_CHECKCALL']._serialized_start=663
-  _globals['_CHECKCALL']._serialized_end=674
-  _globals['_TENSORREF']._serialized_start=676
-  _globals['_TENSORREF']._serialized_end=770
-  _globals['_HOSTRESPONSE']._serialized_start=773
-  _globals['_HOSTRESPONSE']._serialized_end=1031
-  _globals['_LOADRESULT']._serialized_start=1033
-  _globals['_LOADRESULT']._serialized_end=1067
-  _globals['_CHECKRESULT']._serialized_start=1069
-  _globals['_CHECKRESULT']._serialized_end=1082
-  _globals['_RUNRESULT']._serialized_start=1085
-  _globals['_RUNRESULT']._serialized_end=1267
-  _globals['_ROWFAILURE']._serialized_start=1269
-  _globals['_ROWFAILURE']._serialized_end=1342
-  _globals['_FAILURE']._serialized_start=1345
-  _globals['_FAILURE']._serialized_end=1505
-  _globals['_PLANTARGET']._serialized_start=1507
-  _globals['_PLANTARGET']._serialized_end=1575
+  _globals['_RUNCALL']._serialized_end=625
+  _globals['_ARENACALL']._serialized_start=627
+  _globals['_ARENACALL']._serialized_end=689
+  _globals['_CHECKCALL']._serialized_start=691
+  _globals['_CHECKCALL']._serialized_end=702
+  _globals['_TENSORREF']._serialized_start=704
+  _globals['_TENSORREF']._serialized_end=798
+  _globals['_HOSTRESPONSE']._serialized_start=801
+  _globals['_HOSTRESPONSE']._serialized_end=1059
+  _globals['_LOADRESULT']._serialized_start=1062
+  _globals['_LOADRESULT']._serialized_end=1202
+  _globals['_LOADRESULT_COSTSENTRY']._serialized_start=1158
+  _globals['_LOADRESULT_COSTSENTRY']._serialized_end=1202
+  _globals['_CHECKRESULT']._serialized_start=1204
+  _globals['_CHECKRESULT']._serialized_end=1217
+  _globals['_RUNRESULT']._serialized_start=1220
+  _globals['_RUNRESULT']._serialized_end=1402
+  _globals['_ROWFAILURE']._serialized_start=1404
+  _globals['_ROWFAILURE']._serialized_end=1477
+  _globals['_FAILURE']._serialized_start=1480
+  _globals['_FAILURE']._serialized_end=1640
+  _globals['_PLANTARGET']._serialized_start=1642
+  _globals['_PLANTARGET']._serialized_end=1710
 # @@protoc_insertion_point(module_scope)

@@ -63,7 +63,7 @@ class HostRequest(_message.Message):
     def run(self) -> Global___RunCall: ...
     @_builtins.property
     def arena(self) -> Global___ArenaCall:
-        """A memfd for tensor bytes comes with this frame as ancillary data and replaces the last one."""
+        """A memfd for tensor bytes comes with this frame as ancillary data and replaces the last one of its side."""
 
     @_builtins.property
     def check(self) -> Global___CheckCall: ...
@@ -162,8 +162,11 @@ class RunCall(_message.Message):
 
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    SIDE_FIELD_NUMBER: _builtins.int
     batch_size: _builtins.int
     """Rows of the batch; 0 when the model has no batch dimension."""
+    side: _builtins.int
+    """Where its tensors lie and its outputs go, 0 or 1. The other side's are not touched by this run."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorRef]: ...
     def __init__(
@@ -171,10 +174,11 @@ class RunCall(_message.Message):
         *,
         batch_size: _builtins.int = ...,
         inputs: _abc.Iterable[Global___TensorRef] | None = ...,
+        side: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "inputs", b"inputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "inputs", b"inputs", "side", b"side"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -186,18 +190,22 @@ class ArenaCall(_message.Message):
 
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    SIDE_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     outputs: _builtins.bool
     """True for the arena that the child writes outputs to, false for the inputs'."""
+    side: _builtins.int
+    """0 or 1: there are two of each, so that one batch can be put together, or read out, while another one runs."""
     def __init__(
         self,
         *,
         size_bytes: _builtins.int = ...,
         outputs: _builtins.bool = ...,
+        side: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "side", b"side", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,17 +305,43 @@ Global___HostResponse: _TypeAlias = HostResponse  # noqa: Y015
 class LoadResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class CostsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    COSTS_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Resident memory of the child after load and warm-up."""
+    @_builtins.property
+    def costs(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """Seconds of a batch by its size, of an engine that runs a few sizes only; else empty."""
+
     def __init__(
         self,
         *,
         memory_bytes: _builtins.int = ...,
+        costs: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,7 +15,7 @@ from secrets import token_hex
 from typing import Any, Final
 
 from penstock import errors
-from penstock.wire.call import CALLER_OF_CALL, REQUEST_ID_OF_CALL, Answer, Call, Pending
+from penstock.wire.call import CALLER_OF_CALL, REQUEST_ID_OF_CALL, Answer, Call, Payload, Pending
 from penstock.wire.origin import ELSEWHERE
 
 from . import eager, replies
@@ -128,7 +128,7 @@ class Answering(Connection):
             if change > 0:
                 self.abandon(exchange, f.ENHANCE_YOUR_CALM)
 
-    def call_of(self, exchange: Exchange, method: Method, payload: bytes) -> Call:
+    def call_of(self, exchange: Exchange, method: Method, payload: Payload) -> Call:
         """What a handler gets."""
         if not exchange.request_id:
             exchange.request_id = f"{_run}{next(_numbers):016x}"

@@ -16,18 +16,20 @@ from functools import partial
 from typing import Final
 
 from penstock.errors import DeadlineExceeded
-from penstock.wire.call import Answer, Done, Pending
+from penstock.wire.call import Answer, Done, Payload, Pending
 
 from . import frames as f
 from . import unix
-from .client_side import ClientConnection, NotTaken, Sent
-from .client_side import ConnectionLost as ConnectionLost
+from .client_side import ClientConnection, Sent
 from .client_stream import ClientStream
 from .deadlines import deadlines_of
 from .hpack import Field
 from .limits import Limits
-from .link import Link, with_alpn
+from .link import with_alpn
+from .lost import ConnectionLost as ConnectionLost
+from .lost import NotTaken
 from .messages import sendable, write_timeout
+from .peer_link import PeerLink
 
 SERVICE: Final = "inference.GRPCInferenceService"
 CLIENT_LIMITS: Final = Limits(keepalive_seconds=10.0, keepalive_timeout=3.0, crumbs=1 << 40)
@@ -38,7 +40,6 @@ _LONGEST_PAUSE: Final = 2.0
 _ATTEMPTS: Final = 3
 _MAX_HEADS: Final = 1024
 _NEVER: Final = float("inf")
-_PING: Final = f.frame(f.PING, 0, 0, b"are you?")
 _AGENT: Final = ("user-agent", "penstock")
 _log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Peer:
         self._links: set[PeerLink] = set()
         self._closed = False
 
-    async def unary(self, method: str, payload: bytes, *, deadline: float, headers: Mapping[str, str]) -> Answer:
+    async def unary(self, method: str, payload: Payload, *, deadline: float, headers: Mapping[str, str]) -> Answer:
         """Calls `method` (bare name of the inference service, or a full path) with serialised bytes.
 
         deadline: absolute on the loop's clock; headers: those that gRPC could not send are left out. Raises the peer's
@@ -107,7 +108,7 @@ class Peer:
                 raise
 
     def begin(
-        self, method: str, payload: bytes, *, constant: tuple[Field, ...], varying: list[Field], done: Done
+        self, method: str, payload: Payload, *, constant: tuple[Field, ...], varying: list[Field], done: Done
     ) -> Pending | None:
         """Sends a unary call at once, without a task; None when there is no connection with room for it now.
 
@@ -300,52 +301,3 @@ def _settle(future: asyncio.Future[Answer], answer: Answer | None, problem: Base
         future.set_result(answer)
     elif problem is not None:
         future.set_exception(problem)
-
-
-class PeerLink(Link):
-    """A connection that we made. over: done when it is gone."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, peer: Peer) -> None:
-        super().__init__(loop)
-        self._peer = peer
-        self._pinged = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self.over: asyncio.Future[None] = loop.create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The socket is there."""
-        self._peer.joined(self)
-        super().connection_made(transport)
-        self._timer = self._loop.call_later(1.0, self._inspect)
-
-    def flush(self) -> None:
-        """Sends; a connection that the peer leaves is closed with its last call."""
-        connection = self.connection
-        if connection.leaving and not connection.streams:
-            connection.end(f.NO_ERROR)
-        super().flush()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Whoever waits for an answer gets ConnectionLost."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._peer.left(self)
-        if not self.over.done():
-            self.over.set_result(None)
-        super().connection_lost(exc)
-
-    def _inspect(self) -> None:
-        now = self._loop.time()
-        self._timer = self._loop.call_later(1.0, self._inspect)
-        limits = self.connection.limits
-        if self.overdue(now, handshake=limits.handshake_seconds, stall=limits.stall_seconds):
-            self.abort()
-        elif self.closing:
-            return
-        elif self._pinged > self.heard:
-            if now - self._pinged > limits.keepalive_timeout:
-                self.abort()
-        elif now - self.heard > limits.keepalive_seconds:
-            self._pinged = now
-            self.connection.put(_PING)
-            self.flush()

@@ -9,7 +9,7 @@ from typing import Final
 
 from penstock import errors
 from penstock.channel import ERROR_TRAILER, carried, error_info
-from penstock.wire.call import Answer, Done
+from penstock.wire.call import Answer, Done, Payload
 
 from . import frames as f
 from .connection import Connection
@@ -17,10 +17,10 @@ from .deadlines import Deadlines
 from .frames import ConnectionFault, StreamFault
 from .hpack import BadBlock, Decoder, Encoder, Field, TooLong, literal, portable, portable_fields
 from .limits import Limits
+from .lost import ConnectionLost, NotTaken
 from .messages import Assembler, check_prefix, prefixed, read_binary, read_text
 from .outbound import Bytes, Stream
 from .replies import PREFIX
-from .server_stream import Inbox
 
 _MAX_BLOCKS: Final = 256
 _KEPT_BLOCK: Final = 1024
@@ -40,20 +40,12 @@ _HTTP: Final[dict[str, type[errors.PenstockError]]] = {
 """What an answer without gRPC in it means (gRPC's http-grpc-status-mapping.md)."""
 
 
-class ConnectionLost(errors.Unavailable):
-    """The connection failed before the peer answered: nothing is known of what it did. Inference may be retried."""
-
-
-class NotTaken(ConnectionLost):
-    """The peer did not take the request: it can be sent again, whatever it is."""
-
-
 class Received(Answer):
     """An answer as a peer gave it. block: its trailers, in a form that can be passed on to any connection."""
 
     __slots__ = ("block",)
 
-    def __init__(self, payload: bytes, block: bytes) -> None:
+    def __init__(self, payload: Payload, block: bytes) -> None:
         self.payload = payload
         self.block = block
 
@@ -85,7 +77,7 @@ class Sent(Stream):
         self.tick = 0
         self.done: Done | None = None
         self.room: asyncio.Future[None] | None = None
-        self.message: bytes | None = None
+        self.message: Payload | None = None
         self.headed = False
         self.trailers: list[Field] = []
         self.block = b""
@@ -97,22 +89,6 @@ class Sent(Stream):
     def cancel(self) -> None:
         """Nobody waits for the answer any more: the peer is told, `done` is not."""
         self.connection.abandon(self, None)
-
-
-class ClientInbox(Inbox):
-    """The messages of an answer; the window is filled again as they are taken."""
-
-    def __init__(self, connection: ClientConnection, sent: Sent) -> None:
-        super().__init__(connection.limits.max_message)
-        self._connection, self._sent = connection, sent
-
-    def grant(self) -> None:
-        """Lets the peer go on, unless enough waits here."""
-        connection, assembler = self._connection, self.assembler
-        if self._sent.id in connection.streams and (assembler.held <= 1 << 20 or not assembler.ready):
-            connection.regrant(self._sent)
-            if connection.out:
-                connection.flush_soon()
 
 
 class ClientConnection(Connection):

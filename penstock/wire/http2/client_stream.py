@@ -8,10 +8,28 @@ from types import TracebackType
 from typing import Final, Self
 
 from . import frames as f
-from .client_side import ClientConnection, ClientInbox, ConnectionLost, Sent
+from .client_side import ClientConnection, Sent
+from .lost import ConnectionLost
 from .replies import PREFIX
+from .server_stream import Inbox
 
 _AHEAD: Final = 1 << 20
+
+
+class ClientInbox(Inbox):
+    """The messages of an answer; the window is filled again as they are taken."""
+
+    def __init__(self, connection: ClientConnection, sent: Sent) -> None:
+        super().__init__(connection.limits.max_message)
+        self._connection, self._sent = connection, sent
+
+    def grant(self) -> None:
+        """Lets the peer go on, unless enough waits here."""
+        connection, assembler = self._connection, self.assembler
+        if self._sent.id in connection.streams and (assembler.held <= 1 << 20 or not assembler.ready):
+            connection.regrant(self._sent)
+            if connection.out:
+                connection.flush_soon()
 
 
 class ClientStream:

@@ -6,10 +6,11 @@ import base64
 import binascii
 from collections import deque
 from struct import Struct
-from typing import Final, cast
+from typing import Final
 from urllib.parse import quote, unquote
 
 from penstock.errors import InvalidArgument, ResourceExhausted, Unsupported
+from penstock.wire.call import Payload
 
 from .gathering import Gathering
 from .outbound import Bytes
@@ -109,7 +110,7 @@ class Assembler:
             assert large.have == held
             self.large, self._at = large, 0
 
-    def take(self) -> bytes | None:
+    def take(self) -> Payload | None:
         """The next whole message, a view if it is large (penstock/wire/call.py); None when there is none yet.
 
         Raises as `check`.
@@ -122,7 +123,7 @@ class Assembler:
         if large is None:
             return self._cut(size)
         self.held -= size
-        return cast(bytes, large.message())
+        return large.message()
 
     @property
     def ready(self) -> bool:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from penstock import errors
+from penstock.wire.call import Payload
 
 from . import frames as f
 from . import replies
@@ -196,7 +197,7 @@ class ServerConnection(Answering):
         if exchange.body > wanted or (ends and exchange.body != wanted):
             raise StreamFault(exchange.id, f.PROTOCOL_ERROR, "a body that is not as long as content-length says")
 
-    def _serve(self, exchange: Exchange, payload: bytes) -> None:
+    def _serve(self, exchange: Exchange, payload: Payload) -> None:
         method = exchange.head.method
         assert method is not None and method.unary is not None
         call = self.call_of(exchange, method, payload)

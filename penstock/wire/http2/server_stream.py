@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock import errors
+from penstock.wire.call import Payload
 
 from . import replies
 from .messages import Assembler
@@ -49,7 +50,7 @@ class Inbox:
         self.failure = self.failure or failure
         self._wake()
 
-    async def take(self) -> bytes | None:
+    async def take(self) -> Payload | None:
         """The next message; None after the last. Raises what is wrong with it, or why the stream broke."""
         while True:
             message = self.assembler.take()

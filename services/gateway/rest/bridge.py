@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
@@ -28,7 +29,7 @@ from .inference import Inference, InferenceRoutes
 from .management import Control, ManagementRoutes
 from .operations import Operation
 from .pages import Pages
-from .replies import Dialect, Reply, error_reply, routing_error
+from .replies import LAST_CHUNK, Dialect, Reply, Streamed, chunk, error_reply, routing_error
 from .routing import Router
 from .table import inference_operations, management_operations
 from .uploads import UploadRoutes
@@ -99,7 +100,7 @@ class Bridge:
                 exchange.connection.wants_body(exchange)
         except Exception as problem:
             self.fail(exchange, problem)
-        if exchange.out is None and not exchange.tick:
+        if exchange.out is None and not exchange.tick and not exchange.streams:
             self._deadlines.add(exchange)
 
     def whole(self, exchange: Exchange) -> None:
@@ -200,8 +201,38 @@ class Bridge:
     async def _packed(self, exchange: Exchange, answering: Awaitable[Reply]) -> Reply:
         """A large answer is compressed beside the loop."""
         reply = await answering
+        if isinstance(reply, Streamed):
+            return await self._streamed(exchange, reply)
         if len(reply.body) >= _OFF_LOOP_BYTES and self._choose(exchange):
             return await asyncio.to_thread(self._compressed, exchange, reply)
+        return reply
+
+    async def _streamed(self, exchange: Exchange, reply: Streamed) -> Reply:
+        """Puts an answer out as it comes; what makes it has a deadline of its own, or none."""
+        connection = exchange.connection
+        try:
+            async with aclosing(reply.pieces):
+                if exchange.head.method == "HEAD":
+                    return Reply(reply.status)
+                self._deadlines.discard(exchange)
+                exchange.streams = exchange.leaving_cancels = True
+                word = connection.closing_word(exchange)
+                connection.put(reply.head(exchange.request_id, connection.server.date, word))
+                async for piece in reply.pieces:
+                    if not connection.put(chunk(piece)):
+                        await exchange.caught_up()
+        except asyncio.CancelledError:
+            if not exchange.ends:
+                raise
+        except Exception as problem:
+            self._public(exchange, problem, exchange.head.operation)  # the log is all that can be told
+            if exchange.streams:
+                exchange.out = []
+                connection.abort()
+            raise
+        self.over(exchange)
+        exchange.out = [LAST_CHUNK]
+        connection.answered()
         return reply
 
     def _choose(self, exchange: Exchange) -> str | None:

@@ -11,12 +11,12 @@ from penstock.errors import InvalidArgument
 from penstock.v1 import builds_pb2 as pb
 from penstock.v1 import manifest_pb2
 
-from . import json_text
+from . import events, json_text
 from .exchange import Exchange
-from .fields import OBJECTS, TEXT, TEXTS, VERSION, Field, read_body, read_query
+from .fields import INTEGER, OBJECTS, TEXT, TEXTS, VERSION, Field, integer, read_body, read_query
 from .management import MAX_BODY_BYTES, MAX_DEPTH, PAGE, Control, Response
 from .messages import to_plain
-from .replies import Reply, json_reply
+from .replies import Reply, Streamed, json_reply
 
 BUILD: Final = (
     Field("version", VERSION, "Version number or alias to start from; the newest without."),
@@ -26,6 +26,8 @@ BUILD: Final = (
     Field("request_key", TEXT, "Chosen by the caller; makes a retry safe."),
 )
 LIST_BUILDS: Final = (Field("name", TEXT, "Only this model's."), *PAGE)
+EVENTS: Final = (Field("offset", INTEGER, "First line of the log that is wanted; 0 without."),)
+LAST_EVENT: Final = "last-event-id"
 BUILDS: Final = "penstock.v1.BuildService"
 _STEP: Final = frozenset(("step", "id", "parameters", "inputs"))
 
@@ -55,6 +57,21 @@ class BuildRoutes:
     async def list_builds(self, exchange: Exchange) -> Reply:
         request = pb.ListBuildsRequest(**read_query(exchange.query, LIST_BUILDS))
         return _plain(await self._ask(exchange, "ListBuilds", request, pb.ListBuildsResponse))
+
+    async def events(self, exchange: Exchange) -> Reply:
+        if exchange.head.old:
+            raise InvalidArgument("this answer comes in pieces, which HTTP/1.0 does not know; use HTTP/1.1")
+        offset = read_query(exchange.query, EVENTS).get("offset", 0)
+        if seen := exchange.headers.get(LAST_EVENT):
+            offset = integer(seen, LAST_EVENT)
+        request = pb.WatchBuildRequest(id=exchange.path["build"], offset=offset)
+        timeout, headers = exchange.remaining(), exchange.credentials()
+        answers = self._control.watch(
+            BUILDS, "WatchBuild", request, pb.WatchBuildResponse, headers=headers, timeout=timeout
+        )
+        # What is wrong with the request is known before the first event, so that it has a status of its own.
+        first = await exchange.while_connected(anext(answers, None))
+        return Streamed(media_type=events.MEDIA_TYPE, pieces=events.of_build(first, answers, exchange.request_id))
 
     async def cancel(self, exchange: Exchange) -> Reply:
         request = pb.CancelBuildRequest(id=exchange.path["build"])

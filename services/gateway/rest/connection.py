@@ -105,6 +105,9 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It has caught up."""
         self._stalled = 0.0
+        for exchange in self._queue:
+            if exchange.streams:
+                exchange.wake()
         self._flush_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -300,6 +303,12 @@ class Connection(asyncio.Protocol):
             self._continue()
         self._flush_soon()
 
+    def put(self, piece: bytes) -> bool:
+        """More of an answer that is not whole, which is the only one under way; whether the peer keeps up."""
+        self._out.append(piece)
+        self._flush_soon()
+        return not self._stalled
+
     def closing_word(self, exchange: Exchange) -> str:
         """What the Connection header of this answer says, empty for nothing."""
         if exchange is self._reading or (self._last and exchange is self._queue[-1]):
@@ -394,6 +403,7 @@ class Connection(asyncio.Protocol):
         if self._queue:
             self._last = True
             self._rest, self._waits = b"", False
+            self._queue[0].stop()
         elif not self._leaving:
             self._leaving = True
             self.server.loop.call_later(LEAVE_SECONDS, self._leave_idle)

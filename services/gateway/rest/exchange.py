@@ -41,7 +41,8 @@ class Exchange:
     caller: empty until `admit`; deadline: on the loop's clock, infinite until then. received: what of the body has
     arrived and was not taken; body_ended: nothing more will; collecting: it is kept until it is whole. pending: what
     will answer, to be cancelled when time is over; leaving_cancels: or when the caller has left. out: the answer's
-    bytes, once there is one. held: bytes of the body that count as kept. tick: see Deadlines.
+    bytes, once there is one; streams: it comes in pieces, of which some are out; ends: no more should come. held: bytes
+    of the body that count as kept. tick: see Deadlines.
     """
 
     __slots__ = (
@@ -52,6 +53,7 @@ class Exchange:
         "connection",
         "continued",
         "deadline",
+        "ends",
         "head",
         "held",
         "leaving_cancels",
@@ -61,6 +63,7 @@ class Exchange:
         "pending",
         "received",
         "request_id",
+        "streams",
         "tick",
         "waiter",
     )
@@ -72,7 +75,7 @@ class Exchange:
         self.caller = ""
         self.received: bytes | bytearray = b""
         self.body_ended = not (head.chunked or head.length)
-        self.collecting = self.continued = self.left = self.leaving_cancels = False
+        self.collecting = self.continued = self.left = self.leaving_cancels = self.streams = self.ends = False
         self.held = self.tick = 0
         self.pending: Pending | None = None
         self.out: list[bytes] | None = None
@@ -200,6 +203,14 @@ class Exchange:
         self.connection.discharge(self)
         return piece
 
+    async def caught_up(self) -> None:
+        """Waits until the caller, who was slow, has taken what is out."""
+        self.waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self.waiter
+        finally:
+            self.waiter = None
+
     # What the connection tells.
 
     def feed(self, piece: bytes | bytearray) -> None:
@@ -210,7 +221,7 @@ class Exchange:
             self.received = bytearray(piece)
         if self.collecting and len(self.received) > self.limit:
             raise TooLarge(f"the body is over the limit of {self.limit} bytes")
-        self._wake()
+        self.wake()
 
     def end(self) -> None:
         """The body is whole."""
@@ -219,7 +230,7 @@ class Exchange:
             self.collecting = False
             self.bridge.whole(self)
         else:
-            self._wake()
+            self.wake()
 
     def lose(self) -> None:
         """The caller is gone."""
@@ -228,13 +239,20 @@ class Exchange:
         self.bridge.over(self)
         if pending is not None and self.leaving_cancels:
             pending.cancel()
-        self._wake()
+        self.wake()
+
+    def stop(self) -> None:
+        """The server stops: what comes in pieces ends with what has come."""
+        if self.streams and self.pending is not None:
+            self.ends = True
+            self.pending.cancel()
 
     @property
     def full(self) -> bool:
         """Enough waits for whoever reads it in pieces."""
         return not self.collecting and len(self.received) > STREAM_BYTES
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """There is more of the body, or more room for the answer."""
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)

@@ -6,13 +6,13 @@ with the proto's field names.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
 from penstock.errors import InvalidArgument
-from penstock.v1 import cluster_pb2, manifest_pb2, models_pb2
+from penstock.v1 import cluster_pb2, manifest_pb2, models_pb2, storage_pb2
 
 from . import json_text
 from .exchange import Exchange
@@ -25,6 +25,7 @@ Response = TypeVar("Response", bound=Message)
 MODELS: Final = "penstock.v1.ModelService"
 ARTIFACTS: Final = "penstock.v1.ArtifactService"
 DEPLOYMENTS: Final = "penstock.v1.DeploymentService"
+STORAGE: Final = "penstock.v1.StorageService"
 CLUSTER: Final = "penstock.v1.ClusterService"
 
 MAX_BODY_BYTES: Final = 4 << 20
@@ -61,6 +62,7 @@ DEPLOY: Final = (
     Field("keep_others", FLAG, "True to leave other versions as they are and the default where it is."),
     Field("override_gate", TEXT, "Why to deploy a version whose gate failed; recorded with the caller's name."),
 )
+COLLECT: Final = (Field("dry_run", FLAG, "True to say only what would go."),)
 STATUS: Final = (Field("name", TEXT, "Only this model."),)
 EXPLAIN: Final = (Field("version", INTEGER, "Only this version; all that are deployed without."),)
 
@@ -79,6 +81,18 @@ class Control(Protocol):
         headers: Mapping[str, str],
     ) -> Response:
         """One unary call of a penstock.v1 service by full name; raises what the service raised."""
+
+    def watch(
+        self,
+        service: str,
+        method: str,
+        request: Message,
+        response_class: type[Response],
+        *,
+        headers: Mapping[str, str],
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Response, None]:
+        """One server-streaming call, as `call`; closing it ends the call."""
 
     async def upload(
         self,
@@ -144,6 +158,16 @@ class ManagementRoutes:
     async def get_artifact(self, exchange: Exchange) -> Reply:
         request = models_pb2.GetArtifactRequest(digest=exchange.path["digest"])
         return _plain(await self._call(exchange, ARTIFACTS, "GetArtifact", request, models_pb2.GetArtifactResponse))
+
+    async def collect(self, exchange: Exchange) -> Reply:
+        request = storage_pb2.CollectArtifactsRequest(**await _read(exchange, COLLECT))
+        response = storage_pb2.CollectArtifactsResponse
+        return _plain((await self._call(exchange, STORAGE, "CollectArtifacts", request, response)).collection)
+
+    async def list_collections(self, exchange: Exchange) -> Reply:
+        request = storage_pb2.ListCollectionsRequest(**read_query(exchange.query, PAGE[:1]))
+        response = storage_pb2.ListCollectionsResponse
+        return _plain(await self._call(exchange, STORAGE, "ListCollections", request, response))
 
     async def list_deployments(self, exchange: Exchange) -> Reply:
         answer = await self._call(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from . import shapes
+from .events import MEDIA_TYPE
 from .fields import FLAG, TEXT, Field, value_schema
 from .head import TIMEOUT
 from .operations import Operation, Schema
@@ -122,4 +123,4 @@ def _schema(schema: Schema, messages: shapes.MessageSchemas) -> dict[str, Any]:
 
 
 def _as(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return schema if kind == JSON else shapes.OCTETS
+    return schema if kind in (JSON, MEDIA_TYPE) else shapes.OCTETS

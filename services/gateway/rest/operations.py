@@ -24,7 +24,7 @@ class Operation:
 
     open: needs no credential; timeout: seconds granted instead of the default; accepts and returns: media types;
     status: of success; body and result: schemas; query: parameters. direct: answers without a task, once the body is
-    there; False where `answer` is needed after all.
+    there; False where `answer` is needed after all. streams: the answer comes in pieces, and nothing beside it.
     """
 
     method: str
@@ -43,8 +43,9 @@ class Operation:
     result: Schema = None
     returns: Sequence[str] = (JSON,)
     direct: Callable[[Exchange], bool] | None = None
+    streams: bool = False
 
     @property
     def overlaps(self) -> bool:
         """Whether it may be answered beside other requests of its connection: it changes nothing that they see."""
-        return self.direct is not None or self.method == "GET"
+        return self.direct is not None or (self.method == "GET" and not self.streams)

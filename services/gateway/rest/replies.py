@@ -7,7 +7,7 @@ statuses, the management API says `{"error": {"code", "message", "field", "retry
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
@@ -67,6 +67,32 @@ class Reply:
         if connection:
             text += f"connection: {connection}\r\n"
         return f"{text}\r\n".encode("latin-1")
+
+
+@dataclass(slots=True)
+class Streamed(Reply):
+    """An answer whose body comes in pieces while it is being made; HTTP/1.1 only.
+
+    pieces: closed in any case, so what they come from is let go of when the caller leaves.
+    """
+
+    pieces: AsyncGenerator[bytes, None] = field(kw_only=True)
+
+    def head(self, request_id: str, date: str, connection: str) -> bytes:
+        """As of any other, but for the length, which nobody knows yet."""
+        text = f"{_STATUS_LINES[self.status]}{_SAFE}date: {date}\r\nx-request-id: {request_id}\r\n"
+        text += f"content-type: {self.media_type}\r\ntransfer-encoding: chunked\r\n"
+        if connection:
+            text += f"connection: {connection}\r\n"
+        return f"{text}\r\n".encode("latin-1")
+
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+def chunk(piece: bytes) -> bytes:
+    """A piece as chunked transfer writes it; nothing for nothing, which would be the end."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
 
 
 _SAFE_LINES: Final = {name: f"{name}: {value}\r\n" for name, value in SAFE_HEADERS.items()}

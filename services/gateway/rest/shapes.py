@@ -79,6 +79,7 @@ REGIONS: Final[Json] = {
     ),
 }
 REPOSITORY_REQUEST: Final = _object({"parameters": _PARAMETERS})
+TEXT_STREAM: Final[Json] = {"type": "string"}
 OCTETS: Final[Json] = {"type": "string", "format": "binary"}
 OPENAPI: Final[Json] = {"type": "object"}
 PLAIN_ERROR: Final = _object({"error": _TEXT}, ["error"])

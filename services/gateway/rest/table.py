@@ -8,12 +8,13 @@ from functools import partial
 from typing import Final
 
 from penstock.oip import inference_pb2 as oip
-from penstock.v1 import builds_pb2, cluster_pb2, models_pb2
+from penstock.v1 import builds_pb2, cluster_pb2, models_pb2, storage_pb2
 
 from . import builds as build
 from . import management as manage
 from . import shapes
 from .builds import BuildRoutes
+from .events import MEDIA_TYPE
 from .fields import INTEGER, TEXT, Field
 from .inference import OCTETS, REGION, InferenceRoutes
 from .management import ManagementRoutes
@@ -22,6 +23,7 @@ from .replies import JSON, Dialect
 from .uploads import UPLOAD, UploadRoutes
 
 UPLOAD_SECONDS: Final = 3_600.0
+EVENTS_SECONDS: Final = 3_600.0
 
 _oip = partial(Operation, dialect=Dialect.INFERENCE)
 _api = partial(Operation, dialect=Dialect.MANAGEMENT)
@@ -190,6 +192,16 @@ def _artifacts(routes: ManagementRoutes, uploads: UploadRoutes) -> Iterator[Oper
         accepts=(OCTETS,),
         result=models_pb2.UploadArtifactResponse,
     )
+    every, late, result = "/api/v1/collections", "What was freed of late.", storage_pb2.ListCollectionsResponse
+    yield of("GET", every, late, answer=routes.list_collections, query=manage.PAGE[:1], result=result)
+    yield of(
+        "POST",
+        every,
+        "Frees what nothing names and nobody has uploaded or asked for lately; says what that was.",
+        answer=routes.collect,
+        body=shapes.of_fields(manage.COLLECT),
+        result=storage_pb2.Collection,
+    )
 
 
 def _builds(routes: BuildRoutes) -> Iterator[Operation]:
@@ -206,6 +218,18 @@ def _builds(routes: BuildRoutes) -> Iterator[Operation]:
         result=builds_pb2.Build,
     )
     yield of("GET", one, "One build.", answer=routes.get, result=builds_pb2.Build)
+    yield of(
+        "GET",
+        f"{one}/events",
+        "How a build goes on, as server-sent events, until it has ended.",
+        answer=routes.events,
+        timeout=EVENTS_SECONDS,
+        query=build.EVENTS,
+        headers=(Field("Last-Event-ID", INTEGER, "The last event's id, to go on from there; instead of offset."),),
+        result=shapes.TEXT_STREAM,
+        returns=(MEDIA_TYPE,),
+        streams=True,
+    )
     yield of("DELETE", one, "Ends a build that waits or runs.", answer=routes.cancel, result=builds_pb2.Build)
     who, query = "Who deployed what in spite of its gate, newest first.", build.LIST_BUILDS[:1]
     answer = builds_pb2.ListOverridesResponse

@@ -21,6 +21,7 @@ from ..database import Database
 from ..threads import Threads
 from . import dag, engines, overrides
 from .journal import Journal
+from .metrics import BuildMetrics
 from .runner import Bell, Runner
 from .sandbox import Builder, Listener, opened
 from .store import ENDED, BuildStore, NewBuild
@@ -58,6 +59,7 @@ class Builds:
         self._runner = runner
         self._bell = bell
         self._interval = interval
+        self._metrics = BuildMetrics()
         # Describing starts a process: one at a time, whoever asks.
         self._describing = asyncio.Semaphore(1)
 
@@ -97,7 +99,9 @@ class Builds:
         except PenstockError as error:
             fingerprint = _fingerprint(version.name, version.version, None)
             new = NewBuild(version.name, version.version, spec, creator, key, fingerprint)
-            return (await self._threads.run(self._store.create, new, refused=error.message)).id
+            refused = await self._threads.run(self._store.create, new, refused=error.message)
+            self._metrics.ended(refused.state)
+            return refused.id
 
     async def get(self, build_id: str) -> pb.Build:
         return await self._threads.run(self._store.get, build_id)
@@ -107,7 +111,10 @@ class Builds:
 
     async def cancel(self, build_id: str) -> pb.Build:
         try:
-            return await self._threads.run(self._store.cancel, build_id)
+            build, ended = await self._threads.run(self._store.cancel, build_id)
+            if ended:
+                self._metrics.ended(build.state)
+            return build
         finally:
             self._runner.wake()
             self._bell.ring()
@@ -140,10 +147,20 @@ class Builds:
             if found is None:
                 return None
             wanted = found
-        return await self._threads.run(self._store.find_engine, wanted)
+        return await self._threads.run(self._engine, wanted)
 
     async def overrides(self, name: str, size: int) -> list[pb.GateOverride]:
         return await self._threads.run(overrides.listed, self._database, name, size)
+
+    def _engine(self, wanted: pb.FindEngineRequest) -> pb.Engine | None:
+        """The engine, whose files stay long enough to be fetched; a miss where one of them is gone."""
+        found = self._store.find_engine(wanted)
+        try:
+            for artifact in (found.artifact, *found.files.values()) if found is not None else ():
+                self._blobs.claim(artifact.digest)
+        except NotFound:
+            return None
+        return found
 
     async def _complete(self, spec: manifest_pb2.BuildSpec, source: set[str], format: str) -> manifest_pb2.BuildSpec:
         """The spec with every id, parameter and input written out; raises InvalidArgument, Unsupported."""
@@ -158,15 +175,25 @@ class Builds:
             field = f"spec.files.{role[:64]!a}"
             if not dag.ROLE.fullmatch(role):
                 raise InvalidArgument(f"{field}: cannot be a role", field="spec.files")
-            if await self._threads.run(self._blobs.size, names.digest(digest, field)) is None:
-                raise NotFound(f"{field}: artifact {digest} is not here; upload it first", field="spec.files")
+            await self._claim(names.digest(digest, field), field, "spec.files")
         source = source | set(spec.files)
         described = await self._described(asked)
         made = manifest_pb2.BuildSpec(files=spec.files)
         for node in dag.wire(asked, described, source, onnx=format in dag.ONNX_FORMATS):
+            for role, reference in node.inputs.items():
+                if reference.startswith("sha256:"):
+                    field = f"spec.steps[{len(made.steps)}].inputs.{role}"
+                    await self._claim(reference, field, field)
             parameters = json.dumps(node.parameters, sort_keys=True)
             made.steps.add(id=node.id, step=node.step, parameters=parameters, inputs=node.inputs)
         return made
+
+    async def _claim(self, digest: str, shown: str, field: str) -> None:
+        """An artifact is here and stays until the job names it; raises NotFound."""
+        try:
+            await self._threads.run(self._blobs.claim, digest)
+        except NotFound as error:
+            raise NotFound(f"{shown}: {error.message}", field=field) from None
 
     async def _described(self, asked: Sequence[dag.Asked]) -> tuple[dag.Described, ...]:
         async with self._describing, opened(self._builder, Listener()) as sandbox:

@@ -12,7 +12,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from penstock import plans
-from penstock.errors import Internal, PenstockError, Unsupported
+from penstock.errors import Internal, NotFound, PenstockError, Unsupported
 from penstock.v1 import builds_pb2 as pb
 from penstock.v1 import manifest_pb2, models_pb2
 
@@ -21,6 +21,7 @@ from ..catalog import Catalog, memory_estimate
 from ..threads import Threads
 from . import dag, derive
 from .journal import Journal
+from .metrics import BuildMetrics
 from .sandbox import Builder, Listener, Sandbox, opened
 from .store import BuildStore, Work
 
@@ -39,6 +40,7 @@ class Bench:
     builder: Builder
     keys: Path
     changed: Callable[[], None]
+    metrics: BuildMetrics
 
 
 class Job:
@@ -52,8 +54,9 @@ class Job:
         done = pb.BUILD_STATE_SUCCEEDED
         self._done = {step.id for step in work.steps if step.state == done}
 
-    async def run(self) -> None:
-        """Runs what is left of the job and writes how it ended; raises PenstockError where a step fails."""
+    async def run(self) -> pb.GateVerdict.ValueType:
+        """Runs what is left of the job, writes how it ended, and gives what its gates found; raises PenstockError where
+        a step fails."""
         work, bench = self._work, self._bench
         version = await bench.catalog.get(work.name, work.number)
         published = {role: artifact.digest for role, artifact in version.artifacts.items()}
@@ -63,11 +66,12 @@ class Job:
         while todo := dag.ready(self._nodes, self._done):
             await self._step(todo[0], source)
             self._done.add(todo[0].id)
-        await self._conclude(version, published)
+        return await self._conclude(version, published)
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
     async def _step(self, node: dag.Node, source: dict[str, str]) -> None:
+        bench = self._bench
         position = next(index for index, one in enumerate(self._nodes) if one.id == node.id)
         status = pb.StepStatus(id=node.id, step=node.step, state=pb.BUILD_STATE_RUNNING)
         status.start_time.GetCurrentTime()
@@ -79,11 +83,13 @@ class Job:
             status.end_time.GetCurrentTime()
             self._say(f"failed: {error.message}", node.id)
             await self._save(position, status)
+            bench.metrics.step(status)
             raise type(error)(f"step {node.id}: {error.message}", field=error.field, detail=error.detail) from None
         status.state, status.progress = pb.BUILD_STATE_SUCCEEDED, 1.0
         status.end_time.GetCurrentTime()
         self._say("found: its result was there before" if status.cached else _took(status), node.id)
         await self._save(position, status, keep=not status.cached)
+        bench.metrics.step(status)
 
     async def _made(self, node: dag.Node, source: dict[str, str], status: pb.StepStatus) -> None:
         """Fills the status with the result, made or found."""
@@ -130,9 +136,12 @@ class Job:
         status.report = report
 
     def _found(self, key: str) -> pb.StepStatus | None:
-        """The result of this key, if all its files are still here."""
+        """The result of this key, if all its files are still here; they stay until this job names them."""
         found = self._bench.store.result(key)
-        if found is None or any(self._bench.blobs.size(one.digest) is None for one in found.outputs.values()):
+        try:
+            for artifact in found.outputs.values() if found is not None else ():
+                self._bench.blobs.claim(artifact.digest)
+        except NotFound:
             return None
         return found
 
@@ -143,7 +152,7 @@ class Job:
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    async def _conclude(self, version: models_pb2.ModelVersion, source: dict[str, str]) -> None:
+    async def _conclude(self, version: models_pb2.ModelVersion, source: dict[str, str]) -> pb.GateVerdict.ValueType:
         """Publishes the model that the steps made, keeps the engines, and says what the gate found."""
         bench, work = self._bench, self._work
         gated, failed = dag.failed_checks([derive.report(step) for step in self._steps])
@@ -157,7 +166,7 @@ class Job:
             await bench.threads.run(hold, work.name, number, work.id, passed=not failed, failed_checks=failed)
         if gated:
             self._say(f"the gate failed: {'; '.join(failed)}" if failed else "the gate passed")
-        verdict = pb.GATE_VERDICT_UNSPECIFIED
+        verdict: pb.GateVerdict.ValueType = pb.GATE_VERDICT_UNSPECIFIED
         if gated:
             verdict = pb.GATE_VERDICT_FAILED if failed else pb.GATE_VERDICT_PASSED
         await self._keep_engines(failed)
@@ -169,6 +178,7 @@ class Job:
             gate=verdict,
             failed_checks=failed,
         )
+        return verdict
 
     async def _publish(self, version: models_pb2.ModelVersion, source: dict[str, str], written: dict[str, str]) -> int:
         work = self._work

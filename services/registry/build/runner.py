@@ -10,10 +10,10 @@ import asyncio
 import fcntl
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from penstock.errors import PenstockError
 from penstock.kit.log import get_logger
@@ -23,6 +23,9 @@ from .job import Bench, Job
 from .store import Work
 
 T = TypeVar("T")
+
+MEASURE_SECONDS: Final = 60.0
+"""Seconds between two looks at the size of the cache while no build ends."""
 
 log = get_logger()
 
@@ -52,14 +55,25 @@ class Runner:
         bench: what they work with.
         at_once: jobs at the same time.
         lock: file that the registry which runs jobs holds.
+        cached: bytes of results and of plans; blocking.
         interval: seconds between two looks at what other registries have written.
     """
 
-    def __init__(self, bench: Bench, *, at_once: int, lock: Path, interval: float = 2.0) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        *,
+        at_once: int,
+        lock: Path,
+        cached: Callable[[], Mapping[str, int]],
+        interval: float = 2.0,
+    ) -> None:
         self._bench = bench
         self._at_once = at_once
         self._lock = lock
+        self._cached = cached
         self._interval = interval
+        self._measured = -MEASURE_SECONDS
         self._wake = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cancelled: set[str] = set()
@@ -75,7 +89,9 @@ class Runner:
             threads, store = self._bench.threads, self._bench.store
             # What a registry left behind that was killed; its processes died with it.
             await asyncio.to_thread(shutil.rmtree, self._bench.builder.scratch, ignore_errors=True)
-            if left := await self._asked(lambda: threads.run(store.recover)):
+            left, ended = await self._asked(lambda: threads.run(store.recover))
+            self._bench.metrics.ended(pb.BUILD_STATE_CANCELLED, count=ended)
+            if left:
                 log.info("builds_resumed", count=left)
             while True:
                 await self._turn()
@@ -100,14 +116,24 @@ class Runner:
             while len(self._tasks) < self._at_once and (work := await threads.run(store.take)) is not None:
                 self._tasks[work.id] = asyncio.create_task(self._work(work), name=f"build {work.id}")
                 self._bench.changed()
+            await self._measure()
         except PenstockError as error:
             log.warning("builds_wait", reason=error.message, detail=error.detail)
 
+    async def _measure(self) -> None:
+        """Tells of the queue, and now and then of the cache."""
+        threads, metrics = self._bench.threads, self._bench.metrics
+        metrics.queue(*await threads.run(self._bench.store.queue))
+        now = asyncio.get_running_loop().time()
+        if now - self._measured >= MEASURE_SECONDS:
+            self._measured = now
+            metrics.cached(await threads.run(self._cached))
+
     async def _work(self, work: Work) -> None:
-        store, threads = self._bench.store, self._bench.threads
+        store, threads, metrics = self._bench.store, self._bench.threads, self._bench.metrics
         state, reason = pb.BUILD_STATE_FAILED, ""
         try:
-            await Job(self._bench, work).run()
+            metrics.ended(pb.BUILD_STATE_SUCCEEDED, await Job(self._bench, work).run())
         except asyncio.CancelledError:
             if work.id not in self._cancelled:
                 raise  # this registry ends; the next one goes on
@@ -124,6 +150,8 @@ class Runner:
         if reason:
             self._bench.journal.add(work.id, reason)
             await self._asked(lambda: threads.run(store.end, work.id, state, reason=reason))
+            metrics.ended(state)
+        self._measured = -MEASURE_SECONDS
         self._bench.journal.close(work.id)
         self._bench.changed()
         self.wake()

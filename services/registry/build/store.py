@@ -10,6 +10,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,11 +23,13 @@ from penstock.v1 import builds_pb2 as pb
 from penstock.v1 import manifest_pb2
 
 from .. import pages
-from ..database import Database
+from ..database import LOCK_OF_BUILDS, Database, take_turns
 from ..store import now_microseconds
 from ..tables import version_files
 from .tables import build_results, build_steps, builds, engines, version_gates
 
+USE_MICROSECONDS: Final = 60_000_000
+"""What was used so short a time ago is not noted as used again."""
 ENDED: Final = (pb.BUILD_STATE_SUCCEEDED, pb.BUILD_STATE_FAILED, pb.BUILD_STATE_CANCELLED)
 
 
@@ -78,6 +81,7 @@ class BuildStore:
         Raises Conflict for a request key used for something else, ResourceExhausted when too many wait.
         """
         with self._database.write() as connection:
+            take_turns(connection, LOCK_OF_BUILDS)
             if found := _earlier(connection, new.name, new.request_key, new.fingerprint):
                 return _build(connection, found)
             waiting = sa.select(sa.func.count()).where(builds.c.state == pb.BUILD_STATE_PENDING)
@@ -142,38 +146,49 @@ class BuildStore:
                 step.report = ""
         return found, pages.token(asked, str(rows[size - 1].turn)) if len(rows) > size else ""
 
-    def cancel(self, build_id: str) -> pb.Build:
-        """Wishes a job ended; one that waits has ended with that, one that ended stays as it is."""
+    def cancel(self, build_id: str) -> tuple[pb.Build, bool]:
+        """Wishes a job ended; one that waits has ended with that, which the second value says; one that ended stays as
+        it is."""
         with self._database.write() as connection:
+            take_turns(connection, LOCK_OF_BUILDS)
             build = _build(connection, build_id)
             if build.state in ENDED:
-                return build
+                return build, False
+            waits = build.state == pb.BUILD_STATE_PENDING
             values: dict[str, Any] = {"cancelled": True}
-            if build.state == pb.BUILD_STATE_PENDING:
-                values |= {"state": pb.BUILD_STATE_CANCELLED, "end_time": self._clock()}
+            if waits:
+                values |= self._over()
             connection.execute(builds.update().where(builds.c.id == build_id).values(values))
-            return _build(connection, build_id)
+            return _build(connection, build_id), waits
 
     # --- of the runner ------------------------------------------------------------------------------------------------
 
-    def recover(self) -> int:
-        """Puts what a registry left in the middle back in the queue, at its old turn; how many jobs."""
+    def recover(self) -> tuple[int, int]:
+        """Puts what a registry left in the middle back in the queue, at its old turn, and ends those among it that
+        somebody cancelled; how many jobs go on, how many have ended."""
         with self._database.write() as connection:
+            take_turns(connection, LOCK_OF_BUILDS)
             running = builds.c.state == pb.BUILD_STATE_RUNNING
-            found = connection.scalars(sa.select(builds.c.id).where(running)).all()
-            connection.execute(builds.update().where(running).values(state=pb.BUILD_STATE_PENDING))
-        return len(found)
+            ended = connection.execute(builds.update().where(running, builds.c.cancelled).values(self._over()))
+            left = connection.execute(builds.update().where(running).values(state=pb.BUILD_STATE_PENDING))
+            return left.rowcount, ended.rowcount
+
+    def queue(self) -> tuple[int, int]:
+        """How many jobs wait and run."""
+        counted = sa.select(builds.c.state, sa.func.count()).group_by(builds.c.state)
+        active = (pb.BUILD_STATE_PENDING, pb.BUILD_STATE_RUNNING)
+        with self._database.read() as connection:
+            rows = connection.execute(counted.where(builds.c.state.in_(active))).all()
+        found: dict[int, int] = {state: count for state, count in rows}
+        return found.get(active[0], 0), found.get(active[1], 0)
 
     def take(self) -> Work | None:
         """The job whose turn it is, RUNNING from now on; None when none waits."""
         with self._database.write() as connection:
+            take_turns(connection, LOCK_OF_BUILDS)
             waiting = builds.c.state == pb.BUILD_STATE_PENDING
             row = connection.execute(sa.select(builds).where(waiting).order_by(builds.c.turn).limit(1)).one_or_none()
             if row is None:
-                return None
-            if row.cancelled:
-                values = {"state": pb.BUILD_STATE_CANCELLED, "end_time": self._clock()}
-                connection.execute(builds.update().where(builds.c.id == row.id).values(values))
                 return None
             values = {"state": pb.BUILD_STATE_RUNNING, "start_time": row.start_time or self._clock()}
             connection.execute(builds.update().where(builds.c.id == row.id).values(values))
@@ -193,13 +208,13 @@ class BuildStore:
             connection.execute(build_steps.update().where(this).values(status=status.SerializeToString()))
             if keep:
                 connection.execute(build_results.delete().where(build_results.c.key == status.key))
-                row = {"key": status.key, "status": status.SerializeToString(), "create_time": self._clock()}
+                now = self._clock()
+                row = {"key": status.key, "status": status.SerializeToString(), "create_time": now, "use_time": now}
                 connection.execute(build_results.insert().values(row))
 
     def result(self, key: str) -> pb.StepStatus | None:
-        """What a step with this key gave before."""
-        with self._database.read() as connection:
-            data = connection.scalar(sa.select(build_results.c.status).where(build_results.c.key == key))
+        """What a step with this key gave before; that counts as a use of it."""
+        data = self._used(build_results, build_results.c.status, key)
         return None if data is None else pb.StepStatus.FromString(data)
 
     def end(
@@ -229,18 +244,35 @@ class BuildStore:
 
     def keep_engine(self, engine: pb.Engine) -> None:
         """Writes an engine down under everything that it depends on; a newer one takes the place of an older."""
-        engine.create_time.FromMicroseconds(self._clock())
+        now = self._clock()
+        engine.create_time.FromMicroseconds(now)
         key = engine_key(engine)
         with self._database.write() as connection:
             connection.execute(engines.delete().where(engines.c.key == key))
-            row = {"key": key, "build_id": engine.build_id, "engine": engine.SerializeToString()}
+            row = {"key": key, "build_id": engine.build_id, "engine": engine.SerializeToString(), "use_time": now}
             connection.execute(engines.insert().values(row))
 
     def find_engine(self, wanted: pb.FindEngineRequest) -> pb.Engine | None:
-        """The engine for exactly this, None for a miss."""
-        with self._database.read() as connection:
-            data = connection.scalar(sa.select(engines.c.engine).where(engines.c.key == engine_key(wanted)))
+        """The engine for exactly this, None for a miss; that counts as a use of it."""
+        data = self._used(engines, engines.c.engine, engine_key(wanted))
         return None if data is None else pb.Engine.FromString(data)
+
+    def _over(self) -> dict[str, Any]:
+        """What a job is that ended without having run to its end."""
+        return {"state": pb.BUILD_STATE_CANCELLED, "end_time": self._clock()}
+
+    def _used(self, table: sa.Table, content: sa.Column[bytes], key: str) -> bytes | None:
+        """What is kept under a key. That it was used is written down, not more often than USE_MICROSECONDS."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(content, table.c.use_time).where(table.c.key == key)).one_or_none()
+        if row is None:
+            return None
+        now = self._clock()
+        if now - row.use_time >= USE_MICROSECONDS:
+            # Whoever asks gets an answer also where nothing can be written, such as on a full disk.
+            with suppress(ResourceExhausted), self._database.write() as connection:
+                connection.execute(table.update().where(table.c.key == key).values(use_time=now))
+        return bytes(row[0])
 
 
 def engine_key(of: pb.Engine | pb.FindEngineRequest) -> str:
@@ -281,7 +313,7 @@ def _build(connection: Connection, build_id: str) -> pb.Build:
         end_time=stamp(row.end_time),
     )
     this = (version_files.c.name == row.name, version_files.c.number == row.number, version_files.c.role == "model")
-    # A version that was deleted since has no files any more; the job stays what it was.
+    # A version that was deleted since may have no files any more; the job stays what it was.
     made.source_digest = connection.scalar(sa.select(version_files.c.digest).where(*this)) or ""
     found = connection.scalars(sa.select(engines.c.engine).where(engines.c.build_id == build_id)).all()
     made.engines.extend(pb.Engine.FromString(data) for data in found)

@@ -54,6 +54,8 @@ build_results = Table(
     # A serialised penstock.v1.StepStatus: outputs, report, tools.
     Column("status", LargeBinary, nullable=False),
     Column("create_time", BigInteger, nullable=False),
+    # When a job last found it; what was not used for longest goes first.
+    Column("use_time", BigInteger, nullable=False, server_default="0"),
 )
 
 engines = Table(
@@ -64,6 +66,8 @@ engines = Table(
     Column("build_id", String(32), nullable=False),
     # A serialised penstock.v1.Engine.
     Column("engine", LargeBinary, nullable=False),
+    # When somebody last found it.
+    Column("use_time", BigInteger, nullable=False, server_default="0"),
     Index("engines_by_build", "build_id"),
 )
 

@@ -67,7 +67,7 @@ def described(found: Obstacle, item: Wanted, seat: Seat) -> str:
         case Kind.SPREAD:
             return f"is in {subject}, where a replica is already"
         case Kind.SHUNNED:
-            return "answered it late or not at all not long ago"
+            return "answered it late, wrongly or not at all not long ago"
         case Kind.MEMORY:
             return f"has {size(seat.free)} free of {size(worker.memory_bytes)}"
         case Kind.EXCLUSIVE:

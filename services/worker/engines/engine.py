@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees what the model holds; the engine is not used again."""
+        ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """An engine that runs a few sizes of batch only, and has measured them."""
+
+    @property
+    def costs(self) -> Mapping[int, float]:
+        """Seconds of a batch by its size in rows: any other size is padded up to one of these. Empty where that does
+        not hold for what was loaded."""
         ...
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from penstock.errors import InvalidArgument, InvalidManifest
 from penstock.plans import PlanHeader, is_plan, unwrap
+from penstock.untrusted.onnx_scan import refuse_external
 
 from .engine import open_model
 
@@ -34,3 +35,15 @@ def plans(files: Mapping[str, Path], trusted_keys: Sequence[bytes]) -> list[tupl
         except InvalidArgument as error:
             raise InvalidManifest(f"files.{role}: {error.message}", field=f"files.{role}") from None
     return found
+
+
+def check_source(files: Mapping[str, Path]) -> None:
+    """Raises InvalidManifest where `model` is neither a plan nor an ONNX file that one could be compiled from."""
+    with open_model(files["model"]) as file:
+        data = file.read()
+    if is_plan(data[:8]):
+        return
+    try:
+        refuse_external(data)
+    except InvalidArgument as error:
+        raise InvalidManifest(f"files.model: {error.message}", field="files.model") from None

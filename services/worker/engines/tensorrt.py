@@ -57,7 +57,11 @@ def load(files: Mapping[str, Path], manifest: pb.Manifest, threads: int, means: 
     trt = importlib.import_module(package)
     target = matching.Target(BUILDERS[package], trt.__version__, driver.architecture())
     plans = signed.plans(files, _trusted(means))
-    plan = plans[matching.choose([header for header, _ in plans], target)][1]
+    try:
+        plan = plans[matching.choose([header for header, _ in plans], target)][1]
+    except matching.PlanMissing:
+        signed.check_source(files)
+        raise
     stack = ExitStack()
     try:
         return _loaded(trt, plan, manifest, stack)

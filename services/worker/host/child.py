@@ -35,8 +35,9 @@ class Child:
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._descriptors: list[int] = []
-        self._inputs: Arena | None = None
-        self._outputs: Arena | None = None
+        # By side.
+        self._inputs: list[Arena | None] = [None, None]
+        self._outputs: list[Arena | None] = [None, None]
         self._runner: Any = None
 
     def serve(self) -> None:
@@ -59,11 +60,13 @@ class Child:
                 self._runner = Runner.load(request.load)
                 gc.collect()
                 ctypes.CDLL(None).malloc_trim(0)  # what loading needed goes back before it is counted
-                return engine_pb2.HostResponse(id=request.id, load=engine_pb2.LoadResult(memory_bytes=resident_bytes()))
+                loaded = engine_pb2.LoadResult(memory_bytes=resident_bytes(), costs=self._runner.costs)
+                return engine_pb2.HostResponse(id=request.id, load=loaded)
             if request.WhichOneof("call") == "check":
                 self._runner.check()
                 return engine_pb2.HostResponse(id=request.id, check=engine_pb2.CheckResult())
-            result = self._runner.run(request.id, request.run, self._inputs, self._outputs)
+            side = request.run.side
+            result = self._runner.run(request.id, request.run, self._inputs[side], self._outputs[side])
         except Exception as error:  # the worker gets every failure as an answer; only a crash ends this process
             return engine_pb2.HostResponse(id=request.id, failure=failure_of(as_penstock_error(error)))
         if isinstance(result, int):
@@ -76,11 +79,8 @@ class Child:
             arena = Arena(descriptor, call.size_bytes, writable=True)
         finally:
             os.close(descriptor)
-        old = self._outputs if call.outputs else self._inputs
-        if call.outputs:
-            self._outputs = arena
-        else:
-            self._inputs = arena
+        arenas = self._outputs if call.outputs else self._inputs
+        old, arenas[call.side] = arenas[call.side], arena
         if old is not None:
             old.close()
 

@@ -6,6 +6,7 @@ so nothing in its answers is believed: no offset, size, shape, name or number of
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ MAX_TEXT: Final = 500
 MAX_WORD: Final = 64
 MAX_DETAIL: Final = 8_000
 MAX_RANK: Final = 32
+MAX_COSTS: Final = 1024
 
 TROUBLES: Final[Mapping[engine_pb2.Trouble.ValueType, type[OutOfMemory | DeviceLost]]] = {
     engine_pb2.TROUBLE_OUT_OF_MEMORY: OutOfMemory,
@@ -145,6 +147,13 @@ def checked_row_failures(failures: Sequence[engine_pb2.RowFailure], rows: int) -
             raise BrokenFrame(f"a failure of row {entry.row} of {rows}")
         checked[entry.row] = error_of(entry.failure)
     return checked
+
+
+def checked_costs(costs: Mapping[int, float]) -> dict[int, float]:
+    """Seconds of a batch by its size; raises BrokenFrame for what no engine has measured."""
+    if len(costs) > MAX_COSTS or not all(rows > 0 and 0 < seconds < math.inf for rows, seconds in costs.items()):
+        raise BrokenFrame("sizes that no engine has")
+    return dict(sorted(costs.items()))
 
 
 def error_of(failure: engine_pb2.Failure) -> PenstockError:

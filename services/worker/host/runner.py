@@ -17,9 +17,10 @@ from penstock.internal.v1 import engine_pb2
 from penstock.tensors import DATATYPES, element_count, pack_bytes, unpack_bytes
 from penstock.v1 import manifest_pb2 as pb
 
+from ..costs import UNKNOWN
 from ..engines import catalogue, requirements
 from ..engines.contract import validate
-from ..engines.engine import Array, DeviceLost, Engine, Means, OutOfMemory, dtype, public
+from ..engines.engine import Array, DeviceLost, Engine, Means, Measured, OutOfMemory, dtype, public
 from ..processors.pipeline import Pipeline
 from .arena import Arena
 from .frames import failure_of
@@ -74,6 +75,11 @@ class Runner:
             outputs.view[reference.offset : reference.offset + len(part)] = part
         self._kept = None
         return result
+
+    @property
+    def costs(self) -> Mapping[int, float]:
+        """What the engine has measured of the sizes that it runs; empty where it runs any."""
+        return self._engine.costs if isinstance(self._engine, Measured) else UNKNOWN
 
     def close(self) -> None:
         """Frees what the engine holds beyond this process: device memory, folders, processes of its own."""

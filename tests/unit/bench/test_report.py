@@ -7,8 +7,8 @@ import pytest
 from tests.bench import report, targets
 
 CELLS = {
-    "grpc add1 8x8": {"both_us": 36.0, "gateway_us": 20.0, "worker_us": 16.0, "engine_us": 5.0, "rate": 20000.0,
-                      "p50_ms": 3.0, "p99_ms": 6.0, "requests": 48000.0},
+    "grpc add1 8x8": {"both_us": 36.0, "gateway_us": 20.0, "worker_us": 16.0, "kernel_us": 9.0, "waits": 0.5,
+                      "engine_us": 5.0, "rate": 20000.0, "p50_ms": 3.0, "p99_ms": 6.0, "requests": 48000.0},
     "bare grpc.aio add1 8x8": {"both_us": 200.0, "server_us": 200.0, "rate": 4000.0, "p50_ms": 3.0, "p99_ms": 6.0,
                                "requests": 9600.0},
     "rest add1 8x8": {"both_us": 81.0, "gateway_us": 60.0, "worker_us": 21.0, "rate": 9000.0, "requests": 20000.0},
@@ -57,11 +57,13 @@ def test_every_table_is_in_the_text() -> None:
     text = report.markdown({"about": {"cores": 2}, "cells": CELLS, "failures": ["idle: WrongAnswers: x"]})
     assert "cores 2" in text
     assert "| gRPC add1 8x8: CPU-µs per request, gateway + worker " in text
+    assert "| cell                   | CPU-µs | gateway | worker | kernel | waits | engine | req/s  | p50 ms |" in text
+    assert "| grpc add1 8x8          | 36.0   | 20.0    | 16.0   | 9.00   | 0.50  | 5.00   | 20,000 | 3.00   |" in text
+    assert "| bare grpc.aio add1 8x8 | 200    | –       | 200    | –      | –     | –      |" in text
     assert (
-        "| grpc add1 8x8          | 36.0   | 20.0    | 16.0   | 5.00   | 20,000 | 3.00   | 6.00   | 48,000   |" in text
+        "| rest add1 8x8          | 81.0   | 60.0    | 21.0   | –      | –     | –      | 9,000  | –      | –      |"
+        in text
     )
-    assert "| bare grpc.aio add1 8x8 | 200    | –       | 200    | –      |" in text
-    assert "| rest add1 8x8          | 81.0   | 60.0    | 21.0   | –      | 9,000  | –      | –      |" in text
     assert "10.0 / 12.5" in text
     assert "gateway_mb 95.0" in text
     assert "Failed: idle: WrongAnswers: x" in text

@@ -6,30 +6,25 @@ import pytest
 
 from services.worker.batching import BatchPolicy
 from tests.bench.output import quantile
-from tests.bench.simulate import affine, measured, poisson, simulate
+from tests.bench.simulate import POWERS, TEN, affine, bert, bucketed, measured, poisson, simulate
 
-CAPACITY = 32 / (0.685e-3 + 32 * 0.095e-3)
+CAPACITY = 32 / bert(32)
 POLICY = BatchPolicy(max_batch_size=32)
-
-
-def service(rows: int) -> float:
-    """B.2's engine, seconds."""
-    return 0.685e-3 + rows * 0.095e-3
 
 
 def latencies(load: float, requests: int, policy: BatchPolicy = POLICY) -> list[float]:
     rate = load * CAPACITY
-    return sorted(simulate(poisson(rate, requests / rate, seed=1), service, policy))
+    return sorted(simulate(poisson(rate, requests / rate, seed=1), bert, policy))
 
 
 def test_one_request_takes_what_the_engine_takes() -> None:
-    assert simulate([1.0], service, POLICY) == [pytest.approx(service(1))]
+    assert simulate([1.0], bert, POLICY) == [pytest.approx(bert(1))]
 
 
 def test_who_comes_while_the_engine_runs_goes_with_the_next_batch() -> None:
-    second = service(1) + service(2)
-    assert simulate([0.0, 1e-4, 2e-4], service, POLICY) == [
-        pytest.approx(service(1)),
+    second = bert(1) + bert(2)
+    assert simulate([0.0, 1e-4, 2e-4], bert, POLICY) == [
+        pytest.approx(bert(1)),
         pytest.approx(second - 1e-4),
         pytest.approx(second - 2e-4),
     ]
@@ -45,7 +40,7 @@ def test_the_model_s_own_delay_is_obeyed() -> None:
 
 
 def test_a_nearly_idle_engine_answers_in_its_own_time() -> None:
-    assert quantile(latencies(0.02, 4000), 0.5) == pytest.approx(service(1))
+    assert quantile(latencies(0.02, 4000), 0.5) == pytest.approx(bert(1))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +52,18 @@ def test_the_table_of_the_design_comes_out_again(load: float, p50: float, p99: f
     found = latencies(load, 20_000)
     assert quantile(found, 0.5) * 1e3 == pytest.approx(p50, rel=0.06)
     assert quantile(found, 0.99) * 1e3 == pytest.approx(p99, rel=0.12)
+
+
+def test_of_a_few_sizes_the_best_beats_padding_up_and_rounding_down() -> None:
+    """batching.md B.4 at 70 % load, milliseconds: 4.99, 3.13, 3.04 for powers of two; 3.34, 2.79 for ten sizes."""
+    means = {}
+    for sizes, rule in ((POWERS, "up"), (POWERS, "down"), (POWERS, "best"), (TEN, "up"), (TEN, "best")):
+        found = bucketed(sizes, 0.7, rule, 20_000)
+        means[len(sizes), rule] = sum(found) / len(found) * 1e3
+    assert means[6, "best"] <= means[6, "down"] < means[6, "up"]
+    assert means[10, "best"] < means[10, "up"]
+    table = {(6, "up"): 4.99, (6, "down"): 3.13, (6, "best"): 3.04, (10, "up"): 3.34, (10, "best"): 2.79}
+    assert means == pytest.approx(table, rel=0.06)
 
 
 def test_poisson_arrivals_have_their_rate_and_repeat() -> None:

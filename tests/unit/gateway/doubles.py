@@ -12,6 +12,7 @@ from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import Answer, Call, Done, Pending
 from penstock.wire.client import Field
 from penstock.wire.http2.messages import read_timeout
+from services.gateway.access import AccessLog
 from services.gateway.inference import Inference
 from services.gateway.repository import Registry, Repository
 from services.gateway.routes import RoutingTable
@@ -128,6 +129,7 @@ class Gateway:
         *,
         shared_memory: SharedMemory | None = None,
         max_body_bytes: int = 1 << 20,
+        access: AccessLog | None = None,
     ) -> None:
         self.now = 1000.0
         self.deployments = FakeMirror({record.name: record for record in deployments})
@@ -142,6 +144,7 @@ class Gateway:
             max_body_bytes=max_body_bytes,
             shared_memory=shared_memory,
             randrange=lambda count: 0,
+            access=access,
         )
         self.rebuild()
 

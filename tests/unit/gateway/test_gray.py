@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from penstock.errors import DeadlineExceeded, Unavailable
+from penstock.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import Answer
 from services.gateway.demand import Served
@@ -132,6 +132,45 @@ async def test_a_probe_that_does_not_go_well(end: str) -> None:
     setup.now += 1.1
     # A refusal says nothing of how fast it is: the next request probes again. The others begin a longer pause.
     assert setup.avoided() is (end != "refused")
+
+
+async def test_a_failing_replica_is_avoided_until_a_probe_is_answered() -> None:
+    setup = Setup()
+    await setup.warm()
+    setup.workers.behaviours["w2:1"] = failing(Internal("the engine failed on this request"))
+    for _ in range(10):
+        await setup.call("w1:1")
+        with pytest.raises(Internal):
+            await setup.call("w2:1")
+    assert setup.upstreams.sweep() == []
+    assert setup.ejections == ["failing"]
+    assert setup.avoided()
+    assert not setup.avoided(OTHER)
+    setup.now += 1.1
+    ((_, _, gray),) = setup.upstreams.sweep()
+    gray.greeted()
+    with pytest.raises(Unavailable):  # so that it is tried elsewhere
+        await setup.call("w2:1")
+    setup.now += 1.1
+    assert setup.avoided(), "a probe that fails begins a longer pause"
+    setup.now += 1.0
+    ((_, _, gray),) = setup.upstreams.sweep()
+    gray.greeted()
+    setup.workers.behaviours["w2:1"] = setup.answer
+    await setup.call("w2:1")
+    assert not setup.avoided()
+
+
+async def test_what_is_wrong_with_requests_is_no_fault_of_a_replica() -> None:
+    setup = Setup()
+    await setup.warm()
+    setup.workers.behaviours["w2:1"] = failing(InvalidArgument("no such input"))
+    for _ in range(30):
+        await setup.call("w1:1")
+        with pytest.raises(InvalidArgument):
+            await setup.call("w2:1")
+    assert setup.upstreams.sweep() == []
+    assert setup.ejections == []
 
 
 async def test_an_answer_to_what_was_sent_before_does_not_bring_a_slow_one_back() -> None:

@@ -208,7 +208,7 @@ async def test_what_never_reaches_a_worker() -> None:
 
 
 async def ask(it: Gateway, method: str, payload: bytes = b"") -> bytes:
-    return (await it.inference.handlers()[method](call(method, payload))).payload
+    return bytes((await it.inference.handlers()[method](call(method, payload))).payload)
 
 
 async def test_server_methods() -> None:

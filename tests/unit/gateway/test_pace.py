@@ -94,6 +94,58 @@ def test_an_error_is_an_answer() -> None:
     assert replicas["w2"].seen == 0
 
 
+def failing(replicas: Group, shares: dict[str, int], end: float) -> dict[str, str]:
+    """A hundred answers a second from each, of which so many of ten are failures; the first verdict."""
+    now, count = 5.0, 0
+    while now < end:
+        for name, pace in replicas.items():
+            pace.began(now)
+            if count % 10 < shares.get(name, 0):
+                pace.failed(now)
+            else:
+                pace.answered(now, 0.004)
+        if found := gray(replicas, NOBODY, now):
+            return dict(found)
+        now, count = now + 0.01, count + 1
+    return {}
+
+
+def test_a_replica_that_fails_while_others_answer_is_found_within_a_few_answers() -> None:
+    assert failing(group(), {"w2": 10}, 5.1) == {"w2": "failing"}
+    assert failing(group(2), {"w1": 10}, 5.1) == {"w1": "failing"}
+
+
+@pytest.mark.parametrize("share", [1, 3, 5, 10])
+def test_requests_that_fail_everywhere_are_no_replicas_fault(share: int) -> None:
+    assert failing(group(), dict.fromkeys(group(), share), 30.0) == {}
+
+
+def test_a_few_failures_are_borne() -> None:
+    assert failing(group(), {"w2": 2}, 30.0) == {}
+
+
+def test_a_replica_fails_only_beside_one_that_has_answered_since() -> None:
+    replicas = group(2)
+    steady(replicas, 1, 5)
+    for _ in range(20):
+        replicas["w2"].began(5.0)
+        replicas["w2"].failed(5.0)
+    assert gray(replicas, NOBODY, 5.0) == {}
+    serve(replicas["w1"], 5.1, 0.004)
+    assert gray(replicas, NOBODY, 5.1) == {"w2": "failing"}
+    replicas["w2"].forget(5.1)
+    assert gray(replicas, NOBODY, 5.2) == {}
+
+
+def test_failures_are_lived_down() -> None:
+    replicas = group(2)
+    for _ in range(6):
+        replicas["w2"].began(1.0)
+        replicas["w2"].failed(1.0)
+    assert steady(replicas, 2, 10) == {}
+    assert failing(replicas, {"w2": 10}, 5.04) == {}, "what is over counts no more"
+
+
 def test_one_of_ten_times_the_latency_is_slow_and_only_after_a_while() -> None:
     replicas = group()
     assert steady(replicas, 1, 5) == {}

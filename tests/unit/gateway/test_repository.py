@@ -57,7 +57,7 @@ def gateway(
 
 async def ask(it: Gateway, method: str, request: Message, timeout: float = 30.0) -> bytes:
     made = call(method, request.SerializeToString(), timeout)
-    return (await it.inference.handlers()[method](made)).payload
+    return bytes((await it.inference.handlers()[method](made)).payload)
 
 
 async def index(it: Gateway, ready: bool = False) -> list[tuple[str, str, str, str]]:

@@ -24,12 +24,14 @@ from tests.unit.worker import virtual_time
 class Cold:
     """A gateway with one model that is loaded on demand and not loaded. wishes: how often somebody was the first."""
 
-    def __init__(self, *replicas: Any, most: int = 100, most_each: int = 100, gateway: Gateway | None = None) -> None:
+    def __init__(
+        self, *replicas: Any, most: int = 100, most_each: int = 100, share: int = 1, gateway: Gateway | None = None
+    ) -> None:
         self.it = gateway or Gateway([deployment("digits", 1, on_demand=[1])], list(replicas))
         self.it.workers.behaviours = {"w1:1": echo, "w2:1": echo}
         self.wishes = 0
         upstreams, routes = self.it.upstreams, self.it.routes
-        self.room = Room(routes, upstreams.demand, most=most, most_each=most_each, wish=self._wish)
+        self.room = Room(routes, upstreams.demand, most=most, most_each=most_each, share=share, wish=self._wish)
         self.it.inference = Inference(
             routes, upstreams, Repository(routes, NoRegistry()), max_body_bytes=1 << 20, room=self.room
         )
@@ -203,6 +205,19 @@ async def test_a_full_room_lets_nobody_in() -> None:
     cold.becomes(replica("w1"))
     await asyncio.gather(*tasks)
     cold.left_clean()
+
+
+@timeless
+async def test_a_process_has_its_part_of_the_room_and_one_place_at_least() -> None:
+    for most_each, share, places in ((6, 3, 2), (3, 2, 2), (1, 4, 1), (0, 4, 0)):
+        cold = Cold(most_each=most_each, share=share)
+        tasks = [cold.asks() for _ in range(places)]
+        await cold.waiting(places)
+        with pytest.raises(ResourceExhausted):
+            await cold.asks()
+        cold.becomes(replica("w1"))
+        await asyncio.gather(*tasks)
+        cold.left_clean()
 
 
 @timeless

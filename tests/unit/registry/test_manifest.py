@@ -395,6 +395,8 @@ def test_what_only_builds_read_need_not_declare_its_tensors(described: dict[str,
             source("huggingface", config="c", weights="w.safetensors", **{"weights-2": "pytorch_model.bin"}),
             "files.weights-2", "a .bin file is a pickle, which is never read",
         ),
+        (source("savedmodel", model="saved_model.pb"), "files.graph", "graph: saved_model.pb"),
+        (source("savedmodel", graph="saved_model.pb", index="variables/variables.index"), "files.index", "goes with"),
         ({**HUB, "format": ["huggingface"]}, "format", "is not known"),
     ],
 )  # fmt: skip

@@ -42,6 +42,11 @@ def check(format: str, role: str, data: bytes) -> None:
         ("xgboost", "model", b'{"learner": {}}'),
         ("lightgbm", "model", b"tree\nversion=v4\n"),
         ("tflite", "model", b"\x1c\0\0\0TFL3" + bytes(30)),
+        ("keras", "model", archive("config.json")),
+        ("torchscript", "model", archive("m/constants.pkl")),
+        ("savedmodel", "graph", b"\x08\x01\x12\x02ab"),
+        ("savedmodel", "index", bytes(40) + bytes.fromhex("57fb808b247547db")),
+        ("savedmodel", "weights", b"numbers"),
     ],
 )
 def test_what_looks_right_is_taken(format: str, role: str, data: bytes) -> None:
@@ -64,6 +69,12 @@ def test_what_looks_right_is_taken(format: str, role: str, data: bytes) -> None:
         ("xgboost", "model", PICKLE, "save_model writes as .json or .ubj"),
         ("lightgbm", "model", PICKLE, "save_model writes as text"),
         ("tflite", "model", archive("saved_model.pb"), "TFLiteConverter"),
+        ("keras", "model", b"\x89HDF\r\n\x1a\n" + bytes(30), "the .keras archive that model.save of Keras 3 writes"),
+        ("keras", "model", archive("other.json"), "the .keras archive"),
+        ("torchscript", "model", archive("m/data.pkl"), "torch.jit.save writes; pickles of torch.save are never read"),
+        ("savedmodel", "graph", archive("saved_model.pb"), "no saved_model.pb; save the model with model.export"),
+        ("savedmodel", "index", bytes(48), "no variables.index of a SavedModel"),
+        ("savedmodel", "weights-2", b"", "empty"),
     ],
 )
 def test_what_looks_wrong_is_refused_with_its_role(format: str, role: str, data: bytes, words: str) -> None:

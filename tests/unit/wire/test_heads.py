@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +68,7 @@ def test_it_says_what_a_full_reading_says(calls: list[list[Field]], table: str) 
             plain.decode(block)
 
 
+@pytest.mark.interpreted
 def test_only_what_varies_is_read_again() -> None:
     it, encoder = heads(), Encoder()
     blocks = [

@@ -174,6 +174,7 @@ async def test_a_stalled_connection_goes_on_where_it_stood() -> None:
     assert it.common.held == 0
 
 
+@pytest.mark.interpreted
 async def test_a_setting_that_comes_twice_counts_once() -> None:
     it = Ended()
     changes: list[int] = []

@@ -191,6 +191,7 @@ def test_kept_buffers_are_bounded() -> None:
 # Frames in a row are no way around the rules.
 
 
+@pytest.mark.interpreted
 async def test_a_row_beyond_the_streams_window_is_a_fault_of_the_stream() -> None:
     it = Ended(limits=Limits(stream_window=100_000, connection_window=MEGABYTE))
     rows = b"".join(f.frame(f.DATA, 0, 1, bytes(16_384)) for _ in range(20))

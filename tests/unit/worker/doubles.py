@@ -1,7 +1,9 @@
-"""An engine in this process, behind the contract of EngineHost (alive, staging, run, died, close), and requests for it.
+"""An engine in this process, behind the contract of EngineHost (alive, staging, begin, finish, died, close), and
+requests for it.
 
 The double echoes: output `y` of a row is input `x` of that row. It checks what the batcher promises the engine: tensors
-that lie inside the arena, do not overlap and have the size that their shape says.
+that lie inside the arena, do not overlap and have the size that their shape says; one run at a time; and nothing is
+written to the side that a run has. What a side gave before is wiped when the next run on it begins.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from penstock.tensors import DATATYPES
 from services.worker.batcher import Batcher
 from services.worker.batching import BatchPolicy
 from services.worker.codec import Request, Tensor
+from services.worker.costs import UNKNOWN, Costs
 from services.worker.metrics import ReplicaMetrics
 from services.worker.statistics import Statistics
 
@@ -43,6 +46,20 @@ class EchoOutcome:
     postprocess_ns: int = 300
 
 
+class Run:
+    """A run that was begun. before: its input as it was then; data: as it is now."""
+
+    def __init__(self, batch_size: int, x: engine_pb2.TensorRef, side: int, arena: bytearray, number: int) -> None:
+        self.batch_size, self.x, self.side, self.number = batch_size, x, side, number
+        self._arena = arena
+        self.before = self.data
+        self.rows = split_rows(x.datatype, list(x.shape), self.before) if batch_size else [self.before]
+
+    @property
+    def data(self) -> bytes:
+        return bytes(self._arena[self.x.offset : self.x.offset + self.x.size_bytes])
+
+
 class EchoEngine:
     """Answers what it is asked.
 
@@ -64,6 +81,7 @@ class EchoEngine:
         self.started = asyncio.Semaphore(0)
         """Released once per batch that was begun."""
         self.memory_bytes = 12
+        self.costs: Costs = UNKNOWN
         self.pid = 1
         self.closed = False
         self.gone = asyncio.Event()
@@ -72,40 +90,52 @@ class EchoEngine:
         """What a check does instead of nothing."""
         self._gate = gate
         self._behave = behave
-        self._arena = bytearray()
-        self._answer = bytearray(1 << 16)
+        self._arenas = (bytearray(), bytearray())
+        self._answers = (bytearray(1 << 16), bytearray(1 << 16))
+        self._under_way: Run | None = None
 
     @property
     def alive(self) -> bool:
         return not self.gone.is_set()
 
-    def staging(self, size: int) -> memoryview:
-        if len(self._arena) < size:
-            self._arena = bytearray(size)
-        return memoryview(self._arena)
+    def staging(self, size: int, side: int) -> memoryview:
+        if self._under_way is not None and self._under_way.side == side:
+            self.broken.append("a side that a run has is staged anew")
+        arena = self._arenas[side]
+        if len(arena) < size:
+            arena = bytearray(size)
+            self._arenas = (arena, self._arenas[1]) if side == 0 else (self._arenas[0], arena)
+        return memoryview(arena)
 
-    async def run(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef]) -> EchoOutcome:
+    async def begin(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef], side: int) -> None:
         try:
-            self._check(batch_size, inputs)
+            self._check(batch_size, inputs, side)
         except AssertionError as problem:
             self.broken.append(str(problem))
             raise
         x = next(reference for reference in inputs if reference.name == "x")
-        data = bytes(self._arena[x.offset : x.offset + x.size_bytes])
-        rows = split_rows(x.datatype, list(x.shape), data) if batch_size else [data]
-        self.batches.append(rows)
+        run = self._under_way = Run(batch_size, x, side, self._arenas[side], len(self.batches))
+        self._answers[side][:] = b"?" * len(self._answers[side])
+        self.batches.append(run.rows)
         self.shapes.append(tuple(x.shape))
         self.started.release()
-        number = len(self.batches) - 1
-        if self._gate is not None:
-            await self._gate.acquire()
-        await asyncio.sleep(0)
-        failures = self._behave(number, rows) if self._behave is not None else {}
-        # The same buffer every time: an answer that was not copied out in time is overwritten.
-        self._answer[:] = b"?" * len(self._answer)
-        self._answer[: len(data)] = data
-        output = EchoOutput("y", x.datatype, tuple(x.shape), memoryview(self._answer)[: len(data)])
-        return EchoOutcome([output] if len(failures) < max(1, batch_size) else [], failures)
+
+    async def finish(self) -> EchoOutcome:
+        run = self._under_way
+        assert run is not None
+        try:
+            if self._gate is not None:
+                await self._gate.acquire()
+            await asyncio.sleep(0)
+            failures = self._behave(run.number, run.rows) if self._behave is not None else {}
+            if run.data != run.before:
+                self.broken.append("what a run reads was written to")
+        finally:
+            self._under_way = None
+        answer = self._answers[run.side]
+        answer[: len(run.data)] = run.data
+        output = EchoOutput("y", run.x.datatype, tuple(run.x.shape), memoryview(answer)[: len(run.data)])
+        return EchoOutcome([output] if len(failures) < max(1, run.batch_size) else [], failures)
 
     async def check(self) -> None:
         self.checks += 1
@@ -118,13 +148,14 @@ class EchoEngine:
     async def close(self) -> None:
         self.closed = True
 
-    def _check(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef]) -> None:
+    def _check(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef], side: int) -> None:
+        assert self._under_way is None, "one run at a time"
         end = 0
         for reference in inputs:
             assert reference.offset >= end
             assert reference.offset % 64 == 0
             end = reference.offset + reference.size_bytes
-            assert end <= len(self._arena)
+            assert end <= len(self._arenas[side])
             width = DATATYPES[reference.datatype].size
             assert not width or math.prod(reference.shape) * width == reference.size_bytes
             assert not batch_size or reference.shape[0] == batch_size

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import Internal, InvalidArgument, NotFound, ResourceExhausted, Unavailable
-from services.worker.artifacts import Artifacts, CacheInUse
+from services.worker.artifacts import PULLS, Artifacts, CacheInUse
 
 
 def digest_of(content: bytes) -> str:
@@ -31,6 +31,8 @@ class Shelf:
         self.opened: list[int] = []
         self.gate: asyncio.Event | None = None
         self.started = asyncio.Event()
+        self.open = self.most_open = 0
+        self.busy = asyncio.Event()  # as many streams are open as a worker may have
         self.away = False
 
     async def download(self, digest: str, offset: int) -> AsyncGenerator[bytes, None]:
@@ -41,8 +43,15 @@ class Shelf:
             raise NotFound("no such artifact")
         content = self.contents[digest]
         self.started.set()
-        if self.gate is not None:
-            await self.gate.wait()
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        if self.open == PULLS:
+            self.busy.set()
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+        finally:
+            self.open -= 1
         end = len(content) if self.cut is None else min(len(content), offset + self.cut)
         for start in range(offset, end, 7):
             yield content[start : min(start + 7, end)]
@@ -103,6 +112,20 @@ async def test_what_is_neither_cached_nor_there_says_so(cache: Open, shelf: Shel
     shelf.away = True
     with pytest.raises(Unavailable, match="no registry"):
         await pulled(artifacts, b"a" * 100)
+
+
+async def test_a_worker_with_many_replicas_pulls_a_few_files_at_a_time(cache: Open, shelf: Shelf) -> None:
+    contents = [b"%03d" % number for number in range(20)]
+    shelf.contents |= {digest_of(content): content for content in contents}
+    artifacts, shelf.gate = cache(), asyncio.Event()
+    pulls = [asyncio.create_task(pulled(artifacts, content)) for content in contents]
+    async with asyncio.timeout(10):
+        await shelf.busy.wait()
+        pulls[0].cancel()  # who gives up leaves its turn to another
+        shelf.gate.set()
+        results = await asyncio.gather(*pulls, return_exceptions=True)
+    assert results[1:] == contents[1:]
+    assert shelf.most_open == PULLS
 
 
 async def test_many_at_once_cause_one_download(cache: Open, shelf: Shelf) -> None:

@@ -18,12 +18,13 @@ from penstock.errors import (
 )
 from penstock.tensors import pack_bytes
 from services.worker import batcher as batching_loop
+from services.worker import staging
 from services.worker.batcher import Batcher
 from services.worker.codec import Request
 from services.worker.instance import EngineHung
 from services.worker.seat import Result
 from services.worker.statistics import Statistics
-from tests.unit.worker.doubles import EchoEngine, batcher, request
+from tests.unit.worker.doubles import EchoEngine, EchoOutcome, batcher, request
 
 
 def later(seconds: float = 60.0) -> float:
@@ -151,6 +152,80 @@ async def test_a_caller_who_leaves_the_queue_costs_no_engine_time() -> None:
     assert statistics.message("m", 1, 0).inference_stats.fail.count == 101
 
 
+async def test_an_engine_gets_its_next_batch_before_the_answers_of_the_last_one_go_out() -> None:
+    gate = asyncio.Semaphore(0)
+    engine = EchoEngine(gate)
+    under_test = batcher(engine)
+    begun: list[tuple[bytes, int]] = []
+
+    def ended(result: Result | PenstockError) -> None:
+        assert isinstance(result, Result)
+        begun.append((answer(result), len(engine.batches)))
+
+    async with running(under_test):
+        under_test.enter(request(b"a"), later(), ended)
+        await engine.started.acquire()
+        for data in (b"b", b"c"):
+            under_test.enter(request(data), later(), ended)
+        gate.release()
+        await engine.started.acquire()
+        gate.release()
+        await under_test.drained()
+    # "a" is read while the second batch runs, whose run has wiped what its own side gave before.
+    assert begun == [(b"a", 2), (b"b", 2), (b"c", 2)]
+    assert engine.broken == []
+
+
+@pytest.mark.interpreted
+async def test_rows_are_in_the_arena_before_the_engine_is_free_and_who_leaves_or_is_overtaken_is_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(staging, "WORTH_BYTES", 1)
+    gate = asyncio.Semaphore(0)
+    engine = EchoEngine(gate)
+    under_test = batcher(engine, priority_levels=2)
+    async with running(under_test) as group:
+        await held(under_test, engine, group)
+        a, b, c = await queued(under_test, [request(data, priority=2) for data in (b"a", b"b", b"c")])
+        await asyncio.sleep(0)
+        assert bytes(engine.staging(4, 1)[:3]) == b"abc"
+        b.cancel()
+        with suppress(asyncio.CancelledError):
+            await b
+        first, last = await queued(under_test, [request(b"1", priority=1), request(b"d", priority=2)])
+        await asyncio.sleep(0)
+        assert bytes(engine.staging(4, 1)[:4]) == b"1acd"
+        for _ in range(2):
+            gate.release()
+        assert [answer(await task) for task in (first, a, c, last)] == [b"1", b"a", b"c", b"d"]
+    assert engine.batches == [[b"\xff"], [b"1", b"a", b"c", b"d"]]
+    assert engine.broken == []
+
+
+@pytest.mark.interpreted
+async def test_what_another_engine_takes_is_not_held_where_it_was_copied_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "WORTH_BYTES", 1)
+    gates = [asyncio.Semaphore(0), asyncio.Semaphore(0)]
+    engines = [EchoEngine(gate) for gate in gates]
+    under_test = batcher(*engines)
+    async with running(under_test) as group:
+        for engine in engines:
+            await held(under_test, engine, group)
+        (task,) = await queued(under_test, [request(b"a")])
+        await asyncio.sleep(0)
+        copied = [instance.staging._open is not None for instance in under_test._instances]
+        assert sorted(copied) == [False, True]
+        taker = copied.index(False)
+        gates[taker].release()
+        await engines[taker].started.acquire()
+        assert [instance.staging._open for instance in under_test._instances] == [None, None]
+        for gate in gates:
+            gate.release()
+        assert answer(await task) == b"a"
+        await under_test.drained()
+    assert engines[0].broken == engines[1].broken == []
+
+
 async def test_an_engine_failure_reaches_exactly_its_own_batch_and_the_loop_lives_on() -> None:
     gate = asyncio.Semaphore(0)
 
@@ -228,8 +303,8 @@ async def test_a_model_without_batch_dimension_gets_requests_one_by_one_as_they_
 
 async def test_an_output_without_the_batch_dimension_fails_the_batch_instead_of_mixing_rows() -> None:
     class Reducing(EchoEngine):
-        async def run(self, batch_size, inputs):  # type: ignore[no-untyped-def]
-            outcome = await super().run(batch_size, inputs)
+        async def finish(self) -> EchoOutcome:
+            outcome = await super().finish()
             (output,) = outcome.outputs
             outcome.outputs = [type(output)("y", "UINT8", (1, 1), output.data[:1])]
             return outcome
@@ -322,6 +397,7 @@ async def test_an_engine_that_does_not_come_back_is_given_up() -> None:
         await under_test.submit(request(b"b"), later())
 
 
+@pytest.mark.interpreted
 async def test_a_batch_that_does_not_end_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = asyncio.Semaphore(0)
     engine = EchoEngine(gate)

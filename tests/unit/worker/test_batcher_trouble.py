@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
-from penstock.errors import PenstockError, ResourceExhausted
+from penstock.errors import PenstockError, ResourceExhausted, Unavailable
+from penstock.internal.v1 import engine_pb2
 from services.worker.engines.engine import DeviceLost, OutOfMemory
 from services.worker.instance import Instance
 from tests.unit.worker.doubles import EchoEngine, batcher, request
@@ -79,6 +81,38 @@ async def test_who_leaves_before_the_halves_is_not_run_again() -> None:
         release(engine, 3)
         assert [answer(await task) for task in pending[1:]] == [b"b", b"c"]
     assert engine.batches[2:] == [[b"b"], [b"c"]]
+
+
+async def test_the_other_half_is_not_forgotten_when_the_loop_is_stopped() -> None:
+    engine = full(2, first=0)
+    under_test = batcher(engine)
+    release(engine, 1)
+    pending = [asyncio.ensure_future(under_test.submit(request(data), later())) for data in (b"a", b"b", b"c", b"d")]
+    await asyncio.sleep(0)
+    run = asyncio.ensure_future(under_test.run())
+    for _ in range(2):  # all four, then the first two of them
+        await engine.started.acquire()
+    run.cancel()
+    assert [type(await ends_with(task)) for task in pending] == [Unavailable] * 4
+    assert under_test.outstanding == 0
+
+
+async def test_a_batch_that_is_stopped_on_its_way_into_the_engine_is_refused() -> None:
+    class Owing(EchoEngine):
+        """Still has to answer a run that nobody waits for."""
+
+        async def begin(self, batch_size: int, inputs: Sequence[engine_pb2.TensorRef], side: int) -> None:
+            self.started.release()
+            await asyncio.get_running_loop().create_future()
+
+    engine = Owing()
+    under_test = batcher(engine)
+    run = asyncio.ensure_future(under_test.run())
+    task = asyncio.ensure_future(under_test.submit(request(b"a"), later()))
+    await engine.started.acquire()
+    run.cancel()
+    assert isinstance(await ends_with(task), Unavailable)
+    assert under_test.outstanding == 0
 
 
 async def test_a_lost_device_ends_the_loop_and_whoever_waits_may_try_elsewhere() -> None:

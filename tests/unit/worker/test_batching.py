@@ -283,6 +283,69 @@ def test_with_a_delay_a_size_that_is_not_preferred_waits_and_a_preferred_one_goe
     assert items(waiting.take(0.05)) == list("abcd")
 
 
+SIZES = {1: 1.0, 4: 2.0, 8: 5.0}
+"""Padding five to eight rows does one row a second, four rows do two."""
+
+
+def test_an_engine_of_few_sizes_leaves_the_rest_in_the_queue_where_later_ones_join_it() -> None:
+    waiting = queue()
+    for item in "abcde":
+        put(waiting, item, 0.0)
+    assert items(waiting.take(0.0, SIZES)) == [*"abcd"]
+    for item in "fg":
+        put(waiting, item, 1.0)
+    assert items(waiting.take(2.0, SIZES)) == [*"efg"]  # three of four: 1.5 a second, one of one does 1
+
+
+def test_the_rest_keeps_its_place_and_a_batch_that_fills_a_size_is_not_cut() -> None:
+    waiting = queue(priority_levels=2)
+    for item in "abcdef":
+        put(waiting, item, 0.0, level=2)
+    assert items(waiting.take(0.0, SIZES)) == [*"abcd"]
+    put(waiting, "1", 0.5, level=1)
+    for item in "gh":
+        put(waiting, item, 2.0, level=2)
+    assert items(waiting.take(2.0, SIZES)) == [*"1efg"]
+    for item in "ijklmno":
+        put(waiting, item, 3.0, level=2)
+    assert items(waiting.take(3.0, SIZES)) == [*"hijklmno"]
+
+
+def test_requests_are_not_split_to_fill_a_size() -> None:
+    waiting = queue()
+    put(waiting, "a", 0.0, rows=3)
+    put(waiting, "b", 0.0, rows=3)
+    assert items(waiting.take(0.0, SIZES)) == ["a"]  # 3 rows in 2 s; six would be 6 rows in 5 s
+    put(waiting, "c", 0.0, rows=5)
+    assert items(waiting.take(0.0, {1: 1.0, 2: 1.1, 8: 2.0})) == ["b", "c"]
+
+
+def test_nobody_is_left_behind_whose_deadline_would_pass_by_that() -> None:
+    estimate = constant(2.0)
+    patient, late = queue(estimate), queue(estimate)
+    for waiting, deadline in ((patient, 4.5), (late, 3.5)):
+        for item in "abcde":
+            put(waiting, item, 0.0, deadline=deadline)
+    assert items(patient.take(0.0, SIZES)) == [*"abcd"]
+    assert items(late.take(0.0, SIZES)) == [*"abcde"]
+
+
+def test_a_preferred_size_is_the_publisher_s_word() -> None:
+    waiting = queue(preferred=(5,))
+    for item in "abcde":
+        put(waiting, item, 0.0)
+    assert items(waiting.take(0.0, SIZES)) == [*"abcde"]
+
+
+def test_a_batch_that_waits_for_its_delay_is_not_sent_in_pieces_meanwhile() -> None:
+    waiting = queue(max_delay=1.0)
+    for item in "abcde":
+        put(waiting, item, 0.0)
+    decision = waiting.take(0.0, SIZES)
+    assert not decision.batch and not decision.refused and decision.wake == 1.0
+    assert items(waiting.take(1.0, SIZES)) == [*"abcd"]
+
+
 def test_the_policy_reads_the_manifest() -> None:
     policy = BatchPolicy.from_manifest(
         pb.Batching(

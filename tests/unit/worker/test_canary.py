@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 
 import pytest
 
-from penstock.errors import Internal, Unavailable
+from penstock.errors import Internal, PenstockError, Unavailable
 from services.worker import canary
 from services.worker.batcher import Batcher
 from services.worker.canary import Canary
@@ -53,6 +54,27 @@ async def test_an_engine_that_fails_is_given_up_at_the_second_time() -> None:
     engine.sick = fail
     assert isinstance(await ends(batcher(engine)), Unavailable)
     assert engine.checks == canary.FAILURES
+
+
+@pytest.mark.parametrize("well", [True, False])
+async def test_an_engine_that_answers_only_errors_proves_nothing_by_that(well: bool) -> None:
+    def answer(number: int, rows: list[bytes]) -> dict[int, PenstockError]:
+        if well:
+            return {}
+        raise Internal("the engine failed on this request")
+
+    engine = EchoEngine(behave=answer)
+    under_test = batcher(engine)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        serving = group.create_task(under_test.run())
+        for _ in range(3):
+            with nullcontext() if well else pytest.raises(Internal):
+                await under_test.submit(request(b"a"), asyncio.get_running_loop().time() + 60)
+            for instance in under_test._instances:
+                instance.look()
+                assert instance.canary.due is not well
+                instance.canary.due = False
+        serving.cancel()
 
 
 async def test_requests_are_served_between_checks_and_a_busy_engine_is_not_checked() -> None:

@@ -13,7 +13,7 @@ from penstock.internal.v1 import engine_pb2
 from services.worker.engines.engine import DeviceLost, OutOfMemory
 from services.worker.engines.trt.matching import PlanMissing, Target
 from services.worker.host import frames
-from services.worker.host.frames import BrokenFrame, FrameBuffer, checked_outputs, checked_row_failures
+from services.worker.host.frames import BrokenFrame, FrameBuffer, checked_costs, checked_outputs, checked_row_failures
 from services.worker.host.process import environment
 from tests.harness.engines import spec
 
@@ -94,6 +94,21 @@ def test_row_failures_name_rows_of_the_batch_once() -> None:
     for bad in ([row(2)], [row(-1)], [row(0), row(0)]):
         with pytest.raises(BrokenFrame):
             checked_row_failures(bad, 2)
+
+
+def test_costs_are_of_sizes_and_of_times() -> None:
+    assert [*checked_costs({8: 2.0, 1: 1.0}).items()] == [(1, 1.0), (8, 2.0)]
+    assert checked_costs({}) == {}
+    for bad in (
+        {0: 1.0},
+        {1: 0.0},
+        {1: -1.0},
+        {1: float("nan")},
+        {1: float("inf")},
+        dict.fromkeys(range(1, 2000), 1.0),
+    ):
+        with pytest.raises(BrokenFrame):
+            checked_costs(bad)
 
 
 def test_the_errors_on_which_a_worker_acts_are_known_again() -> None:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.plans import PlanHeader
-from services.worker.engines.trt.buckets import SIZES, Bucket, best, buckets, split
+from services.worker.costs import best
+from services.worker.engines.trt.buckets import SIZES, Bucket, buckets, split
 from services.worker.engines.trt.matching import PlanMissing, Target, choose
 
 
@@ -42,15 +43,6 @@ def test_of_two_profiles_the_narrowest_takes_a_size() -> None:
     found = buckets([(1, 16, 32), (1, 2, 4)], 32)
     assert found[0] == Bucket(1, 1)
     assert {bucket.profile for bucket in found if bucket.rows > 4} == {0}
-
-
-@pytest.mark.parametrize(
-    ("rows", "wanted"),
-    [(1, 1), (4, 4), (5, 6), (7, 8), (9, 8), (11, 12), (17, 16), (20, 16), (25, 24), (31, 32), (40, 32)],
-)
-def test_the_best_bucket_does_most_useful_rows_in_a_millisecond(rows: int, wanted: int) -> None:
-    # 9 rows: 9/s(12) = 4.93 a millisecond, 8/s(8) = 5.54.
-    assert best(rows, TEN) == wanted
 
 
 def test_a_batch_is_not_cut_where_that_takes_longer() -> None:

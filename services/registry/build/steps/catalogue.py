@@ -13,6 +13,8 @@ NAMES: Final = (
     "convert-torch",
     "convert-trees",
     "convert-tflite",
+    "convert-savedmodel",
+    "convert-keras",
     "convert-huggingface",
     "quantise",
     "halve",
@@ -20,6 +22,7 @@ NAMES: Final = (
     "distil",
     "share",
     "compile",
+    "compile-torch",
     "gate",
 )
 

@@ -93,7 +93,7 @@ def run(work: StepContext[Parameters]) -> StepResult:
     for text in changed:
         work.say(text)
     work.say(f"compiling with {plans.BUILDERS[package]} {version} for {_target(package, parameters)}")
-    with _unreadable():
+    with unreadable():
         answer = _compile(work, package, fit, wanted)
     work.progress(0.9)
     header = plans.PlanHeader(
@@ -251,7 +251,7 @@ def device_architecture() -> str:
 
 
 @contextmanager
-def _unreadable() -> Iterator[None]:
+def unreadable() -> Iterator[None]:
     """No process of this user can read this one's memory, which holds the key, meanwhile (man 2 prctl)."""
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -1,15 +1,11 @@
 """`convert-tflite`: a TensorFlow Lite model to ONNX, by tf2onnx.
 
-Of TensorFlow's formats this is the one that holds a graph and numbers only. A SavedModel may hold operators that read
-and write files, and loading a Keras file has run code of its author's more than once although told to be safe; both
-are refused with how to make a `.tflite` of them.
+Of TensorFlow's formats this is the one that holds a graph and numbers only. The others have steps of their own, which
+look at them first; a file of theirs is refused with the step that takes it.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +15,15 @@ from penstock.errors import InvalidArgument, InvalidManifest
 from penstock.untrusted.words import public
 
 from ..step import Role, Step, StepContext, StepResult, installed
-from . import onnx_file
+from . import tensorflow_graph
 from .convert_torch import rename_tensors
+from .tensorflow_graph import cannot
 
 MAGIC: Final = b"TFL3"
-INSTEAD: Final = "make a .tflite of it with tf.lite.TFLiteConverter"
 KINDS: Final = {
-    b"PK": "a Keras archive, whose loader may run code of its author's",
-    b"\x89HDF": "a Keras HDF5 file, whose loader may run code of its author's",
-    b"\x08\x01": "a SavedModel, whose operators may read files",
+    b"PK": "a Keras archive; publish it as format keras (convert-keras)",
+    b"\x89HDF": "a Keras HDF5 file; save it as .keras with Keras 3 and publish that as format keras (convert-keras)",
+    b"\x08\x01": "a SavedModel; publish it as format savedmodel (convert-savedmodel)",
 }
 
 
@@ -40,8 +36,7 @@ class Parameters:
     outputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 13 <= self.opset <= 18:
-            raise InvalidArgument("13 to 18 is needed", field="opset")
+        tensorflow_graph.check_opset(self.opset)
         if max(Counter([*self.inputs, *self.outputs]).values(), default=1) > 1:
             raise InvalidArgument("every input and output needs a name of its own", field="inputs")
 
@@ -50,10 +45,7 @@ def run(work: StepContext[Parameters]) -> StepResult:
     """Converts, names inputs and outputs, writes `model`."""
     path = work.inputs["model"]
     refuse_code(path)
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    tensorflow_graph.quiet(work.threads)
     model = _converted(path, work.parameters.opset)
     names: dict[str, str] = {}
     for kind, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
@@ -68,19 +60,7 @@ def run(work: StepContext[Parameters]) -> StepResult:
     if max(Counter(names.values()).values()) > 1:
         raise InvalidArgument("convert-tflite.outputs: an output has an input's name; name them", field="outputs")
     rename_tensors(model, names)
-    made = onnx_file.write(model, work.folder / "model.onnx")
-    inputs, outputs = ([value.name for value in values] for values in (model.graph.input, model.graph.output))
-    work.say(f"{made.stat().st_size:,} bytes, inputs {', '.join(inputs)}, outputs {', '.join(outputs)}")
-    return StepResult(
-        {"model": made},
-        {
-            "before": {"bytes": path.stat().st_size},
-            "after": onnx_file.summary(made, model),
-            "inputs": inputs,
-            "outputs": outputs,
-            "interface": onnx_file.interface(model),
-        },
-    )
+    return tensorflow_graph.written(work, model, path.stat().st_size)
 
 
 def refuse_code(path: Path) -> None:
@@ -88,8 +68,9 @@ def refuse_code(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(8)
     if head[4:8] != MAGIC:
-        kind = next((words for magic, words in KINDS.items() if head.startswith(magic)), "no TensorFlow Lite model")
-        raise InvalidManifest(f"model: this is {kind}; {INSTEAD}", field="model")
+        other = "no TensorFlow Lite model; make one with tf.lite.TFLiteConverter"
+        kind = next((words for magic, words in KINDS.items() if head.startswith(magic)), other)
+        raise InvalidManifest(f"model: this is {kind}", field="model")
 
 
 def _converted(path: Path, opset: int) -> Any:
@@ -98,17 +79,9 @@ def _converted(path: Path, opset: int) -> Any:
     try:
         model, outside = tf2onnx.convert.from_tflite(str(path), opset=opset)
     except Exception as error:  # a flatbuffer's own errors, TensorFlow's, and plain ones
-        raise _cannot(public(error), repr(error)) from None
-    if outside:
-        raise _cannot("it is larger than an ONNX file can be")
-    strange = sorted({node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx", "ai.onnx.ml")})
-    if strange:
-        raise _cannot(f"the operator {public(strange[0], 60)} has no conversion to ONNX; build the model without it")
+        raise cannot(public(error), repr(error)) from None
+    tensorflow_graph.check(model, outside)
     return model
-
-
-def _cannot(words: str, detail: str = "") -> InvalidManifest:
-    return InvalidManifest(f"model: it cannot be converted: {words}", field="model", detail=detail)
 
 
 def _plain(name: str) -> str:
@@ -122,7 +95,7 @@ def _tools(parameters: Parameters) -> dict[str, str]:
 
 STEP: Final = Step(
     name="convert-tflite",
-    version=2,
+    version=3,
     text="a TensorFlow Lite model to ONNX",
     parameters=Parameters,
     inputs=(Role("model", "a .tflite file"),),

@@ -190,10 +190,10 @@ def _unconverted(error: BaseException) -> str:
 
 
 def _rename(model: Any) -> None:
-    """The first dimension is the batch."""
+    """The first dimension is the batch, also where a converter (LightGBM's, of labels) says that it is 1."""
     for value in [*model.graph.input, *model.graph.output]:
         dims = value.type.tensor_type.shape.dim
-        if dims and not dims[0].HasField("dim_value"):
+        if dims:
             dims[0].dim_param = "batch"
 
 
@@ -203,7 +203,7 @@ def _tools(parameters: Parameters) -> dict[str, str]:
 
 STEP: Final = Step(
     name="convert-trees",
-    version=2,
+    version=3,
     text="scikit-learn (skops), XGBoost and LightGBM to ONNX",
     parameters=Parameters,
     inputs=(Role("model", "a .skops file, an XGBoost model as JSON or UBJSON, or a LightGBM model as text"),),

@@ -2,6 +2,8 @@
 
 A captured graph has one size, so a plan is run with a few sizes only: about ten up to 32. Rows that are no such size
 are padded up to the next, or run as a full smaller one and the rest, whichever does more useful rows in a millisecond.
+The batcher knows the times, too (`costs.py`), and leaves the rest in its queue where it can; what comes here that is no
+such size are requests of many rows.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from ...costs import best, padded
 
 SIZES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
@@ -40,15 +44,6 @@ def buckets(ranges: Sequence[tuple[int, int, int]], most: int) -> list[Bucket]:
     return found
 
 
-def best(rows: int, milliseconds: Mapping[int, float]) -> int:
-    """The one size to run next, of those that were measured: pad if rows/s(up) ≥ down/s(down), else run `down` full."""
-    up = min((size for size in milliseconds if size >= rows), default=None)
-    down = max((size for size in milliseconds if size <= rows), default=None)
-    if up is None or down is None:
-        return up or down or 0
-    return up if rows * milliseconds[down] >= down * milliseconds[up] else down
-
-
 def split(rows: int, milliseconds: Mapping[int, float]) -> list[int]:
     """Sizes that hold so many rows together, in the order in which to run them.
 
@@ -60,7 +55,7 @@ def split(rows: int, milliseconds: Mapping[int, float]) -> list[int]:
         size = best(left, milliseconds)
         pieces.append(size)
         left -= size
-    up = min((size for size in milliseconds if size >= rows), default=None)
+    up = padded(rows, milliseconds)
     if up is not None and milliseconds[up] <= sum(milliseconds[size] for size in pieces):
         return [up]
     return pieces

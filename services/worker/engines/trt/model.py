@@ -42,6 +42,11 @@ class TensorRTEngine:
         """What a batch of each bucket takes, as measured at load; empty where shapes are not fixed."""
         self._host: dict[str, Array] = {}
 
+    @property
+    def costs(self) -> dict[int, float]:
+        """See Measured."""
+        return {rows: milliseconds / 1e3 for rows, milliseconds in self.milliseconds.items()}
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See Engine.run."""
         fed = {name: inputs[name] for name in self.inputs}
