@@ -165,7 +165,9 @@ async def test_who_leaves_precision_or_profile_open_gets_the_newest_that_runs_th
 def test_of_several_engines_the_newest_that_runs_on_the_architecture() -> None:
     def engine(seconds: int, architecture: str, **more: str) -> pb.Engine:
         same = {"source_digest": NOBODYS, "builder": "tensorrt-rtx", "builder_version": "1", "precision": "fp32"}
-        made = pb.Engine(**{**same, **more}, architecture=architecture)
+        made = pb.Engine(architecture=architecture)
+        for field, text in {**same, **more}.items():
+            setattr(made, field, text)
         made.create_time.FromSeconds(seconds)
         return made
 
