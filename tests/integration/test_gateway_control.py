@@ -261,7 +261,7 @@ async def test_client_streaming(clean_etcd: str) -> None:
 
 
 async def test_an_upload_that_is_refused_while_it_is_sent(clean_etcd: str) -> None:
-    """grpc.aio alone would now and then say INTERNAL here (grpc#36066); of many thousands of calls one gets no status."""
+    """grpc.aio alone would say INTERNAL here now and then (grpc#36066); of many thousand calls one gets no status."""
     async with managed(clean_etcd) as (it, _, _, _):
         refused = pb.UploadHeader(digest=DIGEST, size_bytes=1 << 30, offset=5)
         there = pb.UploadHeader(digest=DIGEST)
