@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from itertools import chain, repeat
 from pathlib import Path
 
+LOWEST = 10_000
+"""Of the ports that `free_ports` gives."""
 TABLE = Path(__file__).resolve().parent.parent / "ports.env"
 
 
@@ -42,18 +47,38 @@ class Ports:
     def free(cls, more: Iterable[str] = ()) -> Ports:
         """The same names and `more` on free ports, for tests that run side by side."""
         names = [*cls.read({})._numbers, *more]
-        sockets = [socket.socket() for _ in names]
-        try:
-            for each in sockets:
-                each.bind(("127.0.0.1", 0))
-            return cls({name: each.getsockname()[1] for name, each in zip(names, sockets, strict=True)})
-        finally:
-            for each in sockets:
-                each.close()
+        return cls(dict(zip(names, free_ports(len(names)), strict=True)))
 
     def taken(self) -> list[tuple[str, int]]:
         """Those that somebody listens on already."""
         return [(name, number) for name, number in self.items() if _listens(number)]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody has, each another. None is one that the kernel gives to connections, as far as
+    there are others: such a one may belong to anybody's connection before its process listens there, or while that is
+    down, and then the process cannot have it (again)."""
+    below = range(LOWEST, _first_of_connections())
+    numbers = chain(random.SystemRandom().sample(below, len(below)), repeat(0))
+    held: list[socket.socket] = []
+    try:
+        while len(held) < count:
+            held.append(socket.socket())
+            try:
+                held[-1].bind(("127.0.0.1", next(numbers)))
+            except OSError:
+                held.pop().close()
+        return [each.getsockname()[1] for each in held]
+    finally:
+        for each in held:
+            each.close()
+
+
+def _first_of_connections() -> int:
+    """The lowest port that the kernel gives to a connection."""
+    with suppress(OSError):
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    return 32_768
 
 
 def _listens(port: int) -> bool:

@@ -291,7 +291,7 @@ async def test_an_open_download_outlives_its_artifact(store: BlobStore) -> None:
 
 async def until_after(store: BlobStore, moment: float) -> None:
     """The store's clock moves in steps, of which nothing tells."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while store.now() < moment:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 

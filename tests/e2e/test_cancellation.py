@@ -27,7 +27,7 @@ def metrics(suite: Suite) -> tuple[int, dict[str, int]]:
     ended: dict[str, int] = {}
     for process in ("gateway", "worker_1", "worker_2"):
         port = suite.ports[f"{process}_admin"]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
             text = answer.read().decode()
         for name, labels, value in _METRIC.findall(text):
             if name == "gateway_in_flight":
@@ -58,15 +58,15 @@ def test_requests_in_the_queue_leave_it_at_once(suite: Suite, client: Client, tm
     other: Any = grpc.insecure_channel(grpc_address(suite), options=[("grpc.use_local_subchannel_pool", 1)])
     with channel:
         call = channel.unary_unary(unary)
-        busy = call.future(times(8_000), timeout=60)
+        busy = call.future(times(25_000), timeout=100)
         wait_until(lambda: metrics(suite)[0] == 1)
         # Seven wait: two will be cancelled, one has a deadline, one connection will break, a stream has three.
-        cancelled = [call.future(times(1), timeout=60) for _ in range(2)]
-        late = call.future(times(1), timeout=0.5)
-        broken = other.unary_unary(unary).future(times(1), timeout=60)
+        cancelled = [call.future(times(1), timeout=100) for _ in range(2)]
+        late = call.future(times(1), timeout=4)
+        broken = other.unary_unary(unary).future(times(1), timeout=100)
         # Not by the call's own state: gRPC may ask for the next request before it has given us the call.
         over = threading.Event()
-        streaming = channel.stream_stream(stream)(stream_of([times(1)] * 3, over), timeout=60)
+        streaming = channel.stream_stream(stream)(stream_of([times(1)] * 3, over), timeout=100)
         streaming.add_done_callback(lambda _: over.set())
         wait_until(lambda: metrics(suite)[0] == 8 or late.done())
         for future in cancelled:

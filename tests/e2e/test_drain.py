@@ -47,7 +47,7 @@ def worker(client: Client, name: str) -> pb.WorkerStatus:
 
 def test_a_drain_under_load_loses_nothing(caller: Client) -> None:
     (first,) = places(caller, "add1")
-    with Load(*[by_grpc(caller, 5)] * 4) as load:
+    with Load(*[by_grpc(caller)] * 4) as load:
         load.wait_for(50)
         caller.drain(first, wait=60)
         assert first not in places(caller, "add1")
@@ -67,11 +67,11 @@ def test_a_drain_under_load_loses_nothing(caller: Client) -> None:
 def test_what_fits_nowhere_else_goes_on_serving_and_it_is_said_why(caller: Client) -> None:
     caller.deploy("add1", replicas=2, wait=60)
     told: list[pb.ClusterStatus] = []
-    with Load(*[by_grpc(caller, 5)] * 4) as load:
+    with Load(*[by_grpc(caller)] * 4) as load:
         with pytest.raises(
             errors.DeadlineExceeded, match=r"worker-1: 1 replica left; add1@1: stays: 1 of 2 replicas not"
         ):
-            caller.drain("worker-1", wait=2, on_status=told.append)
+            caller.drain("worker-1", wait=8, on_status=told.append)
         assert worker(caller, "worker-1").draining
         assert worker(caller, "worker-1").drained_by == "local"
         assert set(places(caller, "add1").values()) == {pb.REPLICA_STATE_READY}
@@ -127,7 +127,7 @@ def test_the_command_says_what_is_so_and_what_is_wrong(drained: Suite, caller: C
     assert (done.returncode, json.loads(done.stdout)) == (0, {"worker": "worker-2", "draining": True, "empty": True})
     refused = penstock(drained, "drain", "worker-2", "--wait", "--timeout", "60")
     assert refused.returncode == 0
-    late = penstock(drained, "drain", "worker-1", "--wait", "--timeout", "1")
+    late = penstock(drained, "drain", "worker-1", "--wait", "--timeout", "5")
     assert late.returncode == 4
     assert "worker-1: 1 replica left" in json.loads(late.stderr)["error"]["message"]
     for name in ("worker-1", "worker-2"):

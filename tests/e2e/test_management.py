@@ -83,7 +83,7 @@ def wait_for(condition: Any) -> None:
     """The route follows an alias within a watch's delay; asks until it does."""
     import time
 
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             if condition():

@@ -137,7 +137,7 @@ def test_the_command(secured: Suite, caller: Client, certs: Certs) -> None:
 
 def test_a_foreign_ca_is_not_believed(secured: Suite, caller: Client, tmp_path: Path) -> None:
     other = Certs.make(tmp_path)
-    stranger = Client(grpc_address(secured), timeout=5, retries=0, tls_ca=other.ca)
+    stranger = Client(grpc_address(secured), timeout=20, retries=0, tls_ca=other.ca)
     with stranger, pytest.raises(errors.Unavailable):
         right(stranger)
     with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -146,7 +146,7 @@ def test_a_foreign_ca_is_not_believed(secured: Suite, caller: Client, tmp_path: 
 
 @pytest.mark.parametrize("port", ["gateway_grpc", "gateway_rest", "worker_1_grpc", "registry_grpc", "scheduler_1_grpc"])
 def test_plain_text_is_closed(secured: Suite, port: str) -> None:
-    with socket.create_connection(("127.0.0.1", secured.ports[port]), timeout=5) as plain:
+    with socket.create_connection(("127.0.0.1", secured.ports[port]), timeout=20) as plain:
         plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
         with contextlib.suppress(ConnectionResetError):
             while plain.recv(1000):

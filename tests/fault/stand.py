@@ -29,6 +29,7 @@ from tests.fault import store
 from tests.fault.ledger import Ledger
 from tests.fault.proxy import Proxy
 from tests.harness import models
+from tests.harness.processes import children_of
 
 MODEL = "add1"
 WORKERS = ("worker-1", "worker-2", "worker-3")
@@ -224,8 +225,7 @@ class Stand:
 
     def engines(self, worker: str) -> list[int]:
         """Pids of the engine processes of a worker."""
-        parent = self.suite.running()[worker]
-        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+        return children_of(self.suite.running()[worker])
 
     def restart(self, name: str) -> None:
         """Starts a process that is gone; returns when it is ready and everything serves."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.etcd import etcd_command, find_etcd
+from deploy.local.ports import free_ports
 from penstock.cluster import keys
 from penstock.cluster.etcd import Etcd
 from tests.harness.certs import Certs
@@ -29,10 +29,9 @@ QUICK = ("--heartbeat-interval=50", "--election-timeout=500")
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback that nobody has, and that no connection is given."""
+    (port,) = free_ports(1)
+    return port
 
 
 class EtcdProcess:
@@ -99,7 +98,7 @@ class EtcdProcess:
     def ctl(self, *words: str) -> str:
         """What an operator types, and what etcdctl prints."""
         command = [str(self._binary.with_name("etcdctl")), f"--endpoints={self.endpoint}", *self._tls, *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
     def restore(self, snapshot: Path) -> None:
         """Starts it again on what `ctl("snapshot", "save", snapshot)` saved, as an operator would."""
@@ -107,12 +106,12 @@ class EtcdProcess:
         shutil.rmtree(self._data)
         command = [str(self._binary.with_name("etcdutl")), "snapshot", "restore", str(snapshot)]
         named = [flag for flag in self._command if flag.startswith(("--name", "--initial-"))]
-        subprocess.run([*command, f"--data-dir={self._data}", *named], check=True, capture_output=True, timeout=30)
+        subprocess.run([*command, f"--data-dir={self._data}", *named], check=True, capture_output=True, timeout=60)
         self.start()
 
     def metrics(self) -> str:
         """What it counts, in Prometheus' text format."""
-        with urllib.request.urlopen(f"{self._metrics}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self._metrics}/metrics", timeout=30) as answer:
             text: str = answer.read().decode()
         return text
 
@@ -129,13 +128,13 @@ class EtcdProcess:
         assert self._process is not None
         self._process.send_signal(number)
         self._process.send_signal(signal.SIGCONT)
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=60)
         self._process = None
 
     def await_health(self) -> None:
         """Waits until it answers its health endpoint."""
         assert self._process is not None
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self._healthy():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"etcd does not start: {(self._folder / 'etcd.log').read_text()[-2000:]}")

@@ -141,16 +141,16 @@ async def theirs(service: Service) -> AsyncIterator[str]:
         await server.stop(None)
 
 
-def soon(seconds: float = 20.0) -> float:
+def soon(seconds: float = 60.0) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def ask(peer: Peer, method: str, payload: bytes = b"x", seconds: float = 20.0, **headers: str) -> Answer:
+async def ask(peer: Peer, method: str, payload: bytes = b"x", seconds: float = 60.0, **headers: str) -> Answer:
     return await peer.unary(f"/t.T/{method}", payload, deadline=soon(seconds), headers=headers)
 
 
 async def within(event: asyncio.Event) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await event.wait()
 
 

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from deploy.local.suite import ROOT
@@ -23,7 +24,7 @@ class Service:
         self.records: list[dict[str, Any]] = []
         self.lines: list[str] = []
 
-    async def event(self, name: str, /, within: float = 20.0, **fields: Any) -> dict[str, Any]:
+    async def event(self, name: str, /, within: float = 60.0, **fields: Any) -> dict[str, Any]:
         """Reads on until the next record of that event with these fields; raises AssertionError when the log ends
         without it."""
         wanted = {"event": name, **fields}.items()
@@ -33,7 +34,7 @@ class Service:
                     return record
         raise AssertionError(f"no event {name!r} in the log:\n" + "\n".join(self.lines))
 
-    async def ended(self, within: float = 20.0) -> int:
+    async def ended(self, within: float = 60.0) -> int:
         """Waits for the end and returns the exit status; negative for a signal."""
         async with asyncio.timeout(within):
             while await self._next() is not None:
@@ -64,6 +65,16 @@ class Service:
             record = {}
         self.records.append(record)
         return record
+
+
+def children_of(pid: int) -> list[int]:
+    """Ids of a process's children, dead ones that nobody has asked for too; none of a process that is gone."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):  # one that has ended meanwhile
+                found += map(int, (thread / "children").read_text().split())
+    return sorted(found)
 
 
 @asynccontextmanager

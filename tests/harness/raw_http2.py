@@ -76,7 +76,7 @@ class RawPeer:
     async def until(self, *, mark: bytes) -> list[Frame]:
         """Frames up to the answer of the PING `mark`, or to the end of the connection."""
         found: list[Frame] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 some = await self.frames()
                 found += some

@@ -136,7 +136,7 @@ class Running:
     async def put_scheduler(self, record: ServiceRecord) -> None:
         """Announces it, and waits until the gateway knows."""
         await self.store.put(keys.service("scheduler", record.id), records.to_json(record))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not self.services["scheduler"].records:
                 self.told.clear()
                 await self.told.wait()
@@ -165,7 +165,7 @@ class Running:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Waits for the routes to be so."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 news = self.routes.news
                 if condition():
@@ -182,7 +182,7 @@ class Running:
 
         await self.until(there)
 
-    async def infer(self, version: str = "", timeout: float = 10.0) -> tuple[oip.ModelInferResponse, str]:
+    async def infer(self, version: str = "", timeout: float = 30.0) -> tuple[oip.ModelInferResponse, str]:
         """(response, worker that answered)."""
         request = oip.ModelInferRequest(model_name="digits", model_version=version, id="7")
         request.inputs.add(name="x", datatype="UINT8", shape=[4])

@@ -41,7 +41,7 @@ class Served:
                     writer.write(piece)
                     await writer.drain()
             answer = b""
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 with suppress(ConnectionError):
                     while piece := await reader.read(1 << 16):
                         answer += piece

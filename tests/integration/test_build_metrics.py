@@ -38,7 +38,7 @@ class Since:
 
 async def until(since: Since, wanted: float) -> None:
     """It is counted a moment after callers can see it."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while since.grown < wanted:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert since.grown == wanted

@@ -272,7 +272,7 @@ asyncio.run(main())
 """
     first = await asyncio.create_subprocess_exec(sys.executable, "-c", script, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     assert first.stdout is not None
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         build_id = (await first.stdout.readline()).decode().strip()
     first.send_signal(signal.SIGKILL)
     await first.wait()

@@ -217,7 +217,7 @@ async def test_waiting_shows_why_it_was_in_vain(penstock: Shell, gateway: SmallG
     gateway.catalogue.ready = False
     gateway.catalogue.replica_state = cluster.REPLICA_STATE_PULLING
     await penstock("publish", "model", "--deploy")
-    late = await penstock("status", "digits", "--wait", "--timeout", "0.3")
+    late = await penstock("status", "digits", "--wait", "--timeout", "3")
     assert late.code == 4
     assert "0/1" in late.out
     assert "digits@1: 0 of 1 ready; w-1 pulling" in late.err

@@ -54,17 +54,17 @@ def while_this_process_stands_still(endpoint: str, *steps: Callable[[rpc.KVStub]
 
 def put(name: str, memory: int) -> Callable[[rpc.KVStub], object]:
     key, value = worker(name, memory)
-    return lambda kv: kv.Put(pb.PutRequest(key=key.encode(), value=value), timeout=5, wait_for_ready=True)
+    return lambda kv: kv.Put(pb.PutRequest(key=key.encode(), value=value), timeout=20, wait_for_ready=True)
 
 
 def delete(name: str) -> Callable[[rpc.KVStub], object]:
     request = pb.DeleteRangeRequest(key=keys.worker(name).encode())
-    return lambda kv: kv.DeleteRange(request, timeout=5, wait_for_ready=True)
+    return lambda kv: kv.DeleteRange(request, timeout=20, wait_for_ready=True)
 
 
 def compact(kv: rpc.KVStub) -> object:
-    head = kv.Range(pb.RangeRequest(key=b"x"), timeout=5, wait_for_ready=True).header.revision
-    return kv.Compact(pb.CompactionRequest(revision=head, physical=True), timeout=5)
+    head = kv.Range(pb.RangeRequest(key=b"x"), timeout=20, wait_for_ready=True).header.revision
+    return kv.Compact(pb.CompactionRequest(revision=head, physical=True), timeout=20)
 
 
 async def test_follows_writes_and_deletes(store: Etcd) -> None:
@@ -126,7 +126,7 @@ async def test_catches_up_after_its_revision_was_compacted_away(etcd: EtcdProces
 async def shows(follower: asyncio.subprocess.Process, wanted: dict[str, int]) -> None:
     """Reads what the follower prints until it shows that."""
     assert follower.stdout is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while line := await follower.stdout.readline():
             if json.loads(line) == wanted:
                 return
@@ -209,7 +209,7 @@ async def test_a_strangers_keys_are_passed_over(etcd: EtcdProcess) -> None:
 
         def intrude(kv: rpc.KVStub) -> None:
             for name in strange:
-                kv.Put(pb.PutRequest(key=keys.WORKERS.encode() + name, value=b"{}"), timeout=5)
+                kv.Put(pb.PutRequest(key=keys.WORKERS.encode() + name, value=b"{}"), timeout=20)
 
         while_this_process_stands_still(etcd.endpoint, intrude)
         await store.put(*worker("worker-2"))
@@ -278,15 +278,15 @@ async def test_an_emptied_store_is_noticed_even_when_it_has_grown_past_us(etcd: 
 
 
 async def test_a_frozen_etcd_counts_as_away(etcd: EtcdProcess) -> None:
-    store = Etcd([etcd.endpoint], timeout=0.5, heartbeat=0.2)
+    store = Etcd([etcd.endpoint], timeout=1.5, heartbeat=0.5)
     await store.put(*worker("worker-1"))
     async with mirrored(store) as (mirror, changed):
         await changed.until(lambda: mirror.connected)
         etcd.freeze()
-        await changed.until(lambda: not mirror.connected, within=5)
+        await changed.until(lambda: not mirror.connected)
         assert seen(mirror) == {"worker-1": 1}
         etcd.thaw()
-        await changed.until(lambda: mirror.connected, within=5)
+        await changed.until(lambda: mirror.connected)
     await store.close()
 
 
@@ -313,7 +313,7 @@ async def test_reads_everything_again_now_and_then(store: Etcd) -> None:
     async with mirrored(quick, resync=0.3) as (mirror, changed):
         await changed.until(lambda: mirror.connected)
         mirror._drop(keys.worker("worker-1"))
-        await changed.until(lambda: seen(mirror) == {"worker-1": 1}, within=3)
+        await changed.until(lambda: seen(mirror) == {"worker-1": 1})
         assert mirror.connected
     await quick.close()
 

@@ -114,7 +114,7 @@ async def test_of_registries_that_share_a_database_one_collects_when_it_is_due(t
     references = References(database)
     made = [Rounds(collector(database, blobs, tmp_path), references, interval=3600.0, look=0.01) for _ in range(2)]
     tasks = [asyncio.create_task(one.run()) for one in made]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not references.listed(0):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     # By the other one the record is seen at its next look; a third collection would be there by then.

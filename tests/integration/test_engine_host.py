@@ -124,7 +124,7 @@ async def test_a_frozen_child_does_not_hold_up_the_event_loop(tmp_path: Path) ->
             await asyncio.sleep(0)
             late = max(late, loop.time() - due)
         assert not run.done()
-        assert late < 0.5
+        assert late < 10  # for ever, if the loop waited for the child
         os.kill(made.pid, signal.SIGCONT)
         assert await run == [1, 17]
 
@@ -154,7 +154,7 @@ async def test_a_child_killed_in_a_run_ends_the_run_and_the_host(tmp_path: Path)
         with pytest.raises(Unavailable) as caught:
             await run
         assert caught.value.message == STOPPED == "the engine stopped while it ran this request"
-        await asyncio.wait_for(died, 10)
+        await asyncio.wait_for(died, 30)
         assert not made.alive
         with pytest.raises(Unavailable):
             await made.run(0, staged(made, [("times", "INT64", (1,), bytes(8))]))
@@ -428,7 +428,7 @@ async def test_a_child_dies_with_its_worker(tmp_path: Path) -> None:
             dead = asyncio.Event()
             asyncio.get_running_loop().add_reader(gone, dead.set)
             worker.kill()
-            await asyncio.wait_for(dead.wait(), 10)
+            await asyncio.wait_for(dead.wait(), 30)
         finally:
             asyncio.get_running_loop().remove_reader(gone)
             os.close(gone)

@@ -151,7 +151,7 @@ async def test_a_child_that_lies_is_killed(lie: str, tmp_path: Path, monkeypatch
         await asyncio.get_running_loop().sock_sendall(ends[0], LIES[lie](await asked(ends)))
         with pytest.raises(Unavailable, match="the engine stopped"):
             await run
-        await asyncio.wait_for(made.died(), 10)
+        await asyncio.wait_for(made.died(), 30)
     finally:
         ends[0].close()
         await made.close()

@@ -39,8 +39,8 @@ async def test_members_that_hang_or_are_dead_are_left(etcd_cluster: EtcdCluster)
     """Reads find another member within one call, a write at the next try, and none goes back to the bad one."""
     bad = next(member for member in etcd_cluster.members if member is not etcd_cluster.leader())
     for harm, mend in ((bad.freeze, bad.thaw), (bad.kill, bad.start)):
-        reader = Etcd(first(etcd_cluster, bad), timeout=1.5)
-        writer = Etcd(first(etcd_cluster, bad), timeout=1.5)
+        reader = Etcd(first(etcd_cluster, bad), timeout=3)
+        writer = Etcd(first(etcd_cluster, bad), timeout=3)
         await writer.put(KEY, b"1")
         await asyncio.to_thread(harm)
         assert await reader.get(KEY) is not None
@@ -59,12 +59,12 @@ async def test_mirror_membership_and_lease_outlive_a_leading_member(etcd_cluster
     """The member that everybody talks to, and that leads, is lost in each way. The lease stays, so the record is never
     written anew, and the mirror follows another member."""
     leader = etcd_cluster.leader()
-    store = Etcd(first(etcd_cluster, leader), timeout=1.5, heartbeat=0.2)
+    store = Etcd(first(etcd_cluster, leader), timeout=1.5, heartbeat=0.5)
     changed = Changed()
     mirror = Mirror(store, keys.WORKERS, WorkerRecord, changed)
     # Longer than an election of these members takes, with a member that hangs tried first.
-    membership = Membership(store, ttl=6)
-    witness = Etcd([member.endpoint for member in etcd_cluster.members if member is not leader], timeout=5)
+    membership = Membership(store, ttl=12)
+    witness = Etcd([member.endpoint for member in etcd_cluster.members if member is not leader], timeout=10)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(mirror.run()), group.create_task(membership.run())]
         await membership.put(KEY, RECORD)
@@ -80,7 +80,7 @@ async def test_mirror_membership_and_lease_outlive_a_leading_member(etcd_cluster
         await written(witness, keys.worker("worker-2"), records.to_json(WorkerRecord(id="worker-2")))
         await changed.until(lambda: mirror.connected and keys.worker("worker-2") in mirror.records)
         await membership.put(keys.worker("worker-3"), WorkerRecord(id="worker-3"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await membership.settled()
         assert membership.present
         assert await witness.get(KEY) == before
@@ -102,23 +102,23 @@ async def test_a_member_without_a_leader_says_so_at_once(etcd_cluster: EtcdClust
     await anext(standing)
     etcd_cluster.isolate(member)
     with pytest.raises(Unavailable) as ended:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await anext(standing)
     assert "no leader" in ended.value.detail
     for call in (alone.get(KEY), alone.put(KEY, b"1")):
         with pytest.raises(Unavailable) as refused:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 await call
         assert "no leader" in refused.value.detail
     with pytest.raises(Unavailable):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             # A stream that ends while grpc.aio writes to it fails in words of grpc.aio's.
             await alone.keepalive(lease.id)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         assert await both.get(KEY) is None
         assert await lease.renew(within=20) is not None
     etcd_cluster.rejoin()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while True:
             try:
                 await alone.put(KEY, b"1")

@@ -53,7 +53,7 @@ async def test_a_full_store_is_told_and_got_over(tmp_path: Path, capsys: pytest.
             assert alarm() == 0
             last = await fill(store)
             assert refused.value > 0
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while alarm() != 1:  # noqa: ASYNC110 - a gauge has no event
                     await asyncio.sleep(0.02)
 
@@ -69,7 +69,7 @@ async def test_a_full_store_is_told_and_got_over(tmp_path: Path, capsys: pytest.
             for words in (("compact", str(last)), ("defrag",), ("alarm", "disarm")):
                 await asyncio.to_thread(etcd.ctl, *words)
             await changed.until(lambda: mirror.records[KEY].draining)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await membership.settled()
                 while alarm() != 0:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)

@@ -65,7 +65,7 @@ async def test_a_worker_killed_with_a_request_in_flight(clean_etcd: str) -> None
         first, other = await reached(pair)
         other.before = None
         await first.kill()
-        _, answered = await asyncio.wait_for(request, 5)
+        _, answered = await asyncio.wait_for(request, 30)
         assert answered == other.name
         for _ in range(10):
             assert (await it.infer())[1] == other.name
@@ -75,7 +75,7 @@ async def test_a_worker_killed_with_a_request_in_flight(clean_etcd: str) -> None
 async def reached(pair: list[EchoWorker]) -> tuple[EchoWorker, EchoWorker]:
     """(the worker that has the request, the other one)."""
     waits = [asyncio.create_task(worker.reached.wait()) for worker in pair]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
@@ -90,7 +90,7 @@ async def test_the_only_worker_killed_is_a_retryable_error_without_names(clean_e
         await it.put_replica(one.replica())
         await it.routed()
         request = asyncio.create_task(it.infer())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await one.reached.wait()
         await one.kill()
         with pytest.raises(Unavailable, match="stopped answering") as caught:
@@ -110,7 +110,7 @@ async def test_a_worker_that_comes_back_is_found_again(clean_etcd: str) -> None:
             await it.infer()
         again = EchoWorker("again")
         await again.start(int(one.address.rpartition(":")[2]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     assert (await it.infer())[1] == "again"
@@ -128,11 +128,11 @@ async def test_a_worker_that_hangs_ends_with_the_deadline(clean_etcd: str) -> No
         await it.routed()
         started = asyncio.get_running_loop().time()
         with pytest.raises(DeadlineExceeded):
-            await it.infer(timeout=0.3)
-        assert asyncio.get_running_loop().time() - started < 2
-        async with asyncio.timeout(5):
+            await it.infer(timeout=1)
+        assert asyncio.get_running_loop().time() - started < 20
+        async with asyncio.timeout(30):
             await one.cancelled.wait()
-        assert one.calls[0].deadline - started < 1.0  # the deadline travelled
+        assert one.calls[0].deadline - started < 20  # the deadline travelled: its own would be 30 s
 
 
 async def test_a_caller_who_leaves_cancels_the_worker(clean_etcd: str) -> None:
@@ -142,7 +142,7 @@ async def test_a_caller_who_leaves_cancels_the_worker(clean_etcd: str) -> None:
         await it.put_replica(one.replica())
         await it.routed()
         request = asyncio.create_task(it.infer())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await one.reached.wait()
             request.cancel()
             await one.cancelled.wait()
@@ -170,7 +170,7 @@ async def test_etcd_wiped(etcd: EtcdProcess) -> None:
         await it.put_replica(two.replica())
         await it.routed(replicas=2)
         await asyncio.to_thread(etcd.wipe)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while it.routes.held != 2:
                 assert (await it.infer())[1] in ("w1", "w2")
         await two.kill()

@@ -341,7 +341,7 @@ async def test_it_costs_little_and_nobody_else_notices(served: Port, name: str) 
     mebibytes, attack = ATTACKS[name]
     before = served.resident
     served.forget_peak()
-    async with asyncio.timeout(60), Honest(served.address):
+    async with asyncio.timeout(100), Honest(served.address):
         heard = await attack(served.address)
     cost = (served.peak - before) / MEBIBYTE
     print(f"{name}: {cost:.1f} of {mebibytes} MiB; {dict(heard)}")

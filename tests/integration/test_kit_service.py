@@ -41,7 +41,7 @@ async def get(url: str) -> tuple[int, str]:
 
     def fetch() -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as answer:
             with answer:
@@ -51,7 +51,7 @@ async def get(url: str) -> tuple[int, str]:
 
 
 def unary(channel: Any, request: bytes, method: str = "/test.Tiny/Unary") -> Any:
-    return channel.unary_unary(method)(request, timeout=20)
+    return channel.unary_unary(method)(request, timeout=60)
 
 
 def auth_file(folder: Path) -> str:
@@ -103,7 +103,7 @@ async def test_sigterm_drains_in_order_and_what_is_in_flight_finishes() -> None:
 
 
 async def test_a_request_in_flight_that_fails_does_not_hold_up_the_drain() -> None:
-    async with started(TINY, "--drain-seconds=60") as service:
+    async with started(TINY, "--drain-seconds=600") as service:
         record = await service.event("started")
         async with channel_to(record["address"]) as channel:
             held = [unary(channel, b"hold error NOT_FOUND") for _ in range(3)]
@@ -116,12 +116,12 @@ async def test_a_request_in_flight_that_fails_does_not_hold_up_the_drain() -> No
             for each in held:
                 with pytest.raises(errors.NotFound), raising():
                     await each
-        assert await service.ended(within=20) == 0
+        assert await service.ended() == 0
 
 
 async def refused(channel: Any) -> None:
     """Waits until the server takes no new calls; the stop follows the last drain step at once but not atomically."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             try:
                 await unary(channel, b"more")
@@ -132,7 +132,7 @@ async def refused(channel: Any) -> None:
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 async def test_a_second_signal_ends_at_once(second: signal.Signals) -> None:
-    async with started(TINY, "--drain-seconds=60") as service:
+    async with started(TINY, "--drain-seconds=600") as service:
         record = await service.event("started")
         async with channel_to(record["address"]) as channel:
             held = unary(channel, b"hold")
@@ -140,7 +140,7 @@ async def test_a_second_signal_ends_at_once(second: signal.Signals) -> None:
             service.send(signal.SIGTERM)
             await service.event("draining")
             service.send(second)
-            assert await service.ended(within=5) == -second
+            assert await service.ended() == -second
             with pytest.raises(grpc.aio.AioRpcError):
                 await held
 
@@ -158,7 +158,7 @@ async def test_a_drain_that_is_over_cuts_off_what_is_left() -> None:
 
 
 async def test_a_health_watcher_hears_of_the_end_and_does_not_hold_it_up() -> None:
-    async with started(TINY, "--drain-seconds=60") as service:
+    async with started(TINY, "--drain-seconds=600") as service:
         record = await service.event("started")
         async with channel_to(record["address"]) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
@@ -170,7 +170,7 @@ async def test_a_health_watcher_hears_of_the_end_and_does_not_hold_it_up() -> No
             service.send(signal.SIGTERM)
             assert (await watch.read()).status == not_serving
             assert await watch.read() is grpc.aio.EOF
-        assert await service.ended(within=20) == 0
+        assert await service.ended() == 0
 
 
 async def test_a_background_task_that_fails_ends_the_process_with_an_error() -> None:
@@ -267,7 +267,7 @@ def call(channel: Any, method: str) -> Any:
     body = b""
     if method.endswith("ServerReflectionInfo"):
         body = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
-    return channel.stream_stream(method)(iter([body]), timeout=20)
+    return channel.stream_stream(method)(iter([body]), timeout=60)
 
 
 @pytest.mark.parametrize("method", [*tiny_service.METHODS, "/test.Tiny/Unknown", "/no.Service/Either"])
@@ -279,7 +279,7 @@ async def test_no_method_answers_without_a_credential(guarded: str, method: str,
     metadata = () if credential is None else (("authorization", credential),)
     async with channel_to(guarded) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary(method)(b"", metadata=metadata, timeout=20)
+            await channel.unary_unary(method)(b"", metadata=metadata, timeout=60)
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert isinstance(error_of(caught.value), errors.Unauthenticated)
 
@@ -302,13 +302,13 @@ async def test_reflection_lists_what_is_registered(guarded: str) -> None:
 async def test_health_needs_no_credential(guarded: str) -> None:
     async with channel_to(guarded) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=60)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service="no.such"), timeout=20)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="no.such"), timeout=60)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         watch.cancel()
         with pytest.raises(errors.NotFound), raising():
-            await stub.Check(health_pb2.HealthCheckRequest(service="no.such"), timeout=20)
+            await stub.Check(health_pb2.HealthCheckRequest(service="no.such"), timeout=60)
 
 
 async def test_servicers_know_the_caller(guarded: str) -> None:
@@ -326,7 +326,7 @@ async def test_a_refused_call_is_not_read(guarded: str) -> None:
         yield b"never sent"
 
     async with channel_to(guarded) as channel:
-        refused = channel.stream_unary("/test.Tiny/Unary")(endless(), timeout=20)
+        refused = channel.stream_unary("/test.Tiny/Unary")(endless(), timeout=60)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await refused
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
@@ -370,7 +370,7 @@ async def test_a_request_id_that_is_not_one_is_replaced(tiny: tuple[Service, str
         for given, kept in (("abc-1", True), ("a b", False), ("x" * 129, False)):
             metadata = (("x-request-id", given),)
             with pytest.raises(grpc.aio.AioRpcError):
-                await channel.unary_unary("/test.Tiny/Unary")(b"error INTERNAL", metadata=metadata, timeout=20)
+                await channel.unary_unary("/test.Tiny/Unary")(b"error INTERNAL", metadata=metadata, timeout=60)
             record = await service.event("call_failed")
             assert (record["request_id"] == given) is kept
             assert record["detail"] == "for the log\nonly"
@@ -380,7 +380,7 @@ async def read_all(channel: Any, method: str, request: bytes) -> list[bytes]:
     async def one() -> AsyncIterator[bytes]:
         yield request
 
-    return [message async for message in channel.stream_stream(method)(one(), timeout=20)]
+    return [message async for message in channel.stream_stream(method)(one(), timeout=60)]
 
 
 async def test_the_data_plane_logs_the_detail_too(tiny: tuple[Service, str]) -> None:
@@ -388,7 +388,7 @@ async def test_the_data_plane_logs_the_detail_too(tiny: tuple[Service, str]) -> 
     async with channel_to(address) as channel:
         with pytest.raises(errors.Unavailable), raising():
             await unary(channel, b"error UNAVAILABLE", "/inference.GRPCInferenceService/ModelInfer")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while "for the log" not in str((await service._next() or {}).get("event")):
             pass
     assert service.records[-1]["request_id"]
@@ -396,7 +396,7 @@ async def test_the_data_plane_logs_the_detail_too(tiny: tuple[Service, str]) -> 
 
 async def test_a_stream_survives_a_crash_of_one_request(tiny: tuple[Service, str]) -> None:
     async with channel_to(tiny[1]) as channel:
-        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(timeout=20)
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(timeout=60)
         request = oip.ModelInferRequest(id="7").SerializeToString()
         await stream.write(b"crash")
         await stream.write(request)
@@ -416,4 +416,4 @@ async def test_a_compressed_message_is_refused_before_it_unpacks(tiny: tuple[Ser
             await call(bytes(200 << 20), timeout=60, compression=grpc.Compression.Gzip)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
         assert "grpc-encoding identity" in str(caught.value.details())
-        assert await call(b"still there", timeout=20) == b"still there"
+        assert await call(b"still there", timeout=60) == b"still there"

@@ -57,7 +57,7 @@ class Process:
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             return await self.process.wait()
 
     def _ready(self) -> bool:
@@ -68,7 +68,7 @@ class Process:
             return False
 
     def metrics(self) -> str:
-        with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=20) as answer:
             return str(answer.read().decode())
 
 
@@ -103,8 +103,8 @@ async def test_start_publish_restart_stop(tmp_path: Path, clean_etcd: str) -> No
         assert f"penstock_registry_uploaded_bytes_total {float(len(data))}" in text
         assert "penstock_registry_projection_age_seconds" in text and "penstock_registry_free_bytes" in text
         assert await process.end() == 0
-        # It left at once, without waiting for its lease to end.
-        await changed.until(lambda: not mirror.records, within=2)
+        # It left before it ended, without waiting for its lease to end.
+        assert not (await etcd.range(keys.SERVICES)).items
         task.cancel()
     await process.start()
     async with dial(process.address) as channel:
@@ -127,7 +127,7 @@ async def test_killed_in_the_middle_of_an_upload(tmp_path: Path, clean_etcd: str
     async with dial(process.address) as channel:
         stub = rpc.ArtifactServiceStub(channel)
         call = stub.UploadArtifact(half())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while (await stub.GetArtifact(pb.GetArtifactRequest(digest=DIGEST))).received_bytes < 1 << 20:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         await process.end(signal.SIGKILL)

@@ -106,7 +106,7 @@ async def received(registry: Registry, digest: str) -> tuple[bool, int]:
 
 async def until(registry: Registry, count: int) -> None:
     """Asks again and again until so many bytes of DATA have arrived; nothing tells a caller of it."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while (await received(registry, DIGEST))[1] < count:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
@@ -163,7 +163,7 @@ async def test_a_broken_upload_leaves_nothing_visible_and_is_resumed(registry: R
     with pytest.raises(errors.NotFound):
         await download(registry, DIGEST)
     assert registry.files("blobs") == []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while True:
             try:
                 await upload(registry, DATA, offset=2 << 20)

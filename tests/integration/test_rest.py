@@ -357,7 +357,7 @@ async def test_every_route_asks_who_calls_before_it_reads(bridge: Bridge) -> Non
     # A caller who waits to be told to go on is not told.
     reader, writer = await asyncio.open_unix_connection(bridge.socket)
     writer.write(b"POST %s HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n" % INFER.encode())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert (await reader.read()).startswith(b"HTTP/1.1 401 ")
     writer.close()
     for path in ("/v2/health/live", "/v2/health/ready", "/docs", "/docs/docs.js", "/docs/docs.css"):

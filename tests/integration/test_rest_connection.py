@@ -23,6 +23,7 @@ from services.gateway.rest import connection, serve_rest
 from services.gateway.rest.bridge import Bridge
 from services.gateway.rest.exchange import Exchange
 from services.gateway.rest.server import Server
+from tests.harness.waiting import settled
 from tests.integration.rest_fakes import TOKEN, EchoInference, FakeControl, authenticate
 from tests.integration.rest_served import Served, served
 from tests.integration.test_http2_interop import contexts
@@ -49,7 +50,7 @@ def ids(answers: bytes) -> list[str]:
 
 async def until(condition: Any) -> None:
     """Waits for something that the test itself cannot be told of."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -168,7 +169,7 @@ async def test_a_body_that_stops(served: Served, monkeypatch: pytest.MonkeyPatch
 
 async def test_idle_connections_are_closed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "KEEP_ALIVE_SECONDS", 0.1)
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 1.0)
     assert await served.exchange() == b""
     assert statuses(await served.exchange(HEALTH)) == [200]
 
@@ -184,11 +185,7 @@ async def test_who_does_not_read_is_not_served(served: Served) -> None:
     reader, writer = await asyncio.open_connection(sock=small, limit=1 << 16)
     sending = asyncio.ensure_future(drained(writer, request, 200))
     await until(lambda: len(served.inference.calls) > 3)
-    seen = -1
-    while seen != len(served.inference.calls):
-        seen = len(served.inference.calls)
-        await asyncio.sleep(0.3)
-    assert seen < 120
+    assert await settled(lambda: len(served.inference.calls)) < 120
     assert statuses(await served.exchange(LAST)) == [200]
     async with asyncio.timeout(60):
         for _ in range(200):
@@ -212,7 +209,7 @@ async def test_who_never_reads_is_cut_off(served: Served, monkeypatch: pytest.Mo
     _, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1)
     get = b"GET /openapi.json HTTP/1.1\r\nhost: h\r\nauthorization: Bearer good\r\n\r\n"
     with pytest.raises(ConnectionError):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while True:
                 writer.write(get * 100)
                 await writer.drain()
@@ -226,7 +223,7 @@ async def test_a_half_closed_connection_counts_as_left(served: Served) -> None:
     writer.write(HEALTH + infer("slow"))
     await served.inference.started.wait()
     writer.write_eof()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await served.inference.cancelled.wait()
         # What was answered before has been sent, and the end is an orderly one.
         assert statuses(await reader.read()) == [200]
@@ -248,9 +245,12 @@ async def test_stopping_lets_what_is_under_way_finish_and_closes_the_idle(served
     sending = await asyncio.open_connection("127.0.0.1", served.port)
     idle[1].write(HEALTH)
     await idle[0].readuntil(b"}")
+    head = post("/v2/models/echo/infer", b"expect: 100-continue\r\n", length=len(BODY))
+    sending[1].write(head)
+    # It is under way once it is told to go on.
+    await sending[0].readuntil(b"HTTP/1.1 100 Continue\r\n\r\n")
+    sending[1].write(BODY[:5])
     busy[1].write(infer("slow", "a"))
-    head = post("/v2/models/echo/infer", length=len(BODY))
-    sending[1].write(head + BODY[:5])
     await served.inference.started.wait()
     served.task.cancel()
     assert await idle[0].read() == b""
@@ -276,8 +276,8 @@ async def test_stopping_does_not_wait_for_ever() -> None:
     await inference.started.wait()
     task.cancel()
     with suppress(asyncio.CancelledError):
-        await asyncio.wait_for(task, 10)
-    async with asyncio.timeout(10):
+        await asyncio.wait_for(task, 30)
+    async with asyncio.timeout(30):
         await inference.cancelled.wait()
         with suppress(ConnectionError):
             assert await reader.read() == b""
@@ -526,7 +526,7 @@ async def test_tls(tmp_path: Path) -> None:
     writer.write(infer("echo", "a"))
     assert ids(await reader.readuntil(b"]}]}")) == ["a"]
     writer.write(post("/v2/models/echo/infer", length=2 << 20) + b"x" * 1000)
-    answer = await asyncio.wait_for(reader.readuntil(b"}"), 10)
+    answer = await asyncio.wait_for(reader.readuntil(b"}"), 30)
     assert statuses(answer) == [413]
     writer.close()
     task.cancel()
@@ -546,7 +546,7 @@ async def test_wrk(served: Served, tmp_path: Path) -> None:
         f"function init() one = wrk.format('POST', nil, nil, '{body}'); all = string.rep(one, 4) end\n"
         f"function request() return all end\n"
     )
-    command = ["wrk", "-t1", "-c8", "-d1s", "-s", str(script), f"{served.url}/v2/models/echo/infer"]
+    command = ["wrk", "-t1", "-c8", "-d1s", "--timeout", "30s", "-s", str(script), f"{served.url}/v2/models/echo/infer"]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     text = (await process.communicate())[0].decode()
     assert process.returncode == 0

@@ -96,7 +96,7 @@ async def test_bombs_do_not_hold_up_others(served: Served, bomb: str) -> None:
 async def test_a_caller_who_leaves_cancels_the_call(served: Served) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(post("/v2/models/slow/infer", length=len(BODY)) + BODY)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await served.inference.started.wait()
         assert not served.inference.cancelled.is_set()
         writer.close()
@@ -122,12 +122,12 @@ async def test_a_caller_who_leaves_in_the_middle_of_an_upload(served: Served) ->
     writer.write(head + CREDENTIAL + b"\r\n" + b"abc")
     await writer.drain()
     writer.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert "caller left" in str(await broken)
 
 
 async def test_answers_under_way_are_finished_before_it_stops(served: Served) -> None:
-    async with httpx.AsyncClient(headers=TOKEN) as http, asyncio.timeout(20):
+    async with httpx.AsyncClient(headers=TOKEN) as http, asyncio.timeout(30):
         answering = asyncio.ensure_future(http.post(f"{served.url}/v2/models/slow/infer", content=BODY))
         await served.inference.started.wait()
         served.task.cancel()
@@ -216,7 +216,7 @@ async def test_tiny_chunks(served: Served) -> None:
 
 
 async def test_a_head_that_never_ends_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 1.0)
     assert (await served.exchange(b"GET /v2 HTTP/1.1\r\nho")).startswith(b"HTTP/1.1 408")
     assert (await served.exchange(b"GET /nope HTTP/1.1\r\nhost: h\r\n\r\nGET")).endswith(b'seconds"}')
 

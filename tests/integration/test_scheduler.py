@@ -41,9 +41,10 @@ MIB = 2**20
 class Scheduler:
     """One scheduler without its chassis."""
 
-    def __init__(self, store: Etcd, name: str, *, ttl: float = 2.0, grace: float = 30.0) -> None:
-        self.view = ClusterView(store, Absences(window=ttl, grace=grace, settle=0.1), grace=grace)
-        election = Election(store, LeaderRecord(id=name, address="127.0.0.1:1"), ttl)
+    def __init__(self, store: Etcd, name: str, *, grace: float = 30.0) -> None:
+        self.view = ClusterView(store, Absences(window=2.0, grace=grace, settle=0.1), grace=grace)
+        # A term that outlasts the pauses of a busy machine; none of these is to end by itself.
+        election = Election(store, LeaderRecord(id=name, address="127.0.0.1:1"), 10.0)
         self.controller = Controller(self.view, election, ControllerMetrics())
 
     async def run(self) -> None:
@@ -54,7 +55,7 @@ class Scheduler:
     async def knows(self, worker: str, there: bool = True) -> None:
         """Waits until the worker is known to be there, or not: workers and deployments come by watches of their own."""
         with self.view.listening() as changed:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while (keys.worker(worker) in self.view.workers.records) != there:
                     await changed.wait()
                     changed.clear()
@@ -82,7 +83,7 @@ class Assignments:
     def term(self, worker: str) -> int:
         return self.mirror.records[keys.assignment(worker)].term
 
-    async def become(self, expected: dict[str, list[str]], within: float = 10.0) -> None:
+    async def become(self, expected: dict[str, list[str]], within: float = 30.0) -> None:
         try:
             await self.changed.until(lambda: self.now == expected, within)
         except TimeoutError:
@@ -217,7 +218,7 @@ async def test_workers_that_come_back_within_the_grace_find_their_assignments(st
 
 async def test_an_emptied_store_takes_nothing_from_workers_that_run(etcd: EtcdProcess) -> None:
     """The registry is slow to write deployments again; meanwhile no worker is told to drop what it runs."""
-    store = Etcd([etcd.endpoint], timeout=1)
+    store = Etcd([etcd.endpoint])
     scheduler = Scheduler(store, "s1", grace=30)
     async with running(store, scheduler) as assignments:
         await join(store, "w1")
@@ -336,7 +337,7 @@ async def test_what_a_replica_turned_out_to_take_is_remembered_after_it_has_gone
             worker="w1", name="digits", version=1, state=pb.REPLICA_STATE_READY, measured_bytes=50 * MIB + 1
         )
         await store.put(keys.replica("w1", "digits", 1), records.to_json(record))
-        await assignments.changed.until(lambda: assignments.reserved("w1") == [64 * MIB], 10)
+        await assignments.changed.until(lambda: assignments.reserved("w1") == [64 * MIB])
         await store.delete(keys.replica("w1", "digits", 1))
         await vanish(store, "w1")
         await join(store, "w2")
@@ -345,7 +346,7 @@ async def test_what_a_replica_turned_out_to_take_is_remembered_after_it_has_gone
         assert len(assignments.learned.records) == 1
         await store.delete(keys.deployment("digits"))
         await assignments.become({"w2": []})
-        await assignments.changed.until(lambda: not assignments.learned.records, 10)
+        await assignments.changed.until(lambda: not assignments.learned.records)
 
 
 async def test_a_watch_shows_changes_and_ends_when_the_scheduler_stops(store: Etcd) -> None:
@@ -354,7 +355,7 @@ async def test_a_watch_shows_changes_and_ends_when_the_scheduler_stops(store: Et
         call = stub.WatchStatus(pb.WatchStatusRequest(), wait_for_ready=True)
 
         async def until(condition: Callable[[pb.ClusterStatus], bool]) -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 async for answer in call:
                     if condition(answer.status):
                         return
@@ -364,7 +365,7 @@ async def test_a_watch_shows_changes_and_ends_when_the_scheduler_stops(store: Et
         await until(lambda status: len(status.workers) == 1)
         await service.close()
         with pytest.raises(grpc.aio.AioRpcError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 async for _ in call:
                     pass
 
@@ -376,8 +377,9 @@ async def test_a_drain_is_written_down_once_and_taken_back(store: Etcd) -> None:
         await deploy(store, "a", version(1))
         await assignments.become({"w1": ["a@1"]})
         await watch_until(stub, lambda status: len(status.workers) == 2)
-        for _ in range(2):
-            assert (await stub.DrainWorker(pb.DrainWorkerRequest(worker="w1"))).replicas == 1
+        assert (await stub.DrainWorker(pb.DrainWorkerRequest(worker="w1"))).replicas == 1
+        # By now it may have been carried out.
+        assert (await stub.DrainWorker(pb.DrainWorkerRequest(worker="w1"))).replicas <= 1
         # Nobody has said that it runs there, so nothing is lost by moving it at once.
         await assignments.become({"w1": [], "w2": ["a@1"]})
         await watch_until(stub, lambda status: status.workers[0].draining and not status.workers[1].draining)
@@ -405,7 +407,7 @@ async def test_the_leader_forgets_a_drain_of_a_worker_that_is_gone_for_good(
     mirror = Mirror(store, keys.DRAINS, DrainRecord, seen)
     async with running(store, Scheduler(store, "s1")), asyncio.TaskGroup() as group:
         following = group.create_task(mirror.run())
-        await seen.until(lambda: set(mirror.records) == {keys.drain("w1")}, 20)
+        await seen.until(lambda: set(mirror.records) == {keys.drain("w1")})
         following.cancel()
 
 
@@ -423,7 +425,7 @@ async def test_reservations_are_told_by_setting(store: Etcd, clean_etcd: str) ->
     async with asyncio.TaskGroup() as group:
         following = group.create_task(seen.mirror.run())
         async with started("services.scheduler", *free, "--reservations=acme memory=150MiB on zone=a"):
-            await seen.become({"w1": ["b@1"], "w2": ["a@1"]}, within=30)
+            await seen.become({"w1": ["b@1"], "w2": ["a@1"]})
         following.cancel()
     async with started("services.scheduler", *free, "--reservations=acme 150MiB") as process:
         assert await process.ended() == 2
@@ -438,7 +440,7 @@ async def test_a_name_that_cannot_be_one_is_refused(store: Etcd) -> None:
 async def watch_until(
     stub: rpc.ClusterServiceAsyncStub, condition: Callable[[pb.ClusterStatus], bool]
 ) -> pb.ClusterStatus:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for answer in stub.WatchStatus(pb.WatchStatusRequest(), wait_for_ready=True):
             if condition(answer.status):
                 return answer.status

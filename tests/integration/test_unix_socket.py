@@ -92,13 +92,13 @@ async def test_another_user_is_turned_away(user: int, said: bytes) -> None:
             stranger = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", greeted, path, str(user), stdout=asyncio.subprocess.PIPE
             )
-            output, _ = await asyncio.wait_for(stranger.communicate(), 20)
+            output, _ = await asyncio.wait_for(stranger.communicate(), 30)
             assert output.startswith(said)
 
 
 def connections(admin_address: str) -> dict[str, float]:
     """By kind, as the process counts them."""
-    with urllib.request.urlopen(f"http://{admin_address}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{admin_address}/metrics", timeout=20) as answer:
         lines = answer.read().decode().splitlines()
     found = (line.partition("}") for line in lines if line.startswith("penstock_connections{"))
     return {head.split('"')[1]: float(value) for head, _, value in found}
@@ -110,7 +110,7 @@ async def gateway(endpoint: str) -> AsyncIterator[tuple[Process, Peer]]:
     flags = ("--port=0", "--admin-port=0", "--http-port=0", f"--etcd={endpoint}")
     async with started("services.gateway", *flags) as process:
         event = await process.event("started")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while not await asyncio.to_thread(answers, f"http://{event['admin']}/readyz"):
                 assert process.events()
         peer = Peer(event["address"])

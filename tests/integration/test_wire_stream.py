@@ -39,7 +39,7 @@ async def test_one_response_per_request_in_order_with_errors_in_band() -> None:
     names = ["digits", "absent", "digits", "broken", "digits"]
     async with serving(infer) as address, channel_to(address) as channel:
         sent = [request(number, name) for number, name in enumerate(names)] + [b"\xff\xff"]
-        answers = await responses(channel.stream_stream(STREAM)(iter(sent), timeout=20))
+        answers = await responses(channel.stream_stream(STREAM)(iter(sent), timeout=60))
     assert [answer.infer_response.id for answer in answers] == ["0", "1", "2", "3", "4", ""]
     assert [bool(answer.error_message) for answer in answers] == [False, True, False, True, False, True]
     assert answers[1].error_message == "model 'absent' is not deployed"
@@ -66,7 +66,7 @@ async def test_answers_keep_the_order_of_requests_though_the_first_is_slowest() 
 
     async with serving(behaviour) as address, channel_to(address) as channel:
         sent = [request(number) for number in range(10)]
-        answers = await responses(channel.stream_stream(STREAM)(iter(sent), timeout=20))
+        answers = await responses(channel.stream_stream(STREAM)(iter(sent), timeout=60))
     assert [answer.infer_response.id for answer in answers] == [str(number) for number in range(10)]
 
 
@@ -83,7 +83,7 @@ async def test_on_request_an_error_ends_the_stream_after_the_answers_before_it()
         return answer
 
     async with serving(behaviour) as address, channel_to(address) as channel:
-        call = channel.stream_stream(STREAM)(timeout=20, metadata=(("triton_grpc_error", "true"),))
+        call = channel.stream_stream(STREAM)(timeout=60, metadata=(("triton_grpc_error", "true"),))
         for message in (request(0), request(1, "absent"), request(2)):
             await call.write(message)
         assert oip.ModelStreamInferResponse.FromString(await call.read()).infer_response.id == "0"
@@ -105,8 +105,8 @@ async def test_leaving_a_stream_cancels_all_that_is_under_way() -> None:
         raise AssertionError
 
     async with serving(behaviour) as address, channel_to(address) as channel:
-        call = channel.stream_stream(STREAM)(timeout=20)
-        async with asyncio.timeout(10):
+        call = channel.stream_stream(STREAM)(timeout=60)
+        async with asyncio.timeout(30):
             for number in range(5):
                 await call.write(request(number))
                 await begun.acquire()
@@ -126,8 +126,8 @@ async def test_leaving_while_answers_wait_to_be_written_leaves_no_task(caplog: p
     async with serving(behaviour) as address:
         before = asyncio.all_tasks()
         channel = channel_to(address)
-        call = channel.stream_stream(STREAM)(timeout=20)
-        async with asyncio.timeout(20):
+        call = channel.stream_stream(STREAM)(timeout=60)
+        async with asyncio.timeout(30):
             for number in range(8):
                 await call.write(request(number))
                 await begun.acquire()
@@ -183,10 +183,10 @@ async def test_no_request_of_a_stream_outlives_its_deadline() -> None:
         return await infer(call)
 
     async with serving(behaviour, default_timeout=1) as address, channel_to(address) as channel:
-        call = channel.stream_stream(STREAM)(timeout=20)
-        ends = asyncio.get_running_loop().time() + 20
+        call = channel.stream_stream(STREAM)(timeout=60)
+        ends = asyncio.get_running_loop().time() + 60
         for number in range(2):
             await call.write(request(number))
             await call.read()
         await call.done_writing()
-    assert len(set(deadlines)) == 1 and ends - 5 < deadlines[0] <= ends + 1
+    assert len(set(deadlines)) == 1 and ends - 20 < deadlines[0] <= ends + 20

@@ -58,7 +58,7 @@ async def test_after_a_restore_the_terms_of_the_new_history_are_followed(etcd: E
             await worker.assign(assigned, term=NOW)
             await asyncio.to_thread(etcd.restore, tmp_path / "snapshot")
             worker.store = anew = Etcd([etcd.endpoint])  # the other one may still think that nobody is there
-            await worker.process.event("store_rewound", within=60, prefix=keys.assignment(WORKER))
+            await worker.process.event("store_rewound", prefix=keys.assignment(WORKER))
             other = worker.publish(models.add_one(tmp_path / "other"), version=2)
             await worker.assign(assigned, other, term=60)
             await worker.reaches("add1", READY, 2)
@@ -92,7 +92,7 @@ async def test_a_restore_that_was_slept_through_is_noticed_by_what_the_store_has
             third = worker.publish(models.add_one(tmp_path / "third"), version=3)
             await worker.assign(assigned, third, term=60)
             worker.process.send(signal.SIGCONT)
-            await worker.reaches("add1", READY, 3, within=60)
+            await worker.reaches("add1", READY, 3)
             await anew.close()
     finally:
         await store.close()

@@ -265,7 +265,7 @@ async def test_serving_goes_on_without_etcd_and_the_records_come_back(etcd: Etcd
         # Back without any memory: nobody has assigned anything, and nothing that runs is taken down for that.
         await asyncio.to_thread(etcd.start)
         await asyncio.to_thread(etcd.wipe)
-        await worker.changed.until(lambda: worker.replicas.connected and worker.record("add1") is not None, 30)
+        await worker.changed.until(lambda: worker.replicas.connected and worker.record("add1") is not None)
         assert await worker.inferences("add1") == 20
     await store.close()
 

@@ -33,7 +33,7 @@ from penstock.v1 import models_pb2_grpc as rpc
 from penstock.wire.call import Answer
 from penstock.wire.client import Peer
 from tests.harness.engines import manifest_of
-from tests.harness.processes import Service, started
+from tests.harness.processes import Service, children_of, started
 from tests.harness.waiting import Changed
 
 READY = cluster_pb2.REPLICA_STATE_READY
@@ -114,7 +114,7 @@ class Bench:
     def record(self, name: str, version: int = 1) -> ReplicaRecord | None:
         return self.replicas.records.get(keys.replica(WORKER, name, version))
 
-    async def reaches(self, name: str, state: int, version: int = 1, within: float = 30.0) -> ReplicaRecord:
+    async def reaches(self, name: str, state: int, version: int = 1, within: float = 60.0) -> ReplicaRecord:
         """Waits until the replica's record shows that state."""
 
         def there() -> bool:
@@ -135,7 +135,7 @@ class Bench:
         await self.process.ended()
         return "\n".join([f"the record is {self.record(name, version)}", *self.process.lines])
 
-    async def gone(self, name: str, version: int = 1, within: float = 30.0) -> None:
+    async def gone(self, name: str, version: int = 1, within: float = 60.0) -> None:
         await self.changed.until(lambda: self.record(name, version) is None, within)
 
     async def add_one(
@@ -150,7 +150,7 @@ class Bench:
         return list(struct.unpack("<16f", response.raw_output_contents[0])), answer
 
     async def call(self, method: str, message: Any, *, version: str = "", traceparent: str = "") -> Answer:
-        deadline = asyncio.get_running_loop().time() + 20
+        deadline = asyncio.get_running_loop().time() + 60
         named = {"penstock-version": version, "traceparent": traceparent}
         headers = {name: value for name, value in named.items() if value}
         return await self.peer.unary(method, message.SerializeToString(), deadline=deadline, headers=headers)
@@ -185,10 +185,7 @@ async def open_registry(store: Etcd, shelf: ArtifactShelf) -> grpc.aio.Server:
 
 def engine_processes(process_id: int) -> list[int]:
     """Ids of the engines' processes of a worker."""
-    found: list[int] = []
-    for task in Path(f"/proc/{process_id}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
-    return found
+    return children_of(process_id)
 
 
 def kill(process_id: int) -> None:
@@ -216,7 +213,7 @@ async def bench(store: Etcd, endpoint: str, folder: Path, *flags: str) -> AsyncI
             made = Bench(store, process, address, shelf, registry)
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(made.replicas.run()), group.create_task(made.workers.run())]
-                await made.changed.until(lambda: keys.worker(WORKER) in made.workers.records, within=30)
+                await made.changed.until(lambda: keys.worker(WORKER) in made.workers.records)
                 try:
                     yield made
                 finally:

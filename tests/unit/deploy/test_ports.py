@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from deploy.local.ports import TABLE, Ports
+from deploy.local import ports as module
+from deploy.local.ports import LOWEST, TABLE, Ports, free_ports
 
 
 def test_the_table() -> None:
@@ -42,6 +43,16 @@ def test_free_ports_are_free_and_differ() -> None:
     assert [name for name, _ in ports.items()] == [name for name, _ in Ports.read({}).items()]
     assert len({number for _, number in ports.items()}) == len(ports.items())
     assert ports.taken() == []
+
+
+def test_no_connection_is_given_a_free_port_before_it_is_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = module._first_of_connections()
+    found = free_ports(50)
+    assert len(set(found)) == 50
+    assert first <= LOWEST or all(LOWEST <= number < first for number in found)
+    # Where the kernel takes all, its own choice is as good as any.
+    monkeypatch.setattr(module, "_first_of_connections", lambda: 1024)
+    assert len(set(free_ports(50))) == 50
 
 
 def test_what_is_taken_is_found() -> None:

@@ -81,7 +81,7 @@ async def test_it_is_written_while_it_runs_and_at_its_end(monkeypatch: pytest.Mo
     written = Written(0.0)
     running = asyncio.create_task(written.log.run())
     written.log.ended(call(), "first", "INTERNAL", 0.0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not written.lines:  # noqa: ASYNC110 - the writing is what is waited for
             await asyncio.sleep(0)
     monkeypatch.setattr(access, "INTERVAL", 60.0)

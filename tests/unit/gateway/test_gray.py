@@ -199,7 +199,7 @@ async def test_a_replica_is_greeted_and_comes_back_when_it_is_well(well: bool) -
 
     setup.workers.behaviours["w2:1"] = ready
     watching = asyncio.create_task(setup.upstreams.watch(0.001))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await greeted.wait()
     await asyncio.sleep(0)
     assert setup.avoided() is not well

@@ -128,7 +128,7 @@ async def test_load_waits_until_the_version_is_ready() -> None:
     assert not loading.done()
     it.replicas.records = keyed(replica("w1", version=3))
     it.rebuild()
-    await asyncio.wait_for(loading, 5)
+    await asyncio.wait_for(loading, 30)
     assert registry.asked == [pb.DeployRequest(name="digits", keep_options=True)]
 
 
@@ -216,7 +216,7 @@ async def test_unload_waits_until_no_worker_has_it() -> None:
     it.rebuild()
     it.replicas.records = {}
     it.rebuild()
-    await asyncio.wait_for(unloading, 5)
+    await asyncio.wait_for(unloading, 30)
     assert registry.asked == [pb.UndeployRequest(name="digits")]
 
 

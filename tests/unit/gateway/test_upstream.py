@@ -138,7 +138,7 @@ async def test_closed_when_unrouted_and_idle() -> None:
     assert setup.workers.closed == []
     go.set()
     await request
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await setup.workers.one_closed.wait()
     assert setup.upstreams.open == 0
     await setup.call()  # opened anew when routed again

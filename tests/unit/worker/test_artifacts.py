@@ -119,7 +119,7 @@ async def test_a_worker_with_many_replicas_pulls_a_few_files_at_a_time(cache: Op
     shelf.contents |= {digest_of(content): content for content in contents}
     artifacts, shelf.gate = cache(), asyncio.Event()
     pulls = [asyncio.create_task(pulled(artifacts, content)) for content in contents]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await shelf.busy.wait()
         pulls[0].cancel()  # who gives up leaves its turn to another
         shelf.gate.set()

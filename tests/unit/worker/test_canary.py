@@ -32,7 +32,7 @@ async def lives(under_test: Batcher) -> None:
 
 
 async def ends(under_test: Batcher) -> BaseException:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         with pytest.raises(BaseExceptionGroup) as raised:
             await lives(under_test)
     return raised.value.exceptions[0]
@@ -65,7 +65,7 @@ async def test_an_engine_that_answers_only_errors_proves_nothing_by_that(well: b
 
     engine = EchoEngine(behave=answer)
     under_test = batcher(engine)
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         serving = group.create_task(under_test.run())
         for _ in range(3):
             with nullcontext() if well else pytest.raises(Internal):
@@ -86,7 +86,7 @@ async def test_requests_are_served_between_checks_and_a_busy_engine_is_not_check
         checked.set()
 
     engine.sick = seen
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         serving = group.create_task(lives(under_test))
         await checked.wait()
         held = group.create_task(under_test.submit(request(b"a"), asyncio.get_running_loop().time() + 60))
