@@ -10,11 +10,17 @@ from collections.abc import Callable, Mapping
 # they were skipped.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
+from hypothesis import HealthCheck, settings
+
 from penstock.kit.loop import Loop
 from tests.harness.etcd import clean_etcd, etcd, etcd_endpoint, store
 from tests.harness.etcd_cluster import etcd_cluster
 
 __all__ = ["clean_etcd", "etcd", "etcd_cluster", "etcd_endpoint", "store"]
+
+# No example has a deadline, at the desk either: on a busy machine any may stand still for as long as one is.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # A shell without job control starts background jobs with SIGINT ignored, and every process that a test starts would
 # inherit that. Tests that press Ctrl-C mean what a terminal means.

@@ -225,4 +225,4 @@ def test_reading_goes_on_while_somebody_writes(database: Database, store: Store)
     with database.write() as connection:
         connection.execute(tables.models.update().values(description="not yet"))
         with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(store.get, "digits", None).result(timeout=5).version == 1
+            assert pool.submit(store.get, "digits", None).result(timeout=30).version == 1

@@ -129,7 +129,7 @@ async def _called(data: bytes) -> None:
     assert len(ends) == 3
     assert None not in ends
     try:
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(30):
             while await stream.receive() is not None:
                 pass
     except errors.PenstockError:

@@ -46,7 +46,11 @@ def bent(seed: bytes, bends: list[tuple[str, float, bytes]]) -> bytes:
 @pytest.mark.parametrize("name", TARGETS)
 def test_bent_seeds_keep_the_promises(name: str) -> None:
     @given(st.lists(st.sampled_from(SEEDS[name]), min_size=1, max_size=3), st.lists(BENDS, max_size=4))
-    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=300,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
     def search(seeds: list[bytes], bends: list[tuple[str, float, bytes]]) -> None:
         # The first bytes of a seed say how it is cut; those of the first will do.
         TARGETS[name](bent(b"".join([seeds[0], *(seed[2:] for seed in seeds[1:])]), bends))

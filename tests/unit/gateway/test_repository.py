@@ -185,7 +185,7 @@ async def test_load_that_fails_says_why() -> None:
 async def test_load_that_takes_too_long_says_how_far_it_is() -> None:
     it, _ = gateway([deployment("digits", 1)], [replica("w1", LOADING)], Deploy=deployed(1))
     with pytest.raises(DeadlineExceeded, match=r"version 1 of model 'digits' is loading .*goes on loading"):
-        await ask(it, "RepositoryModelLoad", load_request(), timeout=0.05)
+        await ask(it, "RepositoryModelLoad", load_request(), timeout=0.5)
 
 
 async def test_errors_of_the_registry_pass() -> None:

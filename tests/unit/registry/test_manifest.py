@@ -281,11 +281,11 @@ def test_messages_stay_small_and_plain_whatever_is_sent() -> None:
 
 
 def test_hostile_text_of_the_largest_size_is_refused_in_bounded_time() -> None:
-    start = time.monotonic()
+    start = time.process_time()
     for text in ("[" * (1 << 20), "{" * (1 << 20), "a: " * 300_000, "- " * 500_000, "? " * 500_000, "&a " * 300_000):
         with pytest.raises(InvalidManifest):
             manifest.parse(text)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_defaults_are_filled_in() -> None:

@@ -110,7 +110,7 @@ async def test_a_dead_engine_takes_nothing_from_the_queue() -> None:
 async def test_one_that_hangs_is_given_up_alone() -> None:
     one, two = EchoEngine(asyncio.Semaphore(0)), EchoEngine()
     spares = Spares()
-    under_test = renewing(spares, one, two, run_timeout=0.01)
+    under_test = renewing(spares, one, two, run_timeout=0.5)
     async with running(under_test):
         assert isinstance(
             await ends_with(asyncio.ensure_future(under_test.submit(request(b"a"), later()))), Unavailable

@@ -50,10 +50,10 @@ def test_depth_limit_is_tritons() -> None:
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 def test_a_depth_bomb_is_refused_quickly(opening: bytes) -> None:
     bomb = opening * 100_000
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InvalidArgument, match="deeper"):
         json_text.parse(bomb)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_depth_is_carried_across_slices() -> None:
