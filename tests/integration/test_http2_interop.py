@@ -48,7 +48,7 @@ async def test_grpcio_sees_errors_deadlines_and_binary_metadata() -> None:
         raw, caller, left = said.decode().split()
         assert raw.rstrip("=") == "AP8Q"
         assert caller == "anna"
-        assert 30 < float(left) <= 60
+        assert 30 < float(left) < 61  # gRPC rounds a deadline up on its way
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await channel.unary_unary("/t.T/Nothing")(b"", metadata=(name,))
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -71,9 +71,9 @@ async def test_an_engine_that_loses_its_device_is_relaunched(worker: Bench, trou
     trouble.lost()
     ends = await asyncio.gather(*(worker.add_one(row) for row in ROWS), return_exceptions=True)
     assert all(isinstance(end, Unavailable) for end in ends), ends
-    await worker.reaches("add1", FAILED)
+    await worker.fails("add1")
     trouble.over()
-    await worker.reaches("add1", READY)
+    await worker.comes_back("add1")
     assert (await worker.add_one(ROWS[1]))[0] == ANSWERS[1]
     assert engine_processes(worker.pid) != [pid]
 

@@ -129,6 +129,16 @@ class Bench:
         assert found is not None
         return found
 
+    async def fails(self, name: str) -> str:
+        """Waits until the worker logs that the replica has failed, and answers why. Its record shows that while it
+        rests alone: half a second after a first failure, which a busy store may pass over."""
+        failed = await self.process.event("replica_failed", model=name)
+        return str(failed["problem"])
+
+    async def comes_back(self, name: str) -> None:
+        """Waits until the worker logs that it serves again, after `fails`: the record may still show that it did."""
+        await self.process.event("replica_state", model=name, state="ready")
+
     async def _story(self, name: str, version: int) -> str:
         """What the worker has logged, for a test that failed; ends the worker."""
         self.process.send(signal.SIGABRT)
