@@ -22,6 +22,7 @@ from services.worker.engines import python
 from services.worker.engines.engine import NOTHING, Means, OutOfMemory
 from services.worker.engines.foreign import bundle
 from tests.harness.engines import spec
+from tests.harness.processes import children_of
 
 MEANS = Means(python=sys.executable)
 X = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -38,14 +39,12 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    before = len(os.listdir("/proc/self/fd")), children()
+    before, processes = len(os.listdir("/proc/self/fd")), children_of(os.getpid())
     yield
     assert list(folder.iterdir()) == []
-    assert (len(os.listdir("/proc/self/fd")), children()) == before
-
-
-def children() -> set[str]:
-    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+    # Fewer may be there than before: what tests of earlier left to the collector goes when it likes.
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert set(children_of(os.getpid())) <= set(processes)
 
 
 def load(

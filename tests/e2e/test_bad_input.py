@@ -91,20 +91,20 @@ GRPC_CASES: dict[str, tuple[dict[str, Any], grpc.StatusCode, str]] = {
 @pytest.mark.parametrize("case", GRPC_CASES)
 def test_grpc_says_what_is_wrong(stub: Any, add1: str, case: str) -> None:
     changes, code, word = GRPC_CASES[case]
-    found, text = failure(lambda: stub.ModelInfer(infer_request(add1, **changes), timeout=10))
+    found, text = failure(lambda: stub.ModelInfer(infer_request(add1, **changes), timeout=60))
     assert found is code, text
     assert word in text
 
 
 @pytest.mark.parametrize("name", ["nobody", "", "../../etc/passwd", "a/b", "a..b", "A", "x" * 65, "add1\x00", "ä"])
 def test_a_model_that_is_not_there_or_cannot_be(stub: Any, add1: str, name: str) -> None:
-    code, _ = failure(lambda: stub.ModelInfer(infer_request(name), timeout=10))
+    code, _ = failure(lambda: stub.ModelInfer(infer_request(name), timeout=60))
     assert code in (grpc.StatusCode.NOT_FOUND, INVALID)
 
 
 def test_bytes_that_are_no_message(channel: grpc.Channel) -> None:
     raw: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-    code, _ = failure(lambda: raw(b"\xff\xff\xff\xff", timeout=10))
+    code, _ = failure(lambda: raw(b"\xff\xff\xff\xff", timeout=60))
     assert code is INVALID
 
 
@@ -168,7 +168,7 @@ def test_rest_refuses_a_binary_header_that_lies(suite: Suite, add1: str, size: s
 
 def test_rest_refuses_a_body_over_64_mebibytes_without_reading_it(suite: Suite, add1: str) -> None:
     host, _, port = rest_address(suite).partition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
+    with socket.create_connection((host, int(port)), timeout=60) as raw:
         head = f"POST /v2/models/{add1}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {(64 << 20) + 1}\r\n\r\n"
         raw.sendall(head.encode() + b"{")  # the rest is never sent
         assert b" 413 " in raw.recv(4096)
@@ -220,7 +220,7 @@ def test_a_bad_manifest_names_the_field(channel: grpc.Channel, folder: Path, lin
         if not skipping:
             kept.append(each)
     request = pb.PublishVersionRequest(manifest="\n".join([*kept, line]), digests={"model": "sha256:" + "0" * 64})
-    code, text = failure(lambda: rpc.ModelServiceStub(channel).PublishVersion(request, timeout=10))
+    code, text = failure(lambda: rpc.ModelServiceStub(channel).PublishVersion(request, timeout=60))
     assert code is INVALID
     assert field in text
     assert word in text
@@ -243,12 +243,12 @@ def test_an_upload_that_lies_or_ends_early_leaves_nothing(channel: grpc.Channel)
         yield pb.UploadArtifactRequest(header=pb.UploadHeader(digest=wrong, size_bytes=size))
         yield pb.UploadArtifactRequest(data=content)
 
-    code, text = failure(lambda: artifacts.UploadArtifact(parts(len(content)), timeout=10))
+    code, text = failure(lambda: artifacts.UploadArtifact(parts(len(content)), timeout=60))
     assert code is INVALID
     assert "sha256" in text or "digest" in text
-    failure(lambda: artifacts.UploadArtifact(parts(len(content) + 1), timeout=10))
-    assert not artifacts.GetArtifact(pb.GetArtifactRequest(digest=wrong), timeout=10).complete
-    code, _ = failure(lambda: list(artifacts.DownloadArtifact(pb.DownloadArtifactRequest(digest=wrong), timeout=10)))
+    failure(lambda: artifacts.UploadArtifact(parts(len(content) + 1), timeout=60))
+    assert not artifacts.GetArtifact(pb.GetArtifactRequest(digest=wrong), timeout=60).complete
+    code, _ = failure(lambda: list(artifacts.DownloadArtifact(pb.DownloadArtifactRequest(digest=wrong), timeout=60)))
     assert code is grpc.StatusCode.NOT_FOUND
 
 
@@ -263,7 +263,7 @@ def test_an_engine_that_cannot_load_says_so(client: Client, add1: str, folder: P
         client.infer("unloadable", {"x": np.ones((1, 16), np.float32)}, retries=0)
     # The others do not notice.
     assert (client.infer(add1, {"x": np.zeros((1, 16), np.float32)})["y"] == 1).all()
-    client.undeploy("unloadable", wait=30)
+    client.undeploy("unloadable", wait=60)
 
 
 def test_what_does_not_fit_says_why(client: Client, folder: Path) -> None:
@@ -275,13 +275,13 @@ def test_what_does_not_fit_says_why(client: Client, folder: Path) -> None:
     assert status.ready == 0
     assert "worker-1" in status.unplaced_reason
     assert "TiB" in status.unplaced_reason or "GiB" in status.unplaced_reason
-    client.undeploy("giant", wait=30)
+    client.undeploy("giant", wait=60)
 
 
 def serve_without_waiting(client: Client, path: Path) -> None:
     version = client.publish(path)
     client.deploy(version.name, version.version)
-    for status in client.watch_status(version.name, timeout=20):
+    for status in client.watch_status(version.name, timeout=60):
         if any(each.unplaced_reason for each in status.versions):
             return
 

@@ -70,7 +70,7 @@ def test_aliases_move_by_compare_and_set_and_route(client: Client, folder: Path)
     assert answer(client, "aliased") == 2.0, "keep_others leaves the default where it is"
     with pytest.raises(errors.InUse):
         client.delete_version("aliased", 2)
-    client.undeploy("aliased", wait=30)
+    client.undeploy("aliased", wait=60)
     with pytest.raises(errors.InUse, match="prod"):
         client.delete_version("aliased", 2)
     client.delete_alias("aliased", "prod")

@@ -139,7 +139,7 @@ def test_a_folder_swept_while_it_was_made_is_not_used(when: str, monkeypatch: py
     folder = RuntimeFolder.make()
     assert swept and folder.path != swept[0] and folder.path.exists()
     folder.close()
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
 
 
 CROWD = """

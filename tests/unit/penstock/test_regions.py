@@ -124,7 +124,7 @@ def test_nothing_but_a_plain_file_of_ours_is_opened(make: Callable[[str, str], N
                 os.rmdir(path_of(trap))
             elif os.path.lexists(path_of(trap)):
                 os.unlink(path_of(trap))
-        assert len(os.listdir("/proc/self/fd")) == len(before), "no descriptor stays behind"
+        assert len(os.listdir("/proc/self/fd")) <= len(before), "no descriptor stays behind"
         words = caught.value.message.replace(trap, "…")
         assert words.startswith("key: there is no shared memory '…' that can be used"), "one wording for all"
         assert regions.FOLDER not in words and "Errno" not in words
