@@ -270,14 +270,12 @@ async def test_a_process_that_is_stuck_is_named() -> None:
         stuck = running.children()[0]
         os.kill(stuck, signal.SIGSTOP)
         try:
-            assert await running.get("/readyz") == (
-                200,
-                "ok: 1 of 2 processes are ready; tiny.1: it does not answer\n",
-            )
-            assert await running.get("/healthz") == (503, "tiny.1: it does not answer\n")
+            named = "tiny.1: it does not answer\n"
+            await running.until("/readyz", (200, f"ok: 1 of 2 processes are ready; {named}"))
+            await running.until("/healthz", (503, named))
         finally:
             os.kill(stuck, signal.SIGCONT)
-        assert await running.get("/healthz") == (200, "ok: 2 of 2 processes run\n")
+        await running.until("/healthz", (200, "ok: 2 of 2 processes run\n"))
 
 
 # The end.
