@@ -91,9 +91,9 @@ def device_lost(stand: Stand) -> Result:
     with _troubled(stand, flags=devices, manifest=needs) as (own, trouble), own.load() as load:
         at = time.monotonic()
         trouble.lost()
-        wait_until(lambda: own.events(HURT, "device_cordoned"), 60)
+        wait_until(lambda: own.events(HURT, "device_cordoned"))
         result.measured["cordoned after s"] = round(time.monotonic() - at, 2)
-        wait_until(lambda: own.replicas() == set(WORKERS) - {HURT}, 30)
+        wait_until(lambda: own.replicas() == set(WORKERS) - {HURT})
         trouble.over()
         load.wait_for(int(2 * own.rate))
         cordoned = time.monotonic()
@@ -162,7 +162,7 @@ def load_cycles(stand: Stand) -> Result:
             word = chance.choices(("loaded", "failed", "killed"), (6, 2, 2))[0]
             ends[word] += 1
             _cycle(stand, word)
-        wait_until(lambda: _held(stand) == before, 30)
+        wait_until(lambda: _held(stand) == before)
         after = _held(stand)
     result.measured |= {"cycles": times, **{f"of them {word}": count for word, count in sorted(ends.items())}}
     result.measured["held before and after"] = "the same" if after == before else f"{before} → {after}"
@@ -176,17 +176,17 @@ def _cycle(stand: Stand, how: str) -> None:
     name = BAD if how == "failed" else GOOD
     stand.client.deploy(name, version=1, replicas=1)
     if how == "failed":
-        wait_until(lambda: pb.REPLICA_STATE_FAILED in _states(stand, name), 60)
+        wait_until(lambda: pb.REPLICA_STATE_FAILED in _states(stand, name))
     else:
         if how == "killed":
             worker = _worker_of(stand, name)
-            wait_until(lambda: len(stand.engines(worker)) == 2, 60)
+            wait_until(lambda: len(stand.engines(worker)) == 2)
             os.kill(stand.engines(worker)[-1], signal.SIGKILL)
         stand.client.wait_ready(name, timeout=60)
         answer = stand.client.infer(name, {"x": ONES}, timeout=10)
         assert (answer["y"] == 3).all()
     stand.client.undeploy(name, wait=60)
-    wait_until(lambda: all(len(stand.engines(worker)) == 1 for worker in WORKERS), 30)
+    wait_until(lambda: all(len(stand.engines(worker)) == 1 for worker in WORKERS))
 
 
 def _states(stand: Stand, name: str) -> list[int]:
@@ -198,7 +198,7 @@ def _worker_of(stand: Stand, name: str) -> str:
     def found() -> list[str]:
         return [each.worker for version in stand.client.status(name).versions for each in version.replicas]
 
-    wait_until(found, 60)
+    wait_until(found)
     return found()[0]
 
 

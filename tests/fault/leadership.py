@@ -53,11 +53,11 @@ def stale_commands(stand: Stand) -> Result:
     with stand.load() as load:
         first, old = stand.leader(), int(max(stand.metric(each, "penstock_scheduler_term") for each in SCHEDULERS))
         with stand.frozen(first):
-            wait_until(lambda: stand.leader() not in ("", first), 30)
+            wait_until(lambda: stand.leader() not in ("", first))
             guarded = stand.ask(_guarded(stand.etcd(), old, COMMANDS))
         # A worker knows of a term when it was told something in it.
         stand.ask(_forget_orders(stand.etcd()))
-        wait_until(lambda: stand.ask(_least_term(stand.etcd())) > old, 30)
+        wait_until(lambda: stand.ask(_least_term(stand.etcd())) > old)
         stand.change()
         before = sum(stand.events(worker, "stale_assignment_refused") for worker in WORKERS)
         since = stand.revision()
@@ -80,7 +80,7 @@ def _killed(stand: Stand, chance: random.Random) -> float:
     time.sleep(chance.uniform(0, TTL))
     first = stand.leader()
     at = stand.kill(first)
-    wait_until(lambda: stand.leader() not in ("", first), 30)
+    wait_until(lambda: stand.leader() not in ("", first))
     took = time.monotonic() - at
     _something_to_do(stand)
     stand.suite.start(first)
@@ -93,7 +93,7 @@ def _frozen(stand: Stand, chance: random.Random, result: Result) -> float:
     time.sleep(chance.uniform(0, TTL))
     first = stand.leader()
     with stand.frozen(first) as at:
-        wait_until(lambda: stand.leader() not in ("", first), 30)
+        wait_until(lambda: stand.leader() not in ("", first))
         took = time.monotonic() - at
         second = stand.leader()
         _something_to_do(stand)
@@ -114,7 +114,7 @@ def _something_to_do(stand: Stand) -> None:
         return True
 
     wait_until(done)
-    wait_until(lambda: len(stand.replicas()) == replicas, 60)
+    wait_until(lambda: len(stand.replicas()) == replicas)
 
 
 def _spread(took: Sequence[float]) -> str:

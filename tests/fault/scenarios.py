@@ -70,7 +70,7 @@ def leader_killed(stand: Stand) -> Result:
         for _ in range(KILLS):
             first = stand.leader()
             at = stand.kill(first)
-            wait_until(lambda first=first: stand.leader() not in ("", first), 30)  # type: ignore[misc]
+            wait_until(lambda first=first: stand.leader() not in ("", first))  # type: ignore[misc]
             takeovers.append(time.monotonic() - at)
             stand.change()
             stand.restart(first)
@@ -88,7 +88,7 @@ def leader_frozen(stand: Stand) -> Result:
     with stand.load() as load:
         first = stand.leader()
         with stand.frozen(first) as at:
-            wait_until(lambda: stand.leader() not in ("", first), 30)
+            wait_until(lambda: stand.leader() not in ("", first))
             result.timed("takeover", time.monotonic() - at, LEASE + 1.0)
             stand.change()
             while time.monotonic() - at < 3 * LEASE:
@@ -107,7 +107,7 @@ def worker_cut_from_etcd(stand: Stand) -> Result:
     with stand.load() as load:
         at = time.monotonic()
         stand.to_etcd.hang()
-        wait_until(lambda: PROXIED not in stand.replicas(), 60)
+        wait_until(lambda: PROXIED not in stand.replicas())
         load.wait_for(int(2 * stand.rate))
         stand.to_etcd.heal()
         stand.settle()

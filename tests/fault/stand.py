@@ -97,7 +97,7 @@ class Load:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
-    def wait_for(self, more: int, seconds: float = 60.0) -> None:
+    def wait_for(self, more: int, seconds: float = 90.0) -> None:
         """Waits for so many more right answers."""
         goal = self.ledger.right + more
         wait_until(lambda: self.ledger.right >= goal, seconds)
@@ -182,7 +182,7 @@ class Stand:
         self.suite.kill(name)
         return at
 
-    def ask_to_stop(self, name: str, seconds: float = 40.0) -> float:
+    def ask_to_stop(self, name: str, seconds: float = 90.0) -> float:
         """SIGTERM, and waits until it is gone; seconds that it took."""
         at = time.monotonic()
         self.suite.kill(name, signal.SIGTERM)
@@ -236,7 +236,7 @@ class Stand:
     def settle(self) -> None:
         """Waits until every worker serves again what is wanted."""
         self.client.wait_ready(MODEL, timeout=60)
-        wait_until(lambda: len(self.replicas()) == len(WORKERS), 60)
+        wait_until(lambda: len(self.replicas()) == len(WORKERS))
 
     def replicas(self) -> set[str]:
         """Workers that the control plane knows as ready; none while it does not answer."""
@@ -255,8 +255,8 @@ class Stand:
     def change(self) -> float:
         """Changes a deployment, once that can be done, and back; seconds until the change was carried out."""
         began = time.monotonic()
-        wait_until(lambda: self._deployed(len(WORKERS) - 1), 60)
-        wait_until(lambda: len(self.replicas()) == len(WORKERS) - 1, 60)
+        wait_until(lambda: self._deployed(len(WORKERS) - 1))
+        wait_until(lambda: len(self.replicas()) == len(WORKERS) - 1)
         took = time.monotonic() - began
         self.client.deploy(MODEL, replicas=len(WORKERS), wait=60)
         self.settle()
@@ -351,7 +351,7 @@ def _model(folder: Path, dress: Dress) -> Path:
     return folder
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 90.0) -> None:
     """Asks until it is so; raises AssertionError when it is not within that time."""
     deadline = time.monotonic() + seconds
     while not condition():
