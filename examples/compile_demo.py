@@ -71,7 +71,7 @@ def main() -> int:
         # Steps use both halves of a small machine; nobody calls a model meanwhile.
         flags = {"registry": ("--build-threads=2",)}
         suite = Suite(FOLDER / "suite", Ports.free(), say=say, trace_ratio=None, flags=flags)
-        suite.up(timeout=180)
+        suite.up()
         try:
             told = asyncio.run(play(suite))
         finally:

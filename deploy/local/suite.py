@@ -24,6 +24,8 @@ from deploy.local.ports import Ports
 from deploy.local.runfile import RunFile, began_at
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+READY_SECONDS = 180.0
+"""What a busy machine may need. A process that has ended is not waited for."""
 STOP_SECONDS = 40.0
 POOL = "local"
 """Name of the one pool that a local run may have."""
@@ -160,7 +162,7 @@ class Suite:
 
     # Starting.
 
-    def up(self, timeout: float = 60.0) -> None:
+    def up(self, timeout: float = READY_SECONDS) -> None:
         """Starts everything and waits until everything is ready; on failure stops what it began. Raises SuiteError."""
         if taken := self.ports.taken():
             name, port = taken[0]
@@ -207,7 +209,7 @@ class Suite:
             )
         self._write()
 
-    def wait_ready(self, name: str, timeout: float = 30.0) -> None:
+    def wait_ready(self, name: str, timeout: float = READY_SECONDS) -> None:
         """Waits until one process is ready; raises SuiteError."""
         row = next(row for row in self.table() if row.name == name)
         deadline = time.monotonic() + timeout

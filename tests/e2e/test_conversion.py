@@ -104,12 +104,12 @@ def bert(folder: Path, shards: int) -> dict[str, Array]:
 def converted(suite: Suite, client: Client, folder: Path, name: str) -> Any:
     """Publishes by the command, waits for the build that the manifest asks for, deploys what it made."""
     command = [sys.executable, "-m", "penstock.cli", "publish", str(folder), "--address", grpc_address(suite)]
-    said = subprocess.run(command, check=True, timeout=60, stdout=subprocess.PIPE, text=True).stdout
+    said = subprocess.run(command, check=True, timeout=120, stdout=subprocess.PIPE, text=True).stdout
     assert f"next: deploy what its build makes: penstock builds {name}" in said
     with pytest.raises(errors.Unsupported, match=rf"no engine runs.*penstock build {name}@1 --step"):
         client.deploy(name, 1)
     (asked,) = client.builds(name)
-    build = client.ended_build(asked, wait=100)
+    build = client.ended_build(asked, wait=250)
     assert build.state == builds_pb2.BUILD_STATE_SUCCEEDED, build.reason
     made = client.version(name, build.result_version)
     assert made.manifest.format == "onnx" and set(made.manifest.files) == {"model"}

@@ -56,7 +56,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def compiled(source: Path, to: Path) -> None:
         command = ["g++", "-std=c++17", "-O0", f"-I{folder}", "-c", str(source), "-o", str(to)]
-        subprocess.run(command, check=True, timeout=110)
+        subprocess.run(command, check=True, timeout=280)
 
     with ThreadPoolExecutor(len(sources)) as threads:
         list(threads.map(compiled, sources, objects))
@@ -66,7 +66,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_inference_and_streams_from_cpp(suite: Suite, add1: str, program: Path) -> None:
-    done = subprocess.run([program, grpc_address(suite)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([program, grpc_address(suite)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "live": True,

@@ -103,7 +103,7 @@ def test_the_command_goes_all_the_way(suite: Suite, client: Client, folder: Path
     path = models.add_one(folder / "command", "command")
     (path / "model.yaml").unlink()
     init = [sys.executable, "-m", "penstock.cli", "init", str(path / "model.onnx"), "--name", "command"]
-    subprocess.run([*init, "-o", str(path / "model.yaml")], check=True, cwd=ROOT, capture_output=True, timeout=60)
+    subprocess.run([*init, "-o", str(path / "model.yaml")], check=True, cwd=ROOT, capture_output=True, timeout=120)
     published = penstock(suite, "publish", str(path))
     assert published["version"]["version"] == 1
     penstock(suite, "deploy", "command", "--wait")

@@ -100,7 +100,7 @@ def curl(*words: str) -> tuple[str, str]:
     if not shutil.which("curl"):
         pytest.skip("no curl")
     command = ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code} %{http_version}", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return done.stdout, done.stderr
 
 
@@ -125,12 +125,12 @@ def test_rest(secured: Suite, caller: Client, certs: Certs) -> None:
 
 def test_the_command(secured: Suite, caller: Client, certs: Certs) -> None:
     command = [sys.executable, "-m", "penstock.cli", "--address", grpc_address(secured), "models", "--json"]
-    done = subprocess.run([*command, "--tls-ca", certs.ca], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run([*command, "--tls-ca", certs.ca], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert "add1" in done.stdout, done.stderr
     by_environment = {**os.environ, "PENSTOCK_TLS_CA": certs.ca}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=by_environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=by_environment)
     assert "add1" in done.stdout, done.stderr
-    done = subprocess.run([*command, "--tls-ca", "/none"], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run([*command, "--tls-ca", "/none"], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 1
     assert "tls_ca: /none cannot be read" in done.stderr
 

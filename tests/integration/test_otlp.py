@@ -41,7 +41,7 @@ def test_a_span_reaches_the_collector() -> None:
     server.start()
     try:
         # A process of its own, because tracing is set up once per process.
-        subprocess.run([sys.executable, "-c", SCRIPT, f"http://127.0.0.1:{port}"], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", SCRIPT, f"http://127.0.0.1:{port}"], check=True, timeout=120)
         (resource,) = collector.received.get(timeout=10).resource_spans
     finally:
         server.stop(0).wait()

@@ -157,5 +157,5 @@ async def test_it_starts_and_works_without_etcd_and_from_a_copied_tree(tmp_path:
 @pytest.mark.parametrize("flag", ["--database-url=mysql://x/y", "--data-dir=/proc/none", "--spare-bytes=many"])
 def test_a_start_that_cannot_work_ends_with_an_error(flag: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "services.registry", f"--data-dir={tmp_path}", flag, "--port=0", "--admin-port=0"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=False)
     assert done.returncode in (1, 2), done
