@@ -37,7 +37,7 @@ async def penstock(registry: Registry, *arguments: str) -> tuple[int, str, str]:
         cwd=registry.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "PENSTOCK_ADDRESS": registry.address, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await asyncio.wait_for(process.communicate(), 120)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 

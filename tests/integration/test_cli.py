@@ -62,7 +62,7 @@ class Shell:
 
     async def __call__(self, *arguments: str, stdin: str = "") -> Outcome:
         process = await self.start(*arguments)
-        out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
+        out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 120)
         assert process.returncode is not None
         return Outcome(process.returncode, out.decode(), err.decode())
 
@@ -226,12 +226,12 @@ async def test_waiting_shows_why_it_was_in_vain(penstock: Shell, gateway: SmallG
 async def test_watching_shows_every_change_and_ctrl_c_ends_it(penstock: Shell, gateway: SmallGateway) -> None:
     process = await penstock.start("status", "--watch", "--json")
     assert process.stdout is not None
-    first = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+    first = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
     assert (first["leader"], first["versions"]) == ("s-1", [])
     await gateway.catalogue.change()
-    await asyncio.wait_for(process.stdout.readline(), 30)
+    await asyncio.wait_for(process.stdout.readline(), 60)
     process.send_signal(signal.SIGINT)
-    out, err = await asyncio.wait_for(process.communicate(), 30)
+    out, err = await asyncio.wait_for(process.communicate(), 60)
     assert (process.returncode, out, err) == (130, b"", b"")
 
 
@@ -241,9 +241,9 @@ async def test_a_reader_that_leaves_is_no_crash(penstock: Shell) -> None:
     process = await penstock.start("logs", "-n", "100000")
     assert process.stdout is not None
     assert process.stderr is not None
-    await asyncio.wait_for(process.stdout.readline(), 30)
+    await asyncio.wait_for(process.stdout.readline(), 60)
     process.stdout._transport.close()  # type: ignore[attr-defined]
-    assert await asyncio.wait_for(process.wait(), 30) == 1
+    assert await asyncio.wait_for(process.wait(), 60) == 1
     assert await process.stderr.read() == b""
 
 
@@ -253,12 +253,12 @@ async def test_following_shows_new_lines(penstock: Shell) -> None:
     (folder / "gateway.log").write_text('{"event": "old"}\n')
     process = await penstock.start("logs", "gateway", "--follow", "--json")
     assert process.stdout is not None
-    assert json.loads(await asyncio.wait_for(process.stdout.readline(), 30)) == {"event": "old"}
+    assert json.loads(await asyncio.wait_for(process.stdout.readline(), 60)) == {"event": "old"}
     with (folder / "gateway.log").open("a") as file:
         file.write('{"event": "new"}\n')
-    assert json.loads(await asyncio.wait_for(process.stdout.readline(), 30)) == {"event": "new"}
+    assert json.loads(await asyncio.wait_for(process.stdout.readline(), 60)) == {"event": "new"}
     process.send_signal(signal.SIGINT)
-    _, err = await asyncio.wait_for(process.communicate(), 30)
+    _, err = await asyncio.wait_for(process.communicate(), 60)
     assert (process.returncode, err) == (130, b"")
 
 

@@ -89,7 +89,7 @@ async def test_a_bad_option_ends_the_start(flag: str) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.gateway", flag, cwd=ROOT, stderr=asyncio.subprocess.PIPE
     )
-    _, said = await asyncio.wait_for(process.communicate(), 60)
+    _, said = await asyncio.wait_for(process.communicate(), 120)
     assert process.returncode == 2
     assert flag.partition("=")[0].encode() in said
 
@@ -106,7 +106,7 @@ async def test_a_port_in_use_ends_the_start_with_a_line_that_names_it(flag: str,
             cwd=ROOT,
             stderr=asyncio.subprocess.PIPE,
         )
-        _, said = await asyncio.wait_for(process.communicate(), 60)
+        _, said = await asyncio.wait_for(process.communicate(), 120)
     assert process.returncode == 2
     (line,) = said.decode().splitlines()
     assert line.startswith(f"gateway: cannot listen on 127.0.0.1:{port}")
