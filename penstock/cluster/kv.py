@@ -100,11 +100,13 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """A condition of a transaction: the key was created (or last modified) at exactly this revision; 0: is absent."""
+    """A condition of a transaction: the key was created (or last modified) at exactly this revision; 0: is absent.
+    or_later: last modified then or at any later revision."""
 
     key: str
     revision: int
     modified: bool = False
+    or_later: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,3 +186,8 @@ def created(key: str, revision: int) -> Compare:
 def modified(key: str, revision: int) -> Compare:
     """The key was last written at exactly that revision."""
     return Compare(key, revision, modified=True)
+
+
+def not_older(key: str, revision: int) -> Compare:
+    """The key was last written at that revision or later."""
+    return Compare(key, revision, modified=True, or_later=True)

@@ -28,6 +28,7 @@ from penstock.cluster.kv import (
     Put,
     batches,
     modified,
+    not_older,
     size,
 )
 from penstock.cluster.lease import Lease
@@ -57,6 +58,9 @@ class Membership:
         self._dirty: dict[str, None] = {}
         self._written: dict[str, int] = {}
         """Revision at which the store confirmed each record."""
+        self._at_least: dict[str, int] = {}
+        """The same of a record that is being written, or whose write was not answered: the store has that or a later
+        one, unless it has gone back in time."""
         self._head = 0
         """The highest of them so far."""
         self._batch_bytes = MAX_REQUEST_BYTES
@@ -181,6 +185,7 @@ class Membership:
     def _write_all_again(self) -> None:
         self._dirty = dict.fromkeys(self._wanted)
         self._written.clear()
+        self._at_least.clear()
         self._head = 0
 
     async def _read_back(self) -> None:
@@ -190,6 +195,7 @@ class Membership:
         if now < self._read_back_at:
             return
         held: list[Compare] = [modified(key, revision) for key, revision in self._written.items()]
+        held += [not_older(key, revision) for key, revision in self._at_least.items()]
         self._read_back_at = now + self._lease.ttl
         # A full store (etcd 3.5.1) refuses even a transaction that writes nothing; nothing could be mended there.
         with suppress(NoSpace):
@@ -207,9 +213,11 @@ class Membership:
             operations.append(Delete(key) if value is None else Put(key, value, self._lease.id))
         batch = next(batches(operations, self._batch_bytes))
         values = {op.key: self._wanted[op.key] for op in batch}
-        for key in values:
-            # Not known any more until it is answered.
-            self._written.pop(key, None)
+        for key, value in values.items():
+            # Not known any more until it is answered, but that it is no older; of one that is deleted, not even that.
+            confirmed = self._written.pop(key, 0) or self._at_least.pop(key, 0)
+            if confirmed and value is not None:
+                self._at_least[key] = confirmed
         try:
             revision = (await self._etcd.txn((), batch, within=self._patience())).revision
         except TooLarge as problem:
@@ -228,6 +236,7 @@ class Membership:
         for key, value in values.items():
             if value is not None and revision is not None:
                 self._written[key] = revision
+                self._at_least.pop(key, None)
             if self._wanted[key] is value:
                 del self._dirty[key]
                 if value is None:

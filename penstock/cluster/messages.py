@@ -122,6 +122,9 @@ def refused(error: grpc.aio.AioRpcError | None) -> PenstockError:
 
 def condition(item: Compare) -> pb.Compare:
     """A condition of a transaction."""
+    if item.or_later:
+        before = item.revision - 1
+        return pb.Compare(result=pb.Compare.GREATER, target=pb.Compare.MOD, key=name(item.key), mod_revision=before)
     if item.modified:
         return pb.Compare(target=pb.Compare.MOD, key=name(item.key), mod_revision=item.revision)
     return pb.Compare(target=pb.Compare.CREATE, key=name(item.key), create_revision=item.revision)

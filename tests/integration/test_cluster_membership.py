@@ -202,17 +202,40 @@ async def test_a_store_restored_from_a_snapshot_gets_everything_again_though_the
         await membership.put(replica, ReplicaRecord(worker="worker-1", name="digits", version=3))
         await membership.put(KEY, WorkerRecord(id="worker-1", draining=True))
         await membership.settled()
-        # While it stands still: it would see to its records as soon as the store is back.
-        etcd.restore(tmp_path / "snapshot")
-        with grpc.insecure_channel(etcd.endpoint) as channel:
-            kv = rpc.KVStub(channel)
-            for number in range(20):  # past every revision that it knows
-                kv.Put(pb.PutRequest(key=b"/penstock/x", value=b"%d" % number), timeout=20, wait_for_ready=True)
-            assert not kv.Range(pb.RangeRequest(key=replica.encode()), timeout=20).kvs
+        stand_still_while_restored(etcd, tmp_path / "snapshot", without=replica)
         lease = (await appears(store, replica)).lease
         found = await store.get(KEY)
         assert found is not None and found.lease == lease
         assert records.from_json(WorkerRecord, found.value).draining
+        await membership.leave()
+    await store.close()
+
+
+async def test_a_write_that_was_not_answered_does_not_hide_that_the_store_was_restored(
+    etcd: EtcdProcess, tmp_path: Path
+) -> None:
+    """All that was confirmed since the snapshot is of the record that was being written."""
+    store = Etcd([etcd.endpoint], timeout=20)
+    replica = keys.replica("worker-1", "digits", 3)
+    plain = store.txn
+
+    async def unanswered(*arguments: Any, **options: Any) -> TxnResult:
+        store.txn = plain  # type: ignore[method-assign]
+        await plain(*arguments, **options)
+        stand_still_while_restored(etcd, tmp_path / "snapshot", without=replica)
+        raise Unavailable("lost")
+
+    async with joined(store, ttl=6) as membership:
+        await membership.settled()
+        await asyncio.to_thread(etcd.ctl, "snapshot", "save", str(tmp_path / "snapshot"))
+        await membership.put(replica, ReplicaRecord(worker="worker-1", name="digits", version=3))
+        await membership.settled()
+        store.txn = unanswered  # type: ignore[method-assign]
+        await membership.put(replica, ReplicaRecord(worker="worker-1", name="digits", version=3, reason="late"))
+        await membership.settled()
+        assert membership.anew == 1
+        found = await store.get(replica)
+        assert found is not None and records.from_json(ReplicaRecord, found.value).reason == "late"
         await membership.leave()
     await store.close()
 
@@ -248,6 +271,17 @@ async def test_leaving_without_etcd_does_not_raise(etcd: EtcdProcess) -> None:
         await asyncio.to_thread(etcd.kill)
         await membership.leave()
     await store.close()
+
+
+def stand_still_while_restored(etcd: EtcdProcess, snapshot: Path, *, without: str) -> None:
+    """Blocks the event loop, as SIGSTOP would, while etcd goes back to a snapshot that has not that key, and grows past
+    every revision that we know."""
+    etcd.restore(snapshot)
+    with grpc.insecure_channel(etcd.endpoint) as channel:
+        kv = rpc.KVStub(channel)
+        for number in range(20):
+            kv.Put(pb.PutRequest(key=b"/penstock/x", value=b"%d" % number), timeout=20, wait_for_ready=True)
+        assert not kv.Range(pb.RangeRequest(key=without.encode()), timeout=20).kvs
 
 
 def stand_still_until_gone(endpoint: str) -> None:
