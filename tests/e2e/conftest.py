@@ -62,7 +62,7 @@ def anysize(client: Client, folder: Path) -> str:
 def serve(client: Client, path: Path, replicas: int = 1) -> str:
     """Publishes and deploys, waits until ready, returns the name."""
     version = client.publish(path)
-    client.deploy(version.name, version.version, replicas=replicas, wait=60)
+    client.deploy(version.name, version.version, replicas=replicas, wait=120)
     return version.name
 
 

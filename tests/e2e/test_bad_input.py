@@ -256,14 +256,14 @@ def test_an_engine_that_cannot_load_says_so(client: Client, add1: str, folder: P
     version = client.publish(models.unloadable(folder / "unloadable"))
     client.deploy("unloadable", version.version)
     with pytest.raises(errors.Unavailable) as raised:
-        client.deploy("unloadable", version.version, wait=60)
+        client.deploy("unloadable", version.version, wait=120)
     assert "NoSuchOperator" in str(raised.value)
     assert not LEAK.search(str(raised.value)), str(raised.value)
     with pytest.raises(errors.Unavailable):
         client.infer("unloadable", {"x": np.ones((1, 16), np.float32)}, retries=0)
     # The others do not notice.
     assert (client.infer(add1, {"x": np.zeros((1, 16), np.float32)})["y"] == 1).all()
-    client.undeploy("unloadable", wait=60)
+    client.undeploy("unloadable", wait=120)
 
 
 def test_what_does_not_fit_says_why(client: Client, folder: Path) -> None:
@@ -275,7 +275,7 @@ def test_what_does_not_fit_says_why(client: Client, folder: Path) -> None:
     assert status.ready == 0
     assert "worker-1" in status.unplaced_reason
     assert "TiB" in status.unplaced_reason or "GiB" in status.unplaced_reason
-    client.undeploy("giant", wait=60)
+    client.undeploy("giant", wait=120)
 
 
 def serve_without_waiting(client: Client, path: Path) -> None:

@@ -90,4 +90,4 @@ def test_requests_in_the_queue_leave_it_at_once(suite: Suite, client: Client, tm
         answer = channel.unary_unary("/inference.GRPCInferenceService/ModelStatistics")(request.SerializeToString())
     (statistics,) = oip.ModelStatisticsResponse.FromString(answer).model_stats
     assert statistics.execution_count == 1
-    client.undeploy(NAME, wait=60)
+    client.undeploy(NAME, wait=120)

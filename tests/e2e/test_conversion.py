@@ -114,7 +114,7 @@ def converted(suite: Suite, client: Client, folder: Path, name: str) -> Any:
     made = client.version(name, build.result_version)
     assert made.manifest.format == "onnx" and set(made.manifest.files) == {"model"}
     assert list(made.manifest.lineage.parents) == [f"{name}@1"]
-    client.deploy(made.name, made.version, wait=60)
+    client.deploy(made.name, made.version, wait=120)
     return made.manifest
 
 
@@ -137,7 +137,7 @@ def test_a_hugging_face_folder_is_published_built_and_answers(
     answer = client.infer(manifest.name, sent)["token_embeddings"]
     assert answer[0] == pytest.approx(encoded(found, ids[0]), abs=near)
     assert answer[1, :2] == pytest.approx(encoded(found, ids[1, :2]), abs=near)
-    client.undeploy(manifest.name, wait=60)
+    client.undeploy(manifest.name, wait=120)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("skops") is None, reason="skops is not installed (penstock[build-trees])")
@@ -161,7 +161,7 @@ def test_a_scikit_learn_model_is_published_built_and_answers(suite: Suite, clien
     answer = client.infer("iris", {"features": some})
     assert answer[manifest.outputs[0].name].tolist() == model.predict(some).tolist()
     assert answer[manifest.outputs[1].name] == pytest.approx(model.predict_proba(some), abs=1e-5)
-    client.undeploy("iris", wait=60)
+    client.undeploy("iris", wait=120)
 
 
 @pytest.mark.skipif(
@@ -188,7 +188,7 @@ def test_boosted_trees_are_published_built_gated_and_answer(
     answer = client.infer(library, {"features": rows[:50]})
     assert answer[probabilities] == pytest.approx(wanted[:50], abs=1e-5)
     assert answer[label].tolist() == wanted[:50].argmax(axis=1).tolist()
-    client.undeploy(library, wait=60)
+    client.undeploy(library, wait=120)
 
 
 def boosted(library: str, rows: Array, classes: Array) -> tuple[str, Array]:
@@ -228,7 +228,7 @@ def test_a_scripted_module_is_published_built_and_answers(suite: Suite, client: 
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     wanted = traced(torch.from_numpy(rows)).detach().numpy()
     assert client.infer("scripted", {"input": rows})["scores"] == pytest.approx(wanted, abs=1e-5)
-    client.undeploy("scripted", wait=60)
+    client.undeploy("scripted", wait=120)
 
 
 @pytest.mark.skipif(
@@ -265,4 +265,4 @@ def test_a_model_of_tensorflow_is_published_built_and_answers(
     rows = np.random.default_rng(0).normal(size=(5, 6, 4)).astype(np.float32)
     wanted = np.asarray(model(rows, training=False))
     assert client.infer(name, {"series": rows})["scores"] == pytest.approx(wanted, abs=1e-5)
-    client.undeploy(name, wait=60)
+    client.undeploy(name, wait=120)

@@ -49,15 +49,15 @@ def test_a_drain_under_load_loses_nothing(caller: Client) -> None:
     (first,) = places(caller, "add1")
     with Load(*[by_grpc(caller)] * 4) as load:
         load.wait_for(50)
-        caller.drain(first, wait=60)
+        caller.drain(first, wait=120)
         assert first not in places(caller, "add1")
         load.wait_for(50)
         # Twice over: it has nothing to do, and says so.
-        caller.drain(first, wait=60)
+        caller.drain(first, wait=120)
         caller.undrain(first)
         (second,) = places(caller, "add1")
         wait_until(lambda: not worker(caller, first).draining)
-        caller.drain(second, wait=60)
+        caller.drain(second, wait=120)
         assert list(places(caller, "add1")) == [first], "what was taken back takes replicas again"
         load.wait_for(50)
         caller.undrain(second)
@@ -65,7 +65,7 @@ def test_a_drain_under_load_loses_nothing(caller: Client) -> None:
 
 
 def test_what_fits_nowhere_else_goes_on_serving_and_it_is_said_why(caller: Client) -> None:
-    caller.deploy("add1", replicas=2, wait=60)
+    caller.deploy("add1", replicas=2, wait=120)
     told: list[pb.ClusterStatus] = []
     with Load(*[by_grpc(caller)] * 4) as load:
         with pytest.raises(
@@ -80,7 +80,7 @@ def test_what_fits_nowhere_else_goes_on_serving_and_it_is_said_why(caller: Clien
         assert verdicts["worker-1"].outcome == pb.PLACEMENT_OUTCOME_LEAVING
         assert verdicts["worker-1"].obstacle == "draining"
         caller.undrain("worker-1")
-        caller.wait_ready("add1", timeout=60)
+        caller.wait_ready("add1", timeout=120)
         load.wait_for(20)
     assert told
     assert (load.wrong, load.failures) == (0, [])
@@ -89,8 +89,8 @@ def test_what_fits_nowhere_else_goes_on_serving_and_it_is_said_why(caller: Clien
 
 
 def test_a_drain_outlives_the_leader_and_the_worker(drained: Suite, caller: Client) -> None:
-    caller.deploy("add1", replicas=1, wait=60)
-    caller.drain("worker-2", wait=60)
+    caller.deploy("add1", replicas=1, wait=120)
+    caller.drain("worker-2", wait=120)
     leader = caller.status().leader
     drained.kill(leader)
     drained.kill("worker-2")
@@ -110,7 +110,7 @@ def test_a_drain_outlives_the_leader_and_the_worker(drained: Suite, caller: Clie
     wait_until(lambda: "worker-2 is draining" in caller.status("add1").versions[0].unplaced_reason)
     assert list(places(caller, "add1")) == ["worker-1"]
     caller.undrain("worker-2")
-    caller.wait_ready("add1", timeout=60)
+    caller.wait_ready("add1", timeout=120)
     assert set(places(caller, "add1")) == {"worker-1", "worker-2"}
     drained.start(leader)
     drained.wait_ready(leader)
@@ -122,7 +122,7 @@ def penstock(suite: Suite, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_says_what_is_so_and_what_is_wrong(drained: Suite, caller: Client, tmp_path: Path) -> None:
-    caller.deploy("add1", replicas=1, wait=60)
+    caller.deploy("add1", replicas=1, wait=120)
     done = penstock(drained, "drain", "worker-2", "--wait", "--timeout", "60")
     assert (done.returncode, json.loads(done.stdout)) == (0, {"worker": "worker-2", "draining": True, "empty": True})
     refused = penstock(drained, "drain", "worker-2", "--wait", "--timeout", "60")

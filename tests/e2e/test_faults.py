@@ -54,7 +54,7 @@ def test_a_killed_worker_costs_no_answer(troubled: Suite, caller: Client) -> Non
         load.wait_for(200)
         troubled.start("worker-1")
         troubled.wait_ready("worker-1")
-        caller.wait_ready(timeout=60)
+        caller.wait_ready(timeout=120)
     assert load.wrong == 0
     assert load.failures == []
 
@@ -82,8 +82,8 @@ def test_a_killed_worker_fails_a_lone_request_clearly(troubled: Suite, caller: C
     assert outcome[0].code.retryable
     troubled.start(replica.worker)
     troubled.wait_ready(replica.worker)
-    caller.wait_ready(timeout=60)
-    caller.undeploy("alone", wait=60)
+    caller.wait_ready(timeout=120)
+    caller.undeploy("alone", wait=120)
 
 
 def test_a_frozen_worker_does_not_hold_a_request_past_its_deadline(troubled: Suite, caller: Client) -> None:
@@ -96,7 +96,7 @@ def test_a_frozen_worker_does_not_hold_a_request_past_its_deadline(troubled: Sui
         assert time.monotonic() - begun < 6 * 5
     finally:
         troubled.kill("worker-2", signal.SIGCONT)
-    caller.wait_ready(timeout=60)
+    caller.wait_ready(timeout=120)
 
 
 def test_an_engine_that_dies_takes_nobody_with_it(troubled: Suite, caller: Client) -> None:
@@ -110,7 +110,7 @@ def test_an_engine_that_dies_takes_nobody_with_it(troubled: Suite, caller: Clien
     assert load.wrong == 0
     assert load.failures == []
     wait_until(lambda: len(engine_processes(troubled, "worker-1")) >= 2)
-    caller.wait_ready(timeout=60)
+    caller.wait_ready(timeout=120)
 
 
 def test_serving_goes_on_while_etcd_is_gone_for_30_seconds(troubled: Suite, caller: Client) -> None:
@@ -122,13 +122,13 @@ def test_serving_goes_on_while_etcd_is_gone_for_30_seconds(troubled: Suite, call
             load.wait_for(20)
         troubled.start("etcd")
         troubled.wait_ready("etcd")
-        caller.wait_ready(timeout=60)
+        caller.wait_ready(timeout=120)
         load.wait_for(50)
     assert load.wrong == 0
     assert load.failures == []
     # The control plane is back: a change goes through.
-    caller.deploy("add1", replicas=1, wait=60)
-    caller.deploy("add1", replicas=2, wait=60)
+    caller.deploy("add1", replicas=1, wait=120)
+    caller.deploy("add1", replicas=2, wait=120)
 
 
 def test_serving_goes_on_while_etcd_is_full(troubled: Suite, caller: Client) -> None:
@@ -147,7 +147,7 @@ def test_serving_goes_on_while_etcd_is_full(troubled: Suite, caller: Client) -> 
         wait_until(lambda: alarms(troubled) == 0)
     assert load.wrong == 0
     assert load.failures == []
-    caller.deploy("add1", replicas=2, wait=60)
+    caller.deploy("add1", replicas=2, wait=120)
 
 
 def test_serving_goes_on_while_the_registry_is_gone(troubled: Suite, caller: Client) -> None:
@@ -159,7 +159,7 @@ def test_serving_goes_on_while_the_registry_is_gone(troubled: Suite, caller: Cli
     troubled.kill("worker-1")
     troubled.start("worker-1")
     troubled.wait_ready("worker-1")
-    caller.wait_ready("add1", timeout=60)
+    caller.wait_ready("add1", timeout=120)
     troubled.start("registry")
     troubled.wait_ready("registry")
     wait_until(lambda: answers(caller))
@@ -173,8 +173,8 @@ def test_the_other_scheduler_leads_when_one_dies(troubled: Suite, caller: Client
     try:
         wait_until(lambda: leads(caller, first))
         assert caller.status().term > term
-        caller.deploy("add1", replicas=1, wait=60)
-        caller.deploy("add1", replicas=2, wait=60)
+        caller.deploy("add1", replicas=1, wait=120)
+        caller.deploy("add1", replicas=2, wait=120)
     finally:
         troubled.start(first)
         troubled.wait_ready(first)
@@ -190,7 +190,7 @@ def test_a_worker_told_to_stop_finishes_and_hands_over(troubled: Suite, caller: 
         troubled.wait_ready("worker-1")
     assert load.wrong == 0
     assert load.failures == []
-    caller.wait_ready(timeout=60)
+    caller.wait_ready(timeout=120)
 
 
 def switch_nospace(suite: Suite, *, on: bool) -> None:

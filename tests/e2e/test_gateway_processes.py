@@ -196,7 +196,7 @@ def test_what_may_wait_in_all_is_divided(paired: Suite, tmp_path: Path) -> None:
         assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * (len(calls) - WAITING)
         for call in calls:
             call.cancel()
-        client.undeploy("huge", wait=60)
+        client.undeploy("huge", wait=120)
 
 
 def asked(suite: Suite, count: int, timeout: float) -> list[Any]:

@@ -81,7 +81,7 @@ def called(address: str, name: str, add: float) -> Iterator[Callable[[int], None
 
     def more(count: int) -> None:
         for _ in range(count):
-            assert answered.acquire(timeout=30)
+            assert answered.acquire(timeout=120)
 
     caller = threading.Thread(target=call)
     caller.start()
@@ -99,14 +99,14 @@ def test_a_worker_comes_for_what_has_no_place_and_goes_when_it_is_needed_no_more
     with Client(address, timeout=30) as client:
         big(client, tmp_path, "first", 1.0)
         big(client, tmp_path, "second", 2.0)
-        client.deploy("first", 1, wait=60)
+        client.deploy("first", 1, wait=120)
         assert list(workers(pooled)) == ["worker-1"]
-        client.deploy("second", 1, wait=60)
+        client.deploy("second", 1, wait=120)
         assert sorted(workers(pooled)) == ["worker-1", "worker-2"]
         (pool,) = until(client, lambda picture: bool(picture.pools) and picture.pools[0].workers == 2).pools
         assert (pool.name, pool.wanted, pool.least, pool.most, pool.problem) == ("local", 2, 1, 2, "")
         client.publish(models.add_one(tmp_path / "small", "small", 3.0))
-        client.deploy("small", 1, wait=60)
+        client.deploy("small", 1, wait=120)
         assert where(client, "small") == ["worker-1"]
         shown = subprocess.run(
             [sys.executable, "-m", "penstock.cli", "--address", address, "status"],

@@ -36,7 +36,7 @@ def penstock(suite: Suite, *words: str, status: int = 0) -> Any:
 def test_a_new_version_takes_over_without_a_failed_call(client: Client, folder: Path) -> None:
     path = models.add_one(folder / "update", "update")
     client.publish(path)
-    client.deploy("update", wait=60)
+    client.deploy("update", wait=120)
     assert answer(client, "update") == 2.0
     models.add_one(folder / "update", "update", add=10.0)
     assert client.publish(path).version == 2
@@ -59,8 +59,8 @@ def test_aliases_move_by_compare_and_set_and_route(client: Client, folder: Path)
     client.publish(path)
     models.add_one(folder / "aliased", "aliased", add=5.0)
     client.publish(path)
-    client.deploy("aliased", 1, wait=60)
-    client.deploy("aliased", 2, keep_others=True, wait=60)
+    client.deploy("aliased", 1, wait=120)
+    client.deploy("aliased", 2, keep_others=True, wait=120)
     assert client.set_alias("aliased", "prod", 1, expected=0) == 0
     wait_for(lambda: answer(client, "aliased", "prod") == 2.0)
     with pytest.raises(errors.Conflict):
@@ -70,7 +70,7 @@ def test_aliases_move_by_compare_and_set_and_route(client: Client, folder: Path)
     assert answer(client, "aliased") == 2.0, "keep_others leaves the default where it is"
     with pytest.raises(errors.InUse):
         client.delete_version("aliased", 2)
-    client.undeploy("aliased", wait=60)
+    client.undeploy("aliased", wait=120)
     with pytest.raises(errors.InUse, match="prod"):
         client.delete_version("aliased", 2)
     client.delete_alias("aliased", "prod")
@@ -130,7 +130,7 @@ def test_management_over_rest(suite: Suite, client: Client, folder: Path) -> Non
     assert "restful" in json.dumps(call("GET", "/api/v1/models?query=restful"))
     call("PUT", "/api/v1/models/restful/aliases/prod", {"version": 1})
     call("PUT", "/api/v1/deployments/restful", {"version": "prod", "replicas": 1})
-    client.wait_ready("restful", timeout=60)
+    client.wait_ready("restful", timeout=120)
     wait_for(lambda: answer(client, "restful", "prod") == 2.0)
     assert "restful" in json.dumps(call("GET", "/api/v1/status"))
     call("DELETE", "/api/v1/deployments/restful")

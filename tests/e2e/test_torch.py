@@ -57,7 +57,7 @@ def test_an_exported_program_is_published_and_answers(client: Client, tmp_path: 
     rows = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
     found = client.infer("scale", {"x": rows})["y"]
     assert found == pytest.approx(np.tanh(rows * np.arange(16, dtype=np.float32)), abs=1e-6)
-    client.undeploy("scale", wait=60)
+    client.undeploy("scale", wait=120)
 
 
 @pytest.mark.skipif(not NAMESPACES, reason="steps need namespaces, which this kernel does not give")

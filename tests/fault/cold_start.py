@@ -38,7 +38,7 @@ def prepare(stand: Stand) -> int:
 def prepare_everywhere(stand: Stand) -> int:
     """Publishes the model and has every worker serve it; the size of its file."""
     version, size = _published(stand)
-    stand.client.deploy(HERD, version, replicas=len(WORKERS), wait=60)
+    stand.client.deploy(HERD, version, replicas=len(WORKERS), wait=120)
     return size
 
 

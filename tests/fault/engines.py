@@ -182,10 +182,10 @@ def _cycle(stand: Stand, how: str) -> None:
             worker = _worker_of(stand, name)
             wait_until(lambda: len(stand.engines(worker)) == 2)
             os.kill(stand.engines(worker)[-1], signal.SIGKILL)
-        stand.client.wait_ready(name, timeout=60)
+        stand.client.wait_ready(name, timeout=120)
         answer = stand.client.infer(name, {"x": ONES}, timeout=10)
         assert (answer["y"] == 3).all()
-    stand.client.undeploy(name, wait=60)
+    stand.client.undeploy(name, wait=120)
     wait_until(lambda: all(len(stand.engines(worker)) == 1 for worker in WORKERS))
 
 

@@ -78,7 +78,7 @@ def etcd_full(stand: Stand) -> Result:
         mended = time.monotonic()
         wait_until(lambda: not _alarmed(own))
         result.measured["alert over s"] = round(time.monotonic() - mended, 2)
-        own.client.deploy(MODEL, replicas=len(WORKERS), wait=60)
+        own.client.deploy(MODEL, replicas=len(WORKERS), wait=120)
         own.settle()
         result.timed("change carried out", own.change(), 10.0)
     result.take(load.ledger)
@@ -91,7 +91,7 @@ def etcd_restored(stand: Stand) -> Result:
     with tempfile.TemporaryDirectory() as folder, stand.load() as load:
         snapshot = Path(folder) / "snapshot"
         _ctl(stand, "snapshot", "save", str(snapshot))
-        stand.client.deploy(MODEL, replicas=len(WORKERS) - 1, wait=60)
+        stand.client.deploy(MODEL, replicas=len(WORKERS) - 1, wait=120)
         stand.kill("etcd")
         shutil.rmtree(stand.suite.state / "etcd")
         _restore(stand, snapshot)

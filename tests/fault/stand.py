@@ -235,7 +235,7 @@ class Stand:
 
     def settle(self) -> None:
         """Waits until every worker serves again what is wanted."""
-        self.client.wait_ready(MODEL, timeout=60)
+        self.client.wait_ready(MODEL, timeout=120)
         wait_until(lambda: len(self.replicas()) == len(WORKERS))
 
     def replicas(self) -> set[str]:
@@ -258,7 +258,7 @@ class Stand:
         wait_until(lambda: self._deployed(len(WORKERS) - 1))
         wait_until(lambda: len(self.replicas()) == len(WORKERS) - 1)
         took = time.monotonic() - began
-        self.client.deploy(MODEL, replicas=len(WORKERS), wait=60)
+        self.client.deploy(MODEL, replicas=len(WORKERS), wait=120)
         self.settle()
         return took
 
