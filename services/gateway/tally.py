@@ -16,11 +16,12 @@ import mmap
 import os
 from contextlib import suppress
 from pathlib import Path
+from struct import Struct
 from typing import Final
 
 ROWS: Final = 64
 """Callers in one file."""
-SPARE: Final = 8
+SPARE: Final = 4
 """Places beyond two for each process, an old one and the one that takes over from it."""
 SWEEP: Final = 1.0
 """Seconds between two looks for places that nobody holds."""
@@ -29,26 +30,30 @@ SWEEP: Final = 1.0
 class Elsewhere:
     """One caller's row as one process sees it (admission.Others)."""
 
-    __slots__ = ("_full_at", "_full_at_others", "_mine", "_under_way", "_under_way_others")
+    __slots__ = ("_full_at", "_memory", "_mine", "_read", "_under_way", "_written")
 
-    def __init__(self, full_at: memoryview[float], under_way: memoryview[float], mine: int) -> None:
-        self._full_at, self._under_way, self._mine = full_at, under_way, mine
-        self._full_at_others = full_at[:mine], full_at[mine + 1 :]
-        self._under_way_others = under_way[:mine], under_way[mine + 1 :]
+    def __init__(self, memory: mmap.mmap, row: int, places: int, mine: int) -> None:
+        """Of a row first the moments, then the requests under way."""
+        self._memory, self._written = memory, memoryview(memory).cast("d")
+        # Native doubles, which are read as a whole.
+        self._read, self._mine = Struct(f"{places}d").unpack_from, mine
+        self._full_at = row * 2 * places
+        self._under_way = self._full_at + places
 
     def full_at(self) -> float:
-        before, after = self._full_at_others
-        return max(max(before, default=0.0), max(after, default=0.0))
+        moments = list(self._read(self._memory, 8 * self._full_at))
+        moments[self._mine] = 0.0
+        return float(max(moments))
 
     def under_way(self) -> float:
-        before, after = self._under_way_others
-        return float(sum(before) + sum(after))
+        counts = self._read(self._memory, 8 * self._under_way)
+        return float(sum(counts) - counts[self._mine])
 
     def tell_full_at(self, moment: float) -> None:
-        self._full_at[self._mine] = moment
+        self._written[self._full_at + self._mine] = moment
 
     def tell_under_way(self, count: int) -> None:
-        self._under_way[self._mine] = count
+        self._written[self._under_way + self._mine] = count
 
 
 class Tally:
@@ -63,7 +68,7 @@ class Tally:
         with suppress(FileExistsError):
             os.makedirs(self._folder, 0o700)
         self._places = 2 * processes + SPARE
-        self._files: list[memoryview[float]] = []
+        self._files: list[mmap.mmap] = []
         self._lock, self._mine = self._claimed()
 
     def of(self, caller: str) -> Elsewhere:
@@ -71,9 +76,7 @@ class Tally:
         number, row = divmod(self._row(caller), ROWS)
         while len(self._files) <= number:
             self._files.append(self._mapped(len(self._files)))
-        begin, places = 2 * row * self._places, self._places
-        both = self._files[number][begin : begin + 2 * places]
-        return Elsewhere(both[:places], both[places:], self._mine)
+        return Elsewhere(self._files[number], row, self._places, self._mine)
 
     async def run(self) -> None:
         """Sweeps until cancelled."""
@@ -128,18 +131,18 @@ class Tally:
         while (self._folder / f"rows-{number}").exists():
             if len(self._files) <= number:
                 self._files.append(self._mapped(number))
-            memory = self._files[number]
-            for begin in range(0, len(memory), self._places):
-                memory[begin + place] = 0.0
+            written = memoryview(self._files[number]).cast("d")
+            for begin in range(0, len(written), self._places):
+                written[begin + place] = 0.0
             number += 1
 
-    def _mapped(self, number: int) -> memoryview[float]:
-        """Doubles; new ones are 0. Of each row first the moments, then the requests under way."""
+    def _mapped(self, number: int) -> mmap.mmap:
+        """Doubles; new ones are 0."""
         size = ROWS * 2 * self._places * 8
         file = os.open(self._folder / f"rows-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(file, size)
-            return memoryview(mmap.mmap(file, size)).cast("d")
+            return mmap.mmap(file, size)
         finally:
             os.close(file)
 
