@@ -22,8 +22,8 @@ def add(command: Command, below: Callable[[argparse.ArgumentParser], Command]) -
             "penstock tenant list",
             "penstock tenant delete fraud-team",
         ],
-        "A tenant has the name of a caller, as in the gateway's auth_file. While nothing is said of it, and there is no "
-        "default, it may do everything.",
+        "A tenant has the name of a caller, as in the gateway's auth_file. While nothing is said of it, and there is "
+        "no default, it may do everything.",
     )
     one = below(tenants)
     _set(one)
