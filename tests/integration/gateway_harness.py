@@ -4,7 +4,7 @@ the test says, records written by the test."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +33,7 @@ from penstock.v1 import cluster_pb2 as pb
 from penstock.wire.call import VERSION, WORKER, Answer, Call
 from penstock.wire.client import Peer
 from services.gateway import rpc
-from services.gateway.admission import Admission
+from services.gateway.admission import Admission, Terms
 from services.gateway.app import follow_routes
 from services.gateway.backend import Backend
 from services.gateway.control import Control
@@ -43,7 +43,7 @@ from services.gateway.reporting import report
 from services.gateway.repository import Repository
 from services.gateway.rest import serve_rest
 from services.gateway.room import Room
-from services.gateway.routes import RoutingTable
+from services.gateway.routes import Mirrored, RoutingTable
 from services.gateway.tenants import Tenants
 from services.gateway.upstream import Upstreams
 from tests.harness.grpcio_service import service_handler
@@ -102,15 +102,16 @@ class EchoWorker:
         return ReplicaRecord(worker=self.name, name="digits", version=version, state=state, address=self.address)
 
 
-class Admitting(Admission):
-    """Admission that tells a test when it was told something."""
+class Telling(Tenants):
+    """What callers may do; tells a test when that was taken anew."""
 
-    def __init__(self) -> None:
-        super().__init__(read=False)
+    def __init__(self, admission: Admission) -> None:
+        super().__init__(admission)
+        self.admission = admission
         self.heard = asyncio.Event()
 
-    def say(self, tenants: Iterable[TenantRecord], gateways: int, now: float) -> None:
-        super().say(tenants, gateways, now)
+    def take(self, tenants: Mirrored[TenantRecord], gateways: Mirrored[ServiceRecord]) -> None:
+        super().take(tenants, gateways)
         self.heard.set()
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -120,10 +121,14 @@ class Admitting(Admission):
                 self.heard.clear()
                 await self.heard.wait()
 
+    def terms(self, name: str) -> Terms | None:
+        """What is said of one."""
+        return self.admission._terms.get(name)
+
     @property
     def under_way(self) -> int:
         """Requests that were let in and are not over, of all callers."""
-        return sum(account.under_way for account in self._accounts.values())
+        return sum(account.under_way for account in self.admission._accounts.values())
 
 
 async def hang(call: Call) -> None:
@@ -146,7 +151,7 @@ class Running:
     """Set after every change of `services`."""
     room: Room
     inference: Inference
-    admission: Admitting
+    tenants: Telling
     peer: Peer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -166,8 +171,8 @@ class Running:
     async def put_tenant(self, record: TenantRecord) -> None:
         """Says what a tenant may do, and waits until the gateway knows."""
         await self.store.put(keys.tenant(record.name), records.to_json(record))
-        await self.admission.until(
-            lambda: (terms := self.admission._terms.get(record.name)) is not None and terms.record == record
+        await self.tenants.until(
+            lambda: (terms := self.tenants.terms(record.name)) is not None and terms.record == record
         )
 
     async def put_replica(self, record: ReplicaRecord) -> None:
@@ -258,8 +263,8 @@ async def gateway(endpoint: str, *, waiting: int = 100) -> AsyncIterator[Running
         )
         stack.push_async_callback(reports.close)
         room = Room(routes, upstreams.demand, most_each=waiting, wish=reports.soon)
-        admission = Admitting()
-        followed = Tenants(admission)
+        admission = Admission(read=False)
+        followed = Telling(admission)
         tenants = Mirror(store, keys.TENANTS, TenantRecord, followed.note_change)
         gateways = Mirror(store, keys.services_of("gateway"), ServiceRecord, followed.note_change)
         repository = Repository(routes, control, admission)
@@ -288,7 +293,7 @@ async def gateway(endpoint: str, *, waiting: int = 100) -> AsyncIterator[Running
         await deployments.synced()
         if deployments.records:
             await news.wait()
-        await admission.until(lambda: admission.ready() is None)
+        await followed.until(lambda: admission.ready() is None)
         stack.callback(served.folder.close)
         await served.server.start()
         stack.push_async_callback(served.server.stop, None)
@@ -307,7 +312,7 @@ async def gateway(endpoint: str, *, waiting: int = 100) -> AsyncIterator[Running
             told,
             room,
             inference,
-            admission,
+            followed,
         )
         stack.push_async_callback(running.peer.close)
         yield running

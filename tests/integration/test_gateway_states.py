@@ -268,7 +268,7 @@ async def test_a_place_comes_back_when_a_caller_leaves(clean_etcd: str, leaves: 
             assert state.words in reply.json()["error"]
             held.cancel()
             await one.cancelled.wait()
-            assert it.admission.under_way == 0
+            assert it.tenants.under_way == 0
         one.before = None
         assert (await by_grpc(it, state))[0] == "OK" and (await by_rest(url, state)).status_code == 200
 
@@ -280,13 +280,13 @@ async def test_a_place_comes_back_at_the_deadline_and_when_a_connection_breaks(c
         await it.put_tenant(TenantRecord(name="local", models=["*"], concurrent=1))
         assert (await by_grpc(it, state))[0] == "DEADLINE_EXCEEDED"
         assert (await by_rest(url, state)).status_code == 504
-        assert it.admission.under_way == 0
+        assert it.tenants.under_way == 0
         one.reached.clear()
         held = asyncio.create_task(by_grpc(it, replace(state, timeout=20.0)))
         await one.reached.wait()
         await one.kill()
         assert (await held)[0] == "UNAVAILABLE"
-        assert it.admission.under_way == 0
+        assert it.tenants.under_way == 0
 
 
 async def test_each_message_of_a_stream_is_a_request(clean_etcd: str) -> None:
@@ -316,13 +316,13 @@ async def test_what_holds_stays_while_etcd_is_away_and_after_it_lost_everything(
         assert (await by_grpc(it, state))[0] == "PERMISSION_DENIED"
         await asyncio.to_thread(etcd.start)
         await asyncio.to_thread(etcd.wipe)
-        it.admission.heard.clear()
-        await it.admission.heard.wait()
+        it.tenants.heard.clear()
+        await it.tenants.heard.wait()
         assert (await by_grpc(it, state))[0] == "PERMISSION_DENIED"
         # Deleting one that is there is another matter.
         await it.put_tenant(THESE)
         await it.store.delete(keys.tenant("default"))
-        await it.admission.until(lambda: not it.admission.guarded)
+        await it.tenants.until(lambda: not it.tenants.admission.guarded)
 
 
 async def test_gateways_divide_what_a_tenant_may_do(clean_etcd: str) -> None:
@@ -331,7 +331,14 @@ async def test_gateways_divide_what_a_tenant_may_do(clean_etcd: str) -> None:
         for number in range(3):
             record = ServiceRecord(service="gateway", id=f"gateway-{number}")
             await it.store.put(keys.service("gateway", record.id), records.to_json(record))
-        await it.admission.until(lambda: it.admission._terms["local"].gateways == 3)
-        assert it.admission._terms["local"].concurrent == 2
+        await it.tenants.until(lambda: gateways(it) == 3)
+        terms = it.tenants.terms("local")
+        assert terms is not None and terms.concurrent == 2
         await it.store.delete(keys.service("gateway", "gateway-1"))
-        await it.admission.until(lambda: it.admission._terms["local"].gateways == 2)
+        await it.tenants.until(lambda: gateways(it) == 2)
+
+
+def gateways(it: Running) -> int:
+    """Among how many `local` is divided."""
+    terms = it.tenants.terms("local")
+    return terms.gateways if terms is not None else 0
