@@ -1,4 +1,4 @@
-"""Names that callers choose, checked once: models, aliases, versions, digests.
+"""Names that callers choose, checked once: models, aliases, versions, digests, tenants.
 
 Anything that passes is safe as an etcd key segment, a URL segment and a metric label; no path is ever built from it.
 """
@@ -10,6 +10,7 @@ import re
 from penstock.errors import InvalidArgument
 
 _MODEL = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_TENANT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9]{1,18}")
@@ -32,6 +33,17 @@ def alias(name: str, field: str = "alias") -> str:
         return name
     raise InvalidArgument(
         f"{field}: {_shown(name)} cannot be an alias; use a letter, then up to 62 letters, digits, '-' or '_'",
+        field=field,
+    )
+
+
+def tenant(name: str, field: str = "name") -> str:
+    """The name itself if it may name a tenant, as callers are named; raises InvalidArgument otherwise."""
+    if _TENANT.fullmatch(name) and ".." not in name:
+        return name
+    raise InvalidArgument(
+        f"{field}: {_shown(name)} cannot name a tenant; use 1 to 64 letters, digits, '.', '_' and '-', beginning and "
+        "ending with a letter or digit, without '..'",
         field=field,
     )
 

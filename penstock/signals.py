@@ -99,6 +99,14 @@ GATEWAY_REQUESTS: Final = Metric(
 GATEWAY_SECONDS: Final = Metric(
     "penstock_gateway_request_seconds", "histogram", "gateway", "Time from request to answer at the gateway", ("model",)
 )
+GATEWAY_REFUSED: Final = Metric(
+    "penstock_gateway_refused",
+    "counter",
+    "gateway",
+    "Requests that their callers' tenants do not allow: a model that is not theirs (model), too many a second (rate), "
+    "too many under way (concurrent)",
+    ("reason",),
+)
 GATEWAY_RETRIES: Final = Metric(
     "penstock_gateway_retries",
     "counter",

@@ -45,6 +45,7 @@ GROUPS: Final = {
     ),
     "penstock_gateway": (
         "services.gateway.access",
+        "services.gateway.admission",
         "services.gateway.balance",
         "services.gateway.demand",
         "services.gateway.ejection",

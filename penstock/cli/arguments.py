@@ -74,6 +74,11 @@ def tenant(text: str) -> str:
     return _checked(lambda: names.model(text, "tenant"))
 
 
+def caller(text: str) -> str:
+    """A caller's name, which his tenant has too."""
+    return _checked(lambda: names.tenant(text, "NAME"))
+
+
 def span(text: str) -> int:
     """A span of time, in nanoseconds."""
     return _checked(lambda: durations.nanoseconds(text, "span"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 from penstock import __version__
-from penstock.cli import building
+from penstock.cli import building, tenancy
 from penstock.cli.arguments import (
     alias,
     count,
@@ -46,6 +46,7 @@ Publish models, deploy them, call them, see what runs.
   penstock status                              what runs where, and why something does not
   penstock explain digits                      why it runs there, and what would make it fit
   penstock drain worker-2 --wait               empty a worker before its machine is stopped
+  penstock tenant set team --model 'm-*'       who may call what, and how much of it
 """
 
 ENVIRONMENT: Final = """\
@@ -94,8 +95,25 @@ def build() -> Parser:
     # Suppressed, so that an option before the command is not overwritten by its absence after it.
     _common(shared, default=argparse.SUPPRESS)
 
+    command = _maker(commands, shared)
+    _catalogue(command)
+    building.add(command)
+    _deploying(command)
+    _running(command)
+    _workers(command)
+    tenancy.add(command, lambda parent: _maker(_below(parent), shared))
+    _local(command)
+    return parser
+
+
+Command = Callable[..., Parser]
+
+
+def _maker(commands: Any, shared: Parser) -> Command:
+    """What makes commands. run: empty for one that has others below it."""
+
     def command(name: str, help: str, run: str, examples: Sequence[str], about: str = "") -> Parser:
-        made = commands.add_parser(
+        made: Parser = commands.add_parser(
             name,
             help=help,
             description=f"{help[0].upper()}{help[1:]}.{' ' if about else ''}{about}",
@@ -104,19 +122,15 @@ def build() -> Parser:
             parents=[shared],
             allow_abbrev=False,
         )
-        made.set_defaults(run=run)
+        if run:
+            made.set_defaults(run=run)
         return made
 
-    _catalogue(command)
-    building.add(command)
-    _deploying(command)
-    _running(command)
-    _workers(command)
-    _local(command)
-    return parser
+    return command
 
 
-Command = Callable[..., Parser]
+def _below(parent: argparse.ArgumentParser) -> Any:
+    return parent.add_subparsers(title="commands", metavar="COMMAND", dest="subcommand", required=True)
 
 
 def _catalogue(command: Command) -> None:

@@ -17,11 +17,12 @@ from penstock.client.connection import DEFAULT_TIMEOUT, Connection
 from penstock.client.inference import InferenceCalls
 from penstock.client.payload import Specs
 from penstock.client.storage import StorageCalls
+from penstock.client.tenants import TenantCalls
 from penstock.client.tls import Tls
 from penstock.client.trace import current_traceparent
 
 
-class AsyncClient(InferenceCalls, CatalogueCalls, BuildCalls, StorageCalls, ClusterCalls):
+class AsyncClient(InferenceCalls, CatalogueCalls, BuildCalls, StorageCalls, TenantCalls, ClusterCalls):
     """One gateway, over one connection that is shared by any number of concurrent calls.
 
     Used on one event loop. Connects with the first call, and again by itself after a break.

@@ -22,6 +22,7 @@ from penstock.v1 import builds_pb2_grpc as builds_rpc
 from penstock.v1 import cluster_pb2_grpc as cluster_rpc
 from penstock.v1 import models_pb2_grpc as models_rpc
 from penstock.v1 import storage_pb2_grpc as storage_rpc
+from penstock.v1 import tenants_pb2_grpc as tenants_rpc
 from penstock.wire.call import TRACEPARENT
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         ModelServiceAsyncStub,
     )
     from penstock.v1.storage_pb2_grpc import StorageServiceAsyncStub
+    from penstock.v1.tenants_pb2_grpc import TenantServiceAsyncStub
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 DEFAULT_TIMEOUT: Final = 60.0
@@ -52,6 +54,7 @@ class Stubs:
     deployments: DeploymentServiceAsyncStub
     builds: BuildServiceAsyncStub
     storage: StorageServiceAsyncStub
+    tenants: TenantServiceAsyncStub
     cluster: ClusterServiceAsyncStub
 
     @classmethod
@@ -64,6 +67,7 @@ class Stubs:
             deployments=models_rpc.DeploymentServiceStub(channel),
             builds=builds_rpc.BuildServiceStub(channel),
             storage=storage_rpc.StorageServiceStub(channel),
+            tenants=tenants_rpc.TenantServiceStub(channel),
             cluster=cluster_rpc.ClusterServiceStub(channel),
         )
 

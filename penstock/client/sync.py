@@ -7,9 +7,8 @@ used from any number of threads. Callbacks (`progress`, `on_status`) run on the 
 from __future__ import annotations
 
 import asyncio
-import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -20,10 +19,11 @@ from penstock.client.cluster import DEFAULT_WAIT, OnStatus
 from penstock.client.connection import DEFAULT_TIMEOUT
 from penstock.client.payload import InferRequest, Inputs, Parameter, Version
 from penstock.client.result import InferResult, StreamReply
+from penstock.client.thread_loop import ThreadLoop
 from penstock.client.trace import current_traceparent
 from penstock.client.upload import OnProgress
 from penstock.oip import inference_pb2 as oip
-from penstock.v1 import builds_pb2
+from penstock.v1 import builds_pb2, tenants_pb2
 from penstock.v1 import cluster_pb2 as cluster
 from penstock.v1 import manifest_pb2 as manifest
 from penstock.v1 import models_pb2 as pb
@@ -31,37 +31,6 @@ from penstock.v1 import storage_pb2 as storage
 
 T = TypeVar("T")
 _END = object()
-
-
-class _Loop:
-    """An event loop in a daemon thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(_without_poller_noise)
-        self._thread = threading.Thread(target=self._loop.run_forever, name="penstock-client", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs it there, with the caller's context variables, and waits; an interrupted caller (Ctrl-C) cancels it."""
-        if threading.current_thread() is self._thread or self._loop.is_closed():
-            coroutine.close()
-            raise RuntimeError("the client is closed, or was called from one of its own callbacks")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs `last`, then ends the thread. Safe to repeat."""
-        if self._loop.is_closed():
-            return
-        self.run(last())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 class Client:
@@ -89,7 +58,7 @@ class Client:
             tls_key=tls_key,
             trace_context=trace_context,
         )
-        self._loop = _Loop()
+        self._loop = ThreadLoop()
         # Closes a forgotten client too, at the latest before the interpreter ends.
         self._finalizer = weakref.finalize(self, self._loop.close, self._aio.close)
 
@@ -296,6 +265,33 @@ class Client:
         """The collections of late, newest first."""
         return self._loop.run(self._aio.collections(limit=limit, timeout=timeout))
 
+    def set_tenant(
+        self,
+        name: str,
+        models: Iterable[str],
+        *,
+        rate: float = 0.0,
+        burst: int = 0,
+        concurrent: int = 0,
+        timeout: float | None = None,
+    ) -> tenants_pb2.Tenant:
+        """Says what a caller may do; see AsyncClient.set_tenant."""
+        return self._loop.run(
+            self._aio.set_tenant(name, models, rate=rate, burst=burst, concurrent=concurrent, timeout=timeout)
+        )
+
+    def tenant(self, name: str, *, timeout: float | None = None) -> tenants_pb2.Tenant:
+        """What is said of one caller."""
+        return self._loop.run(self._aio.tenant(name, timeout=timeout))
+
+    def tenants(self, *, page_size: int = 0, timeout: float | None = None) -> Iterator[tenants_pb2.Tenant]:
+        """Tenants by name, page after page."""
+        return self._iterate(self._aio.tenants(page_size=page_size, timeout=timeout))
+
+    def delete_tenant(self, name: str, *, timeout: float | None = None) -> None:
+        """Forgets what was said of a caller."""
+        self._loop.run(self._aio.delete_tenant(name, timeout=timeout))
+
     def delete_version(self, name: str, version: int, *, timeout: float | None = None) -> None:
         """Deletes a version that nothing uses."""
         self._loop.run(self._aio.delete_version(name, version, timeout=timeout))
@@ -398,13 +394,6 @@ class Client:
                 yield item  # type: ignore[misc]
         finally:
             self._loop.run(_close(items))
-
-
-def _without_poller_noise(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """grpc.aio 1.78 wakes every loop of a process for the events of one; the others find nothing to read."""
-    if isinstance(context.get("exception"), BlockingIOError) and "PollerCompletionQueue" in repr(context.get("handle")):
-        return
-    loop.default_exception_handler(context)
 
 
 async def _next(items: AsyncIterator[T]) -> T | object:

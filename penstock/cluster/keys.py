@@ -12,6 +12,7 @@ from typing import Final
 
 PREFIX = "/penstock/"
 DEPLOYMENTS = PREFIX + "deployments/"
+TENANTS = PREFIX + "tenants/"
 WORKERS = PREFIX + "workers/"
 REPLICAS = PREFIX + "replicas/"
 ASSIGNMENTS = PREFIX + "assignments/"
@@ -49,6 +50,13 @@ TABLE = (
         "DeploymentRecord",
         "registry",
         "until the model is undeployed; the registry's database is the truth and writes it again",
+    ),
+    Key(
+        TENANTS + "{name}",
+        TENANTS + "fraud-team",
+        "TenantRecord",
+        "registry",
+        "until the tenant is deleted; the registry's database is the truth and writes it again",
     ),
     Key(WORKERS + "{id}", WORKERS + "worker-1", "WorkerRecord", "that worker", "the worker's lease"),
     Key(
@@ -111,6 +119,11 @@ def known(key: str) -> bool:
 def deployment(name: str) -> str:
     """What the user wants of one model."""
     return DEPLOYMENTS + _segment(name)
+
+
+def tenant(name: str) -> str:
+    """What one caller may do."""
+    return TENANTS + _segment(name)
 
 
 def worker(worker_id: str) -> str:

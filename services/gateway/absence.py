@@ -10,9 +10,12 @@ back, or the worker has been back for a window (it lives and has told all that i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Generic, TypeVar
 
-from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord
+from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, TenantRecord
 from penstock.v1 import cluster_pb2 as pb
+
+M = TypeVar("M", DeploymentRecord, TenantRecord)
 
 WINDOW = 10.0
 """Seconds in which vanishings count as one event; twice the time of a worker's lease."""
@@ -102,26 +105,26 @@ class ReplicaBelief:
         }
 
 
-class DeploymentBelief:
-    """Deployment records as the gateway believes them.
+class RegistryBelief(Generic[M]):
+    """Records that the registry writes, deployments or tenants, as the gateway believes them.
 
-    Undeploying is a deletion at a higher revision and is believed at once. Deployments that vanish because the store
-    went back in time are held for a while: the registry, whose database is the truth, writes them again.
+    A deletion at a higher revision is believed at once. What vanishes because the store went back in time is held for
+    a while: the registry, whose database is the truth, writes it again.
     """
 
     def __init__(self, patience: float = 60.0) -> None:
-        """patience: seconds to hold a deployment that a store from the past does not have."""
+        """patience: seconds to hold a record that a store from the past does not have."""
         self._patience = patience
-        self._live: dict[str, DeploymentRecord] = {}
+        self._live: dict[str, M] = {}
         self._rewinds = 0
-        self._held: dict[str, tuple[DeploymentRecord, float]] = {}
+        self._held: dict[str, tuple[M, float]] = {}
 
     @property
     def held(self) -> bool:
-        """True while something is served that the store does not have."""
+        """True while something is believed that the store does not have."""
         return bool(self._held)
 
-    def observe(self, live: Mapping[str, DeploymentRecord], rewinds: int, now: float) -> dict[str, DeploymentRecord]:
+    def observe(self, live: Mapping[str, M], rewinds: int, now: float) -> dict[str, M]:
         """What to believe, given what the store says now; rewinds: how often it has gone back in time so far."""
         if rewinds > self._rewinds:
             self._held.update({key: (record, now) for key, record in self._live.items()})

@@ -11,13 +11,14 @@ from penstock.cluster import keys
 from penstock.cluster.etcd import Etcd
 from penstock.cluster.reports import Reports
 from penstock.cluster.watch import Mirror
-from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, ServiceRecord
+from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, ServiceRecord, TenantRecord
 from penstock.kit.log import get_logger
 from penstock.kit.service import Chassis
 from penstock.wire.client import Peer
 
 from . import metrics, rpc
 from .access import AccessLog
+from .admission import Admission
 from .announce import announce
 from .backend import Backend
 from .config import GatewayConfig
@@ -31,6 +32,8 @@ from .rest import serve_rest
 from .room import Room
 from .routes import RoutingTable
 from .shared_memory import SharedMemory
+from .tally import Tally
+from .tenants import Tenants
 from .upstream import Upstreams
 
 WAITING_SHARE: Final = 0.9
@@ -80,16 +83,18 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     if access is not None:
         chassis.start(access.run(), "access log")
     room = _waiting_room(chassis, config, routes, upstreams, schedulers)
+    admission = _admission(chassis, etcd)
     inference = Inference(
         routes,
         upstreams,
-        Repository(routes, control),
+        Repository(routes, control, admission),
         max_body_bytes=config.max_body_bytes,
         shared_memory=_shared_memory(chassis, config),
         retries=config.retries,
         not_ready=chassis.not_ready,
         room=room,
         access=access,
+        admission=admission,
     )
     metrics.expose(routes, upstreams, lambda: len(room))
     rpc.register(chassis, inference, control, default_timeout=config.default_timeout)
@@ -113,6 +118,29 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     chassis.serve_beside(rest, "rest")
     if not chassis.supervised:
         await announce(chassis, etcd, config)
+
+
+def _admission(chassis: Chassis, etcd: Etcd) -> Admission:
+    """Who may do what, as the registry's records say."""
+    if chassis.share > 1:
+        tally = Tally(chassis.runtime_dir, chassis.share)
+        chassis.start(tally.run(), "tally")
+
+        async def leave() -> None:
+            tally.close()
+
+        chassis.on_close(leave)
+        admission = Admission(read=False, others=tally.of, told=metrics.refused)
+    else:
+        admission = Admission(read=False, told=metrics.refused)
+    followed = Tenants(admission)
+    tenants = Mirror(etcd, keys.TENANTS, TenantRecord, followed.note_change)
+    gateways = Mirror(etcd, keys.services_of("gateway"), ServiceRecord, followed.note_change)
+    for mirror in (tenants, gateways):
+        chassis.start(mirror.run(), f"mirror {mirror.prefix}")
+    chassis.start(followed.run(tenants, gateways), "tenants")
+    chassis.ready_check("tenants", admission.ready)
+    return admission
 
 
 def _waiting_room(

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from penstock.channel import ERROR_TRAILER, error_info, error_of
 from penstock.kit.log import REQUEST_ID_OF_CALL
-from penstock.v1 import builds_pb2, cluster_pb2, models_pb2, storage_pb2
+from penstock.v1 import builds_pb2, cluster_pb2, models_pb2, storage_pb2, tenants_pb2
 from penstock.wire.call import REQUEST_ID, TRACEPARENT
 from penstock.wire.client import ConnectionLost
 
@@ -32,14 +32,21 @@ AUTHORIZATION = "authorization"
 CHUNK_BYTES = 1 << 20
 """Largest piece of an upload that `Control.upload` sends in one message."""
 
-REGISTRY_SERVICES = ("ModelService", "ArtifactService", "DeploymentService", "BuildService", "StorageService")
+REGISTRY_SERVICES = (
+    "ModelService",
+    "ArtifactService",
+    "DeploymentService",
+    "BuildService",
+    "StorageService",
+    "TenantService",
+)
 SCHEDULER_SERVICES = ("ClusterService",)
 
 
 def services() -> dict[str, ServiceDescriptor]:
     """Descriptor of every service that is passed on, by its short name."""
-    files = (models_pb2.DESCRIPTOR, builds_pb2.DESCRIPTOR, storage_pb2.DESCRIPTOR, cluster_pb2.DESCRIPTOR)
-    known = {name: service for file in files for name, service in file.services_by_name.items()}
+    files = (models_pb2, builds_pb2, storage_pb2, tenants_pb2, cluster_pb2)
+    known = {name: service for file in files for name, service in file.DESCRIPTOR.services_by_name.items()}
     return {name: known[name] for name in (*REGISTRY_SERVICES, *SCHEDULER_SERVICES)}
 
 

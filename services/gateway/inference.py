@@ -27,6 +27,7 @@ from penstock.wire.client import ConnectionLost, Field, write_timeout
 
 from . import balance, header, shared_memory
 from .access import AccessLog
+from .admission import Account, Admission
 from .demand import Served
 from .flight import Flight
 from .header import RoutingHeader
@@ -69,16 +70,18 @@ class Inference:
         metrics: RequestMetrics | None = None,
         room: Room | None = None,
         access: AccessLog | None = None,
+        admission: Admission | None = None,
     ) -> None:
-        """access: None for no access log; shared_memory: None for none; retries: attempts at other replicas after the
-        first one failed; not_ready: the reason, None when ready; room: where requests wait for versions that are loaded
-        on demand."""
+        """access: None for no access log; admission: None to let everybody in; shared_memory: None for none; retries:
+        attempts at other replicas after the first one failed; not_ready: the reason, None when ready; room: where
+        requests wait for versions that are loaded on demand."""
         self._routes = routes
         self._upstreams = upstreams
         self._repository = repository
         self._shared_memory = shared_memory or SharedMemory()
         self._room = room if room is not None else Room(routes, upstreams.demand)
-        self._statistics = Statistics(routes, upstreams)
+        self._admission = admission if admission is not None else Admission()
+        self._statistics = Statistics(routes, upstreams, self._admission)
         self._max_body_bytes = max_body_bytes
         self._attempts = 1 + retries
         self._not_ready = not_ready or routes.ready
@@ -108,16 +111,19 @@ class Inference:
         """ModelInfer; also each message of ModelStreamInfer.
 
         Raises InvalidArgument, TooLarge, NotFound, Unavailable, ResourceExhausted, DeadlineExceeded, PermissionDenied
-        for shared memory, or whatever the worker says of the request itself.
+        for the model or shared memory, or whatever the worker says of the request itself.
         """
         loop = asyncio.get_running_loop()
         started, model, named, code = loop.time(), "", "", "OK"
+        account: Account | None = None
         try:
             if len(call.payload) > self._max_body_bytes:
                 raise TooLarge(f"the request is larger than {self._max_body_bytes} bytes")
             target = header.of_infer(call.payload)
             named = target.model
             model = named if named in self._routes.table.models else ""
+            if self._admission.guarded:
+                account = self._admission.admit(call.caller, named, started)
             shared = self._shared_memory.resolve(call) if shared_memory.named(call.payload) else None
             if telemetry.sampled(call.headers) if call.sampled is None else call.sampled:
                 with telemetry.span(signals.GATEWAY_INFER_SPAN, call.headers, model=model) as span:
@@ -130,6 +136,8 @@ class Inference:
             code = "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
             raise
         finally:
+            if account is not None:
+                account.left()
             seconds = loop.time() - started
             self._metrics.ended(model, code, seconds)
             if self._access is not None:
@@ -153,16 +161,18 @@ class Inference:
         replicas, load = shared_memory.reaching(shared, route.replicas), self._upstreams.load
         if not replicas:
             return None
+        account = self._let_in(call, route.model, started) if self._admission.guarded else None
         served = route.model, route.version
         replica = balance.choose(replicas, lambda replica: load(replica.address, served, started), self._randrange)
         free = self._upstreams.free(replica.address, served, started)
         if free is None:
+            _anew(account)
             return None
         place, connection = free
         span = telemetry.begin(signals.GATEWAY_INFER_SPAN, call.headers, model=route.model) if call.sampled else None
         parent = span.traceparent if span is not None else call.headers.get(TRACEPARENT, "")
         go_on = partial(self._go_on, call, target, shared, parent)
-        flight = Flight(place, done, go_on, partial(self._count, call, route.model, started, span))
+        flight = Flight(place, done, go_on, partial(self._count, call, route.model, started, span, account))
         varying = [("grpc-timeout", write_timeout(left)), (REQUEST_ID, call.request_id)]
         if parent:
             varying.append((TRACEPARENT, parent))
@@ -174,6 +184,7 @@ class Inference:
         if under_way is None:
             # `infer` begins anew, with a span of its own.
             place.left()
+            _anew(account)
             return None
         flight.took_off(under_way)
         return flight
@@ -207,9 +218,26 @@ class Inference:
                 raise failure
         return await self._attempt(call, target, _onward(call, parent, shared), {address: left}, failure, shared)
 
+    def _let_in(self, call: Call, model: str, started: float) -> Account | None:
+        """As Admission.admit; a refusal is counted."""
+        try:
+            return self._admission.admit(call.caller, model, started)
+        except PenstockError as refusal:
+            self._count(call, model, started, None, None, refusal.code.name, refusal)
+            raise
+
     def _count(
-        self, call: Call, model: str, started: float, span: Span | None, code: str, problem: BaseException | None
+        self,
+        call: Call,
+        model: str,
+        started: float,
+        span: Span | None,
+        account: Account | None,
+        code: str,
+        problem: BaseException | None,
     ) -> None:
+        if account is not None:
+            account.left()
         seconds = self._clock() - started
         self._metrics.ended(model, code, seconds)
         if self._access is not None:
@@ -293,6 +321,9 @@ class Inference:
         """True when a request for that model and version would be passed on, now or once it is loaded on demand; an
         unknown model is not ready. Asking loads nothing, so a client that asks first is not kept away for ever."""
         asked = header.of_model_request(call.payload)
+        if self._admission.ready() is not None:
+            return _answer(oip.ModelReadyResponse(ready=False))
+        self._admission.permit(call.caller, asked.model)
         try:
             self._routes.resolve(asked.model, asked.version)
         except NotFound:
@@ -303,7 +334,7 @@ class Inference:
 
     async def model_metadata(self, call: Call) -> Answer:
         """A worker's description; `versions` lists what is READY anywhere, since a worker knows only its own."""
-        asked = header.of_model_request(call.payload)
+        asked = self._asked(call)
         answer = await self.forward(call, asked)
         if asked.version:
             return answer
@@ -316,7 +347,13 @@ class Inference:
 
     async def model_config(self, call: Call) -> Answer:
         """A worker's configuration of the model."""
-        return await self.forward(call, header.of_model_request(call.payload))
+        return await self.forward(call, self._asked(call))
+
+    def _asked(self, call: Call) -> RoutingHeader:
+        """The model that a question is about; raises PermissionDenied for one that the caller may not call."""
+        asked = header.of_model_request(call.payload)
+        self._admission.permit(call.caller, asked.model)
+        return asked
 
     def _pick(self, route: Route, tried: Container[str], shared: Shared | None) -> Replica | None:
         upstreams, served = self._upstreams, (route.model, route.version)
@@ -347,6 +384,12 @@ def _onward(call: Call, traceparent: str, shared: Shared | None) -> dict[str, st
 def _constant(version: int) -> tuple[Field, ...]:
     """The header that is the same for all requests to a version."""
     return ((VERSION, str(version)),)
+
+
+def _anew(account: Account | None) -> None:
+    """`infer` begins anew, and lets the request in anew."""
+    if account is not None:
+        account.undo()
 
 
 def _stopped(model: str, lost: ConnectionLost) -> Unavailable:

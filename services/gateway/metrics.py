@@ -49,6 +49,11 @@ def ejected(reason: str) -> None:
     counter(signals.GATEWAY_EJECTIONS).labels(reason).inc()
 
 
+def refused(reason: str) -> None:
+    """A request, or a question about a model, that its caller's tenant does not allow: model, rate or concurrent."""
+    counter(signals.GATEWAY_REFUSED).labels(reason).inc()
+
+
 def expose(routes: RoutingTable, upstreams: Upstreams, waiting: Callable[[], int]) -> None:
     """Gauges that are read when somebody looks; waiting: requests in the waiting room."""
     gauge(signals.GATEWAY_WAITING).set_function(waiting)

@@ -17,6 +17,7 @@ from penstock.oip import inference_pb2 as oip
 from penstock.v1 import models_pb2 as pb
 from penstock.wire.call import Answer, Call
 
+from .admission import Admission
 from .messages import parsed
 from .route_table import RouteTable, unavailable
 from .routes import RoutingTable
@@ -48,12 +49,15 @@ class Registry(Protocol):
 class Repository:
     """Answers RepositoryIndex, RepositoryModelLoad and RepositoryModelUnload."""
 
-    def __init__(self, routes: RoutingTable, registry: Registry) -> None:
+    def __init__(self, routes: RoutingTable, registry: Registry, admission: Admission | None = None) -> None:
+        """admission: None to list everything for everybody."""
         self._routes = routes
         self._registry = registry
+        self._admission = admission if admission is not None else Admission()
 
     async def index(self, call: Call) -> Answer:
-        """Deployed versions with their state, and models that are published and not deployed.
+        """Deployed versions with their state, and models that are published and not deployed; of what the caller may
+        call.
 
         `ready` leaves READY versions only. Without a registry the answer holds what is deployed. Raises TooLarge when
         there are more models than one answer should hold.
@@ -66,6 +70,7 @@ class Repository:
             rows = [row for row in rows if row.state == "READY"]
         else:
             rows = with_published(rows, await self._published(call))
+        rows = [row for row in rows if self._admission.permitted(call.caller, row.name)]
         return Answer(oip.RepositoryIndexResponse(models=rows).SerializeToString())
 
     async def load(self, call: Call) -> Answer:

@@ -15,7 +15,7 @@ from penstock.errors import NotFound, Unavailable
 from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord
 from penstock.kit.log import get_logger
 
-from .absence import DeploymentBelief, History, ReplicaBelief
+from .absence import History, RegistryBelief, ReplicaBelief
 from .route_table import ModelView, Route, RouteTable, view_of
 
 M_co = TypeVar("M_co", covariant=True)
@@ -55,7 +55,7 @@ class RoutingTable:
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._changed = asyncio.Event()
         self._news = asyncio.Event()
-        self._deployment_belief = DeploymentBelief()
+        self._deployment_belief = RegistryBelief[DeploymentRecord]()
         self._replica_belief = ReplicaBelief()
         self._deployment_history = History()
         self._replica_history = History()

@@ -14,6 +14,7 @@ from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import REQUEST_ID, VERSION, Answer, Call
 
 from . import header
+from .admission import Admission
 from .route_table import RouteTable, wanted_version
 from .routes import RoutingTable
 from .upstream import Upstreams
@@ -34,13 +35,17 @@ class Question:
 class Statistics:
     """Answers ModelStatistics."""
 
-    def __init__(self, routes: RoutingTable, upstreams: Upstreams) -> None:
+    def __init__(self, routes: RoutingTable, upstreams: Upstreams, admission: Admission | None = None) -> None:
+        """admission: None to show everything to everybody."""
         self._routes = routes
         self._upstreams = upstreams
+        self._admission = admission if admission is not None else Admission()
 
     async def answer(self, call: Call) -> Answer:
-        """name empty: all models; version empty: all versions of the model, which must have a READY replica."""
+        """name empty: all models that the caller may call; version empty: all versions of the model, which must have a
+        READY replica. Raises PermissionDenied for a model that the caller may not call."""
         asked = header.of_model_request(call.payload)
+        self._admission.permit(call.caller, asked.model)
         asking = questions(self._routes.table, asked.model, asked.version)
         limit = asyncio.Semaphore(PARALLEL)
         async with asyncio.TaskGroup() as group:
@@ -48,7 +53,9 @@ class Statistics:
         answers = [result for task in tasks if isinstance(result := task.result(), oip.ModelStatisticsResponse)]
         if tasks and not answers:
             raise Unavailable("no worker answers with its statistics", retry_after=1.0)
-        return Answer(summed(answers).SerializeToString())
+        total = summed(answers)
+        shown = [each for each in total.model_stats if self._admission.permitted(call.caller, each.name)]
+        return Answer(oip.ModelStatisticsResponse(model_stats=shown).SerializeToString())
 
     async def _ask(
         self, question: Question, call: Call, limit: asyncio.Semaphore

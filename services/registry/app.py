@@ -36,6 +36,8 @@ from .database import Database
 from .deployment_store import DeploymentStore
 from .projector import Projector
 from .store import Store
+from .tenants import rpc as tenant_rpc
+from .tenants.store import TenantStore
 from .threads import Threads
 from .upkeep import DatabaseCheck, sweep
 
@@ -67,7 +69,8 @@ async def assemble(chassis: Chassis, config: RegistryConfig) -> None:
     etcd = Etcd.of_service(config.etcd, chassis.etcd_certificates.channel, chassis.etcd_login)
     chassis.on_close(etcd.close)
     deployments = DeploymentStore(database)
-    projector = Projector(deployments, sql, etcd, interval=config.project_seconds)
+    tenants = TenantStore(database)
+    projector = Projector(deployments, tenants, sql, etcd, interval=config.project_seconds)
     replicas = Mirror(etcd, keys.REPLICAS, ReplicaRecord, projector.note_change)
     chassis.start(replicas.run(), "mirror of replicas")
     chassis.start(projector.run(replicas), "projector")
@@ -78,7 +81,8 @@ async def assemble(chassis: Chassis, config: RegistryConfig) -> None:
         chassis.server, catalog, blobs, upload_idle=config.upload_idle_seconds, published=builds.of_published
     )
     storage = collector_rpc.register(chassis.server, _rounds(chassis, config, blobs, database))
-    chassis.reflect((*names, *build_rpc.register(chassis.server, builds), *storage))
+    callers = tenant_rpc.register(chassis.server, tenants, sql, projector.note_change)
+    chassis.reflect((*names, *build_rpc.register(chassis.server, builds), *storage, *callers))
     metrics.expose(projector.behind, lambda: shutil.disk_usage(folder).free)
 
     membership = Membership(etcd, config.lease_seconds)

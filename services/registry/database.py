@@ -24,6 +24,7 @@ from penstock.errors import ResourceExhausted, Unavailable
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK_OF_MIGRATIONS = 0x70656E73  # "pens"; the number of PostgreSQL's advisory lock
 LOCK_OF_BUILDS = 0x70656E62  # "penb"
+LOCK_OF_TENANTS = 0x70656E74  # "pent"
 
 
 class Database:

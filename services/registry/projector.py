@@ -1,4 +1,5 @@
-"""Keeps etcd's `deployments/` equal to the database, and drops retiring versions that have done their duty.
+"""Keeps etcd's `deployments/` and `tenants/` equal to the database, and drops retiring versions that have done their
+duty.
 
 Level-triggered: on every change here or of a replica, and every few seconds, it reads both sides and writes what
 differs. It never overwrites a record of a higher generation, and every write holds only if the key is still as it was
@@ -18,14 +19,17 @@ from penstock.cluster.etcd import Etcd
 from penstock.cluster.kv import Delete, KeyValue, Op, Put, absent, modified
 from penstock.cluster.watch import Mirror
 from penstock.errors import Internal, PenstockError, TooLarge
-from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord
+from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, TenantRecord
 from penstock.kit.backoff import Backoff
 from penstock.kit.log import get_logger
 from penstock.v1.cluster_pb2 import REPLICA_STATE_READY
 
 from .deployment_store import Deployed, DeploymentStore
 from .deployments import retired
+from .tenants.store import TenantStore
 from .threads import Threads
+
+Record = DeploymentRecord | TenantRecord
 
 log = get_logger()
 
@@ -40,7 +44,7 @@ class Step(enum.Enum):
     """etcd knows a later generation than the database: somebody restored the database. Nothing is written."""
 
 
-def step_for(stored: bytes | None, wanted: DeploymentRecord | None) -> Step:
+def step_for(stored: bytes | None, wanted: Record | None) -> Step:
     """Decides about one key by what etcd holds and what the database wants."""
     if wanted is None:
         return Step.KEEP if stored is None else Step.DELETE
@@ -49,7 +53,7 @@ def step_for(stored: bytes | None, wanted: DeploymentRecord | None) -> Step:
     if stored == records.to_json(wanted):
         return Step.KEEP
     try:
-        return Step.NEWER if records.from_json(DeploymentRecord, stored).generation > wanted.generation else Step.WRITE
+        return Step.NEWER if records.from_json(type(wanted), stored).generation > wanted.generation else Step.WRITE
     except Internal:
         return Step.WRITE
 
@@ -61,8 +65,16 @@ class Projector:
         interval: seconds between two looks when nothing has changed.
     """
 
-    def __init__(self, deployments: DeploymentStore, threads: Threads, etcd: Etcd, *, interval: float = 5.0) -> None:
-        self._deployments = deployments
+    def __init__(
+        self,
+        deployments: DeploymentStore,
+        tenants: TenantStore,
+        threads: Threads,
+        etcd: Etcd,
+        *,
+        interval: float = 5.0,
+    ) -> None:
+        self._deployments, self._tenants = deployments, tenants
         self._threads = threads
         self._etcd = etcd
         self._interval = interval
@@ -103,16 +115,23 @@ class Projector:
         """One look: writes what differs, then prunes."""
         began = self._loop.time()
         # etcd first: what is written there after this read fails the condition of our write.
-        stored = {item.key: item for item in (await self._etcd.range(keys.DEPLOYMENTS)).items}
+        stored = await self._stored(keys.TENANTS)
+        tenants = await self._threads.run(self._tenants.records)
+        settled = await self._project(stored, {keys.tenant(name): record for name, record in tenants.items()})
+        stored = await self._stored(keys.DEPLOYMENTS)
         deployed = await self._threads.run(self._deployments.read_all)
-        if await self._project(stored, {keys.deployment(name): one.record for name, one in deployed.items()}):
+        settled &= await self._project(stored, {keys.deployment(name): one.record for name, one in deployed.items()})
+        if settled:
             self._equal_at = began
         else:
             self._news.set()
         if replicas.connected and await self._prune(deployed, replicas.records.values()):
             self._news.set()
 
-    async def _project(self, stored: Mapping[str, KeyValue], wanted: Mapping[str, DeploymentRecord]) -> bool:
+    async def _stored(self, prefix: str) -> dict[str, KeyValue]:
+        return {item.key: item for item in (await self._etcd.range(prefix)).items}
+
+    async def _project(self, stored: Mapping[str, KeyValue], wanted: Mapping[str, Record]) -> bool:
         """Writes what differs; False when somebody else wrote at the same time."""
         settled = True
         for key in sorted({*stored, *wanted}):
@@ -125,7 +144,7 @@ class Projector:
             (self._warned.add if step is Step.NEWER else self._warned.discard)(key)
         return settled
 
-    async def _write(self, key: str, item: KeyValue | None, record: DeploymentRecord | None) -> bool:
+    async def _write(self, key: str, item: KeyValue | None, record: Record | None) -> bool:
         operation: Op = Delete(key) if record is None else Put(key, records.to_json(record))
         condition = absent(key) if item is None else modified(key, item.mod_revision)
         try:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from services.registry.database import Database
 from services.registry.deployment_store import DeploymentStore
 from services.registry.store import Store
+from services.registry.tenants.store import TenantStore
 
 POSTGRES = os.environ.get("PENSTOCK_TEST_POSTGRES_URL", "")
 NO_POSTGRES = pytest.mark.skipif(not POSTGRES, reason="PENSTOCK_TEST_POSTGRES_URL names no PostgreSQL")
@@ -65,3 +66,14 @@ def store(database: Database) -> Store:
 @pytest.fixture
 def deployments(database: Database) -> DeploymentStore:
     return DeploymentStore(database, Clock())
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Of what a test looks at."""
+    return Clock()
+
+
+@pytest.fixture
+def tenants(database: Database, clock: Clock) -> TenantStore:
+    return TenantStore(database, clock)

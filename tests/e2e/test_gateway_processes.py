@@ -8,7 +8,9 @@ import os
 import re
 import signal
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,9 +201,106 @@ def test_what_may_wait_in_all_is_divided(paired: Suite, tmp_path: Path) -> None:
         client.undeploy("huge", wait=120)
 
 
-def asked(suite: Suite, count: int, timeout: float) -> list[Any]:
-    """Calls of `huge` that have begun, each on a connection of its own."""
-    request = oip.ModelInferRequest(model_name="huge", raw_input_contents=[bytes(64)])
+MANY = 24
+"""Connections of which both processes have some, but for one time in eight million."""
+
+
+def statuses(suite: Suite, method: str, path: str, body: str | None = None) -> list[tuple[int, str]]:
+    """What MANY requests are told, each over a connection of its own: status and Retry-After."""
+    told = []
+    for _ in range(MANY):
+        connection = http.client.HTTPConnection("127.0.0.1", suite.ports["gateway_rest"], timeout=10)
+        connection.request(method, path, body, {"connection": "close"})
+        answer = connection.getresponse()
+        told.append((answer.status, answer.headers.get("retry-after", "")))
+        connection.close()
+    return told
+
+
+@contextmanager
+def limited(suite: Suite, models: Sequence[str], **limits: float) -> Iterator[None]:
+    """Both processes know what everybody's tenant may do."""
+
+    def told(status: int) -> bool:
+        # Asking whether a model is ready is not counted.
+        return statuses(suite, "GET", "/v2/models/add1/ready") == [(status, "")] * MANY
+
+    try:
+        with Client(grpc_address(suite), timeout=30) as boss:
+            boss.set_tenant("local", [])
+            wait_until(lambda: told(403))
+            boss.set_tenant("local", models, **limits)  # type: ignore[arg-type]
+            wait_until(lambda: told(200))
+        yield
+    finally:
+        with Client(grpc_address(suite), timeout=30) as boss:
+            boss.delete_tenant("local")
+
+
+def test_a_tenant_has_one_rate_over_all_processes(paired: Suite) -> None:
+    """All of it by one connection, and no more of it by others."""
+    with limited(paired, ["add*"], rate=0.001, burst=10):
+        connection = http.client.HTTPConnection("127.0.0.1", paired.ports["gateway_rest"], timeout=10)
+        for _ in range(10):
+            connection.request("POST", "/v2/models/add1/infer", BODY)
+            answer = connection.getresponse()
+            assert (answer.status, len(answer.read()) > 0) == (200, True)
+        connection.close()
+        told = statuses(paired, "POST", "/v2/models/add1/infer", BODY)
+        assert [status for status, _ in told] == [429] * MANY
+        assert all(900 < int(after) <= 1000 for _, after in told)
+        assert f'penstock_gateway_refused_total{{reason="rate"}} {MANY}.0' in admin(paired, "/metrics")
+
+
+def test_what_a_tenant_has_under_way_is_counted_over_all_processes(paired: Suite, tmp_path: Path) -> None:
+    """Two requests wait for a model that no worker has room for; whoever holds them may be killed."""
+    manifest = models.add_one(tmp_path / "vast", "vast") / "model.yaml"
+    manifest.write_text(manifest.read_text().replace("memory_bytes: 67108864", f"memory_bytes: {1 << 44}"))
+
+    def held() -> list[Any]:
+        """Two that wait."""
+        calls: list[Any] = []
+
+        def both() -> bool:
+            # A process that does not know the model yet says so.
+            calls[:] = [call for call in calls if not call.done()]
+            calls.extend(asked(paired, 2 - len(calls), timeout=60, model="vast"))
+            return "penstock_gateway_waiting 2.0" in admin(paired, "/metrics")
+
+        wait_until(both)
+        return calls
+
+    def told(status: int, after: str = "") -> bool:
+        return statuses(paired, "POST", "/v2/models/add1/infer", BODY) == [(status, after)] * MANY
+
+    with limited(paired, ["*"], concurrent=2):
+        with Client(grpc_address(paired), timeout=30) as client:
+            version = client.publish(tmp_path / "vast").version
+            client.deploy("vast", version, scaling=models_pb2.Scaling(max_replicas=1))
+        first = held()
+        assert told(429, "1")
+        first[0].cancel()
+        wait_until(lambda: told(200))
+        first[1].cancel()
+        second = held()
+        for pid in processes(paired):
+            os.kill(pid, signal.SIGKILL)
+            wait_until(partial(replaced, paired, pid), 60)
+        wait_until(lambda: all(call.done() for call in second))
+        for call in held():
+            call.cancel()
+        with Client(grpc_address(paired), timeout=30) as client:
+            client.undeploy("vast", wait=60)
+
+
+def replaced(suite: Suite, pid: int) -> bool:
+    """Whether another process serves in its place."""
+    return pid not in processes(suite) and "2 of 2" in admin(suite, "/readyz")
+
+
+def asked(suite: Suite, count: int, timeout: float, model: str = "huge") -> list[Any]:
+    """Calls of a model that have begun, each on a connection of its own."""
+    request = oip.ModelInferRequest(model_name=model, raw_input_contents=[bytes(64)])
     request.inputs.add(name="x", datatype="FP32", shape=[1, 16])
     apart = [("grpc.use_local_subchannel_pool", 1)]
     channels: list[Any] = [grpc.insecure_channel(grpc_address(suite), options=apart) for _ in range(count)]

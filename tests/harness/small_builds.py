@@ -1,4 +1,5 @@
-"""The small gateway's build and storage services: whatever is asked for is done at once, and every gate passes."""
+"""The small gateway's build, storage and tenant services: whatever is asked for is done at once, and every gate
+passes."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from penstock.v1 import builds_pb2 as pb
-from penstock.v1 import builds_pb2_grpc, storage_pb2, storage_pb2_grpc
+from penstock.v1 import builds_pb2_grpc, storage_pb2, storage_pb2_grpc, tenants_pb2, tenants_pb2_grpc
 
 
 class Builds(builds_pb2_grpc.BuildServiceServicer):
@@ -60,3 +61,24 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
 
     async def ListCollections(self, request: Any, context: Any) -> storage_pb2.ListCollectionsResponse:
         return storage_pb2.ListCollectionsResponse(collections=self.made[::-1])
+
+
+class Tenants(tenants_pb2_grpc.TenantServiceServicer):
+    """Keeps what is said, unchecked."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, tenants_pb2.Tenant] = {}
+
+    async def SetTenant(self, request: Any, context: Any) -> tenants_pb2.SetTenantResponse:
+        self.said[request.tenant.name] = request.tenant
+        return tenants_pb2.SetTenantResponse(tenant=request.tenant)
+
+    async def GetTenant(self, request: Any, context: Any) -> tenants_pb2.GetTenantResponse:
+        return tenants_pb2.GetTenantResponse(tenant=self.said[request.name])
+
+    async def ListTenants(self, request: Any, context: Any) -> tenants_pb2.ListTenantsResponse:
+        return tenants_pb2.ListTenantsResponse(tenants=[self.said[name] for name in sorted(self.said)])
+
+    async def DeleteTenant(self, request: Any, context: Any) -> tenants_pb2.DeleteTenantResponse:
+        self.said.pop(request.name, None)
+        return tenants_pb2.DeleteTenantResponse()

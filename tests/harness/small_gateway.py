@@ -20,12 +20,12 @@ import yaml
 from penstock import errors
 from penstock.channel import OPTIONS, error_trailer, status_of
 from penstock.oip import inference_pb2 as oip
-from penstock.v1 import builds_pb2_grpc, cluster_pb2_grpc, models_pb2_grpc, storage_pb2_grpc
+from penstock.v1 import builds_pb2_grpc, cluster_pb2_grpc, models_pb2_grpc, storage_pb2_grpc, tenants_pb2_grpc
 from penstock.v1 import cluster_pb2 as cluster
 from penstock.v1 import models_pb2 as pb
 from penstock.wire import Answer, Call
 from tests.harness.grpcio_service import service_handler
-from tests.harness.small_builds import Builds, Storage
+from tests.harness.small_builds import Builds, Storage, Tenants
 
 SPECS = {"x": ("FP32", [-1, 3]), "text": ("BYTES", [-1, 1]), "n": ("INT64", [-1, 2]), "whole": ("INT32", [4])}
 
@@ -397,6 +397,7 @@ async def small_gateway() -> AsyncIterator[SmallGateway]:
         add(gateway.catalogue, server)
     builds_pb2_grpc.add_BuildServiceServicer_to_server(gateway.builds, server)
     storage_pb2_grpc.add_StorageServiceServicer_to_server(Storage(), server)
+    tenants_pb2_grpc.add_TenantServiceServicer_to_server(Tenants(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     gateway.address = f"127.0.0.1:{port}"

@@ -14,7 +14,13 @@ import grpc
 
 from penstock.cluster import Etcd, Mirror, keys, records
 from penstock.cluster.reports import Reports
-from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, ServiceRecord, WantedVersion
+from penstock.internal.v1.records_pb2 import (
+    DeploymentRecord,
+    ReplicaRecord,
+    ServiceRecord,
+    TenantRecord,
+    WantedVersion,
+)
 from penstock.kit.front import Front
 from penstock.kit.identity import Authenticator
 from penstock.kit.ports import bound
@@ -27,6 +33,7 @@ from penstock.v1 import cluster_pb2 as pb
 from penstock.wire.call import VERSION, WORKER, Answer, Call
 from penstock.wire.client import Peer
 from services.gateway import rpc
+from services.gateway.admission import Admission, Terms
 from services.gateway.app import follow_routes
 from services.gateway.backend import Backend
 from services.gateway.control import Control
@@ -36,7 +43,8 @@ from services.gateway.reporting import report
 from services.gateway.repository import Repository
 from services.gateway.rest import serve_rest
 from services.gateway.room import Room
-from services.gateway.routes import RoutingTable
+from services.gateway.routes import Mirrored, RoutingTable
+from services.gateway.tenants import Tenants
 from services.gateway.upstream import Upstreams
 from tests.harness.grpcio_service import service_handler
 
@@ -94,6 +102,35 @@ class EchoWorker:
         return ReplicaRecord(worker=self.name, name="digits", version=version, state=state, address=self.address)
 
 
+class Telling(Tenants):
+    """What callers may do; tells a test when that was taken anew."""
+
+    def __init__(self, admission: Admission) -> None:
+        super().__init__(admission)
+        self.admission = admission
+        self.heard = asyncio.Event()
+
+    def take(self, tenants: Mirrored[TenantRecord], gateways: Mirrored[ServiceRecord]) -> None:
+        super().take(tenants, gateways)
+        self.heard.set()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Waits for that to hold."""
+        async with asyncio.timeout(10):
+            while not condition():
+                self.heard.clear()
+                await self.heard.wait()
+
+    def terms(self, name: str) -> Terms | None:
+        """What is said of one."""
+        return self.admission._terms.get(name)
+
+    @property
+    def under_way(self) -> int:
+        """Requests that were let in and are not over, of all callers."""
+        return sum(account.under_way for account in self.admission._accounts.values())
+
+
 async def hang(call: Call) -> None:
     """Never answers."""
     await asyncio.Event().wait()
@@ -114,6 +151,7 @@ class Running:
     """Set after every change of `services`."""
     room: Room
     inference: Inference
+    tenants: Telling
     peer: Peer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -130,6 +168,13 @@ class Running:
         record = DeploymentRecord(name="digits", versions=wanted, default_version=default, aliases=aliases)
         await self.store.put(keys.deployment("digits"), records.to_json(record))
 
+    async def put_tenant(self, record: TenantRecord) -> None:
+        """Says what a tenant may do, and waits until the gateway knows."""
+        await self.store.put(keys.tenant(record.name), records.to_json(record))
+        await self.tenants.until(
+            lambda: (terms := self.tenants.terms(record.name)) is not None and terms.record == record
+        )
+
     async def put_replica(self, record: ReplicaRecord) -> None:
         await self.store.put(keys.replica(record.worker, record.name, record.version), records.to_json(record))
 
@@ -142,8 +187,8 @@ class Running:
                 await self.told.wait()
 
     @asynccontextmanager
-    async def rest(self) -> AsyncIterator[str]:
-        """Serves REST over the same objects; its URL."""
+    async def rest(self, caller: str = "tester") -> AsyncIterator[str]:
+        """Serves REST over the same objects, to everybody under that name; its URL."""
         port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         task = asyncio.ensure_future(
             serve_rest(
@@ -153,7 +198,7 @@ class Running:
                 ready=lambda: None,
                 max_body_bytes=1 << 20,
                 default_timeout=30.0,
-                authenticate=lambda headers: "tester",
+                authenticate=lambda headers: caller,
                 drain_seconds=5.0,
                 listening=port.set_result,
             )
@@ -218,18 +263,25 @@ async def gateway(endpoint: str, *, waiting: int = 100) -> AsyncIterator[Running
         )
         stack.push_async_callback(reports.close)
         room = Room(routes, upstreams.demand, most_each=waiting, wish=reports.soon)
-        inference = Inference(routes, upstreams, Repository(routes, control), max_body_bytes=1 << 20, room=room)
+        admission = Admission(read=False)
+        followed = Telling(admission)
+        tenants = Mirror(store, keys.TENANTS, TenantRecord, followed.note_change)
+        gateways = Mirror(store, keys.services_of("gateway"), ServiceRecord, followed.note_change)
+        repository = Repository(routes, control, admission)
+        inference = Inference(routes, upstreams, repository, max_body_bytes=1 << 20, room=room, admission=admission)
         served = Served()
         rpc.register(cast(Chassis, served), inference, control, default_timeout=30)
         port = served.front.port
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        runs = [deployments.run(), replicas.run(), *(mirror.run() for mirror in services.values())]
+        runs = [deployments.run(), replicas.run(), tenants.run(), gateways.run()]
+        runs += [mirror.run() for mirror in services.values()]
         tasks = [group.create_task(run) for run in runs]
         for mirror in services.values():
             await mirror.synced()
         news = routes.news
         tasks.append(group.create_task(routes.run(deployments, replicas)))
         for run in (
+            followed.run(tenants, gateways),
             reports.run(),
             upstreams.run(),
             follow_routes(routes, upstreams),
@@ -241,6 +293,7 @@ async def gateway(endpoint: str, *, waiting: int = 100) -> AsyncIterator[Running
         await deployments.synced()
         if deployments.records:
             await news.wait()
+        await followed.until(lambda: admission.ready() is None)
         stack.callback(served.folder.close)
         await served.server.start()
         stack.push_async_callback(served.server.stop, None)
@@ -249,7 +302,17 @@ async def gateway(endpoint: str, *, waiting: int = 100) -> AsyncIterator[Running
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         stack.push_async_callback(channel.close)
         running = Running(
-            f"127.0.0.1:{port}", channel, routes, upstreams, store, control, services, told, room, inference
+            f"127.0.0.1:{port}",
+            channel,
+            routes,
+            upstreams,
+            store,
+            control,
+            services,
+            told,
+            room,
+            inference,
+            followed,
         )
         stack.push_async_callback(running.peer.close)
         yield running

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from penstock import errors
 from penstock.errors import NotFound, Unauthenticated
 from penstock.oip import inference_pb2 as oip
-from penstock.v1 import builds_pb2, cluster_pb2, models_pb2, storage_pb2
+from penstock.v1 import builds_pb2, cluster_pb2, models_pb2, storage_pb2, tenants_pb2
 from penstock.wire.call import BATCH_SIZE, QUEUE_MICROSECONDS, WORKER, Answer, Call, Done, Handler, Pending
 
 M = TypeVar("M", bound=Message)
@@ -155,6 +155,7 @@ class FakeControl:
             "ClusterService": cluster_pb2,
             "BuildService": builds_pb2,
             "StorageService": storage_pb2,
+            "TenantService": tenants_pb2,
         }
         module = modules.get(service.rpartition(".")[2], models_pb2)
         described = module.DESCRIPTOR.services_by_name[service.removeprefix("penstock.v1.")].methods_by_name[method]

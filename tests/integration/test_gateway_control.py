@@ -18,7 +18,7 @@ from penstock.internal.v1.records_pb2 import ServiceRecord
 from penstock.kit.identity import Authenticator
 from penstock.kit.server import build_server
 from penstock.oip import inference_pb2 as oip
-from penstock.v1 import builds_pb2, cluster_pb2, cluster_pb2_grpc, storage_pb2
+from penstock.v1 import builds_pb2, cluster_pb2, cluster_pb2_grpc, storage_pb2, tenants_pb2
 from penstock.v1 import models_pb2 as pb
 from penstock.v1 import models_pb2_grpc as rpc
 from penstock.wire.client import SERVICE
@@ -430,8 +430,8 @@ async def test_repository_load_deploys_and_waits(clean_etcd: str) -> None:
 def test_every_method_is_passed_on() -> None:
     described = services()
     assert set(described) == {*REGISTRY_SERVICES, *SCHEDULER_SERVICES}
-    files = (pb.DESCRIPTOR, builds_pb2.DESCRIPTOR, storage_pb2.DESCRIPTOR, cluster_pb2.DESCRIPTOR)
-    everything = {name for file in files for name in file.services_by_name}
+    files = (pb, builds_pb2, storage_pb2, tenants_pb2, cluster_pb2)
+    everything = {name for file in files for name in file.DESCRIPTOR.services_by_name}
     assert set(described) == everything
     assert not [
         method.full_name

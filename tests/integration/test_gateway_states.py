@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 import httpx
 import pytest
 
 from penstock import errors
+from penstock.cluster import keys, records
 from penstock.internal.v1 import demand_pb2
-from penstock.internal.v1.records_pb2 import ReplicaRecord
+from penstock.internal.v1.records_pb2 import ReplicaRecord, ServiceRecord, TenantRecord
 from penstock.oip import inference_pb2 as oip
 from penstock.v1 import cluster_pb2 as pb
 from penstock.wire.call import Call
 from services.gateway.ejection import Gray
+from tests.harness.etcd import EtcdProcess
 from tests.integration.gateway_harness import EchoWorker, Running, gateway, hang, workers
 from tests.integration.scheduler_double import SchedulerDouble, scheduler
 
@@ -32,7 +34,8 @@ def fails(error: errors.PenstockError) -> Callable[[Call], Awaitable[None]]:
 @dataclass(frozen=True)
 class State:
     """One row. replica: its state and what the record says besides; worker: what it does with a request; estimate: what
-    the scheduler says; after: seconds of Retry-After, None for none."""
+    the scheduler says; tenant: what every caller may do, spent: one request of that is; after: seconds of Retry-After,
+    None for none."""
 
     name: str
     status: int
@@ -46,6 +49,8 @@ class State:
     retry: int = 0
     worker: Callable[[Call], Awaitable[None]] | None = None
     estimate: demand_pb2.LoadEstimate | None = None
+    tenant: TenantRecord | None = None
+    spent: bool = False
     after: int | None = None
     timeout: float = 20.0
 
@@ -59,6 +64,10 @@ DRAINING = pb.REPLICA_STATE_DRAINING
 FULL = errors.ResourceExhausted("the model's queue is full (8 requests wait)", retry_after=2.5)
 SOON = 4.0
 """Seconds that a request has which is to wait in vain."""
+
+OTHERS = TenantRecord(name="default", models=["letters", "digits-*"])
+THESE = TenantRecord(name="default", models=["dig*"], rate=1e6, burst=9, concurrent=9)
+SLOWLY = TenantRecord(name="default", models=["*"], rate=0.02, burst=1)
 
 STATES = (
     State("unknown model", 404, "NOT_FOUND", "is not deployed", deployed=False),
@@ -93,9 +102,14 @@ STATES = (
         "queue full, who knows for how long", 429, "RESOURCE_EXHAUSTED", "full", replica=READY,
         worker=fails(errors.ResourceExhausted("full")), after=1,
     ),
+    State("not allowed", 403, "PERMISSION_DENIED", "may not call model 'digits'", replica=READY, tenant=OTHERS),
+    State("not allowed, unknown", 403, "PERMISSION_DENIED", "call model 'digits'", deployed=False, tenant=OTHERS),
+    State("not allowed, cold", 403, "PERMISSION_DENIED", "call model 'digits'", on_demand=True, tenant=OTHERS),
+    State("allowed, unknown", 404, "NOT_FOUND", "is not deployed", deployed=False, tenant=THESE),
+    State("allowed", 200, "OK", "", replica=READY, tenant=THESE),
     State(
-        "not allowed", 403, "PERMISSION_DENIED", "not yours", replica=READY,
-        worker=fails(errors.PermissionDenied("not yours")),
+        "over its rate", 429, "RESOURCE_EXHAUSTED", "may send 0.02 requests a second, 1 at once", replica=READY,
+        tenant=SLOWLY, spent=True, after=50,
     ),
     State("late while served", 504, "DEADLINE_EXCEEDED", "eadline", replica=READY, worker=hang, timeout=0.3),
     State("late while served, on demand", 504, "DEADLINE_EXCEEDED", "eadline", replica=READY, worker=hang,
@@ -122,6 +136,8 @@ async def reach(it: Running, one: EchoWorker, boss: SchedulerDouble, state: Stat
         known = it.routes.table.models["digits"].versions[1]
         await it.put_replica(record)
         await it.until(lambda: it.routes.table.models["digits"].versions[1] != known)
+    if state.tenant is not None:
+        await it.put_tenant(state.tenant)
 
 
 async def by_grpc(it: Running, state: State) -> tuple[str, str, float | None]:
@@ -147,6 +163,8 @@ async def by_rest(url: str, state: State) -> httpx.Response:
 async def test_what_a_caller_is_told(clean_etcd: str, state: State) -> None:
     async with gateway(clean_etcd) as it, workers(1) as (one,), scheduler() as boss, it.rest() as url:
         await reach(it, one, boss, state)
+        if state.spent:
+            assert (await by_grpc(it, state))[0] == "OK" and (await by_rest(url, state)).status_code == 200
         (code, message, after), reply = await asyncio.gather(by_grpc(it, state), by_rest(url, state))
         assert (code, reply.status_code) == (state.code, state.status)
         assert state.words in message
@@ -229,3 +247,98 @@ async def test_gray_replicas_are_reported(clean_etcd: str) -> None:
         await boss.changed.until(lambda: boss.reports and boss.reports[-1].gray)
         gray = boss.reports[-1].gray[0]
         assert (gray.worker, gray.name, gray.version, gray.reason) == ("w2", "digits", 1, "slow")
+
+
+@pytest.mark.parametrize("leaves", ["gRPC", "REST"])
+async def test_a_place_comes_back_when_a_caller_leaves(clean_etcd: str, leaves: str) -> None:
+    """Both come as the same caller, who may have one request under way."""
+    state = State("", 429, "RESOURCE_EXHAUSTED", "may have 1 request under way at a time", replica=READY, worker=hang)
+    async with gateway(clean_etcd) as it, workers(1) as (one,), scheduler() as boss, it.rest(caller="local") as url:
+        await reach(it, one, boss, state)
+        await it.put_tenant(TenantRecord(name="local", models=["*"], concurrent=1))
+        for _ in range(2):
+            one.reached.clear()
+            one.cancelled.clear()
+            asking = it.infer() if leaves == "gRPC" else by_rest(url, state)
+            held: asyncio.Task[object] = asyncio.create_task(asking)
+            await one.reached.wait()
+            (code, message, after), reply = await asyncio.gather(by_grpc(it, state), by_rest(url, state))
+            assert (code, after, state.words in message) == ("RESOURCE_EXHAUSTED", 1.0, True)
+            assert (reply.status_code, reply.headers["retry-after"]) == (429, "1")
+            assert state.words in reply.json()["error"]
+            held.cancel()
+            await one.cancelled.wait()
+            assert it.tenants.under_way == 0
+        one.before = None
+        assert (await by_grpc(it, state))[0] == "OK" and (await by_rest(url, state)).status_code == 200
+
+
+async def test_a_place_comes_back_at_the_deadline_and_when_a_connection_breaks(clean_etcd: str) -> None:
+    state = State("", 504, "DEADLINE_EXCEEDED", "eadline", replica=READY, worker=hang, timeout=0.3)
+    async with gateway(clean_etcd) as it, workers(1) as (one,), scheduler() as boss, it.rest(caller="local") as url:
+        await reach(it, one, boss, state)
+        await it.put_tenant(TenantRecord(name="local", models=["*"], concurrent=1))
+        assert (await by_grpc(it, state))[0] == "DEADLINE_EXCEEDED"
+        assert (await by_rest(url, state)).status_code == 504
+        assert it.tenants.under_way == 0
+        one.reached.clear()
+        held = asyncio.create_task(by_grpc(it, replace(state, timeout=20.0)))
+        await one.reached.wait()
+        await one.kill()
+        assert (await held)[0] == "UNAVAILABLE"
+        assert it.tenants.under_way == 0
+
+
+async def test_each_message_of_a_stream_is_a_request(clean_etcd: str) -> None:
+    async with gateway(clean_etcd) as it, workers(1) as (one,), scheduler() as boss:
+        await reach(it, one, boss, State("", 200, "OK", "", replica=READY))
+        await it.put_tenant(TenantRecord(name="local", models=["dig*"], rate=0.001, burst=2))
+        stream = it.channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            request_serializer=oip.ModelInferRequest.SerializeToString,
+            response_deserializer=oip.ModelStreamInferResponse.FromString,
+        )(timeout=20)
+        for model in ("digits", "letters", "digits", "digits"):
+            request = oip.ModelInferRequest(model_name=model, raw_input_contents=[b"abcd"])
+            request.inputs.add(name="x", datatype="UINT8", shape=[4])
+            await stream.write(request)
+        await stream.done_writing()
+        said = [answer.error_message async for answer in stream]
+        assert said[0] == said[2] == "" and len(one.calls) == 2
+        assert "may not call model 'letters'" in said[1] and "may send 0.001 requests a second" in said[3]
+
+
+async def test_what_holds_stays_while_etcd_is_away_and_after_it_lost_everything(etcd: EtcdProcess) -> None:
+    state = State("", 403, "PERMISSION_DENIED", "may not call", replica=READY, tenant=OTHERS)
+    async with gateway(etcd.endpoint) as it, workers(1) as (one,), scheduler() as boss:
+        await reach(it, one, boss, state)
+        await asyncio.to_thread(etcd.kill)
+        assert (await by_grpc(it, state))[0] == "PERMISSION_DENIED"
+        await asyncio.to_thread(etcd.start)
+        await asyncio.to_thread(etcd.wipe)
+        it.tenants.heard.clear()
+        await it.tenants.heard.wait()
+        assert (await by_grpc(it, state))[0] == "PERMISSION_DENIED"
+        # Deleting one that is there is another matter.
+        await it.put_tenant(THESE)
+        await it.store.delete(keys.tenant("default"))
+        await it.tenants.until(lambda: not it.tenants.admission.guarded)
+
+
+async def test_gateways_divide_what_a_tenant_may_do(clean_etcd: str) -> None:
+    async with gateway(clean_etcd) as it:
+        await it.put_tenant(TenantRecord(name="local", models=["*"], rate=10.0, burst=4, concurrent=5))
+        for number in range(3):
+            record = ServiceRecord(service="gateway", id=f"gateway-{number}")
+            await it.store.put(keys.service("gateway", record.id), records.to_json(record))
+        await it.tenants.until(lambda: gateways(it) == 3)
+        terms = it.tenants.terms("local")
+        assert terms is not None and terms.concurrent == 2
+        await it.store.delete(keys.service("gateway", "gateway-1"))
+        await it.tenants.until(lambda: gateways(it) == 2)
+
+
+def gateways(it: Running) -> int:
+    """Among how many `local` is divided."""
+    terms = it.tenants.terms("local")
+    return terms.gateways if terms is not None else 0

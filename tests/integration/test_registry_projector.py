@@ -14,14 +14,15 @@ import pytest
 from penstock.cluster import keys, records
 from penstock.cluster.etcd import Etcd
 from penstock.cluster.watch import Mirror
-from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord
-from penstock.v1 import manifest_pb2, models_pb2
+from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord, TenantRecord
+from penstock.v1 import manifest_pb2, models_pb2, tenants_pb2
 from penstock.v1.cluster_pb2 import REPLICA_STATE_LOADING, REPLICA_STATE_READY, ReplicaState
 from services.registry.database import Database
 from services.registry.deployment_store import DeploymentStore
 from services.registry.deployments import Wanted
 from services.registry.projector import Projector, Step, step_for
 from services.registry.store import NewVersion, Store
+from services.registry.tenants.store import TenantStore
 from services.registry.threads import Threads
 from tests.harness.etcd import EtcdProcess
 from tests.harness.waiting import Changed
@@ -33,6 +34,7 @@ class Setting:
 
     store: Store
     deployments: DeploymentStore
+    tenants: TenantStore
     projector: Projector
     etcd: Etcd
     seen: Mirror[DeploymentRecord]
@@ -71,7 +73,7 @@ def publish(store: Store) -> None:
 async def setting(folder: Path, endpoint: str, *, interval: float = 0.2, projectors: int = 1) -> AsyncIterator[Setting]:
     threads, database = Threads("test", 8), Database(f"sqlite:///{folder}/registry.db")
     await threads.run(database.migrate)
-    store, deployments = Store(database), DeploymentStore(database)
+    store, deployments, tenants = Store(database), DeploymentStore(database), TenantStore(database)
     for _ in range(3):
         await threads.run(publish, store)
     etcd, changed = Etcd([endpoint], timeout=5.0), Changed()
@@ -79,10 +81,10 @@ async def setting(folder: Path, endpoint: str, *, interval: float = 0.2, project
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(seen.run())]
         for _ in range(projectors):
-            projector = Projector(deployments, threads, etcd, interval=interval)
+            projector = Projector(deployments, tenants, threads, etcd, interval=interval)
             replicas = Mirror(etcd, keys.REPLICAS, ReplicaRecord, projector.note_change)
             tasks += [group.create_task(replicas.run()), group.create_task(projector.run(replicas))]
-        yield Setting(store, deployments, projector, etcd, seen, changed)
+        yield Setting(store, deployments, tenants, projector, etcd, seen, changed)
         for task in tasks:
             task.cancel()
     await etcd.close()
@@ -111,6 +113,39 @@ async def test_deployments_appear_change_and_go(made: Setting) -> None:
     await asyncio.to_thread(made.deployments.undeploy, "digits", 0)
     made.projector.note_change()
     await made.until(lambda record: record is None)
+
+
+async def test_tenants_appear_change_and_go(made: Setting) -> None:
+    changed = Changed()
+    seen = Mirror(made.etcd, keys.TENANTS, TenantRecord, changed)
+    key = keys.tenant("Fraud-team")
+
+    async def say(rate: float) -> TenantRecord:
+        tenant = tenants_pb2.Tenant(name="Fraud-team", models=["fraud-*"], rate=rate, burst=2, concurrent=3)
+        await asyncio.to_thread(made.tenants.set, tenant, "boss")
+        made.projector.note_change()
+        await changed.until(lambda: key in seen.records and seen.records[key].rate == rate, within=20)
+        return seen.records[key]
+
+    async def forget() -> None:
+        await asyncio.to_thread(made.tenants.delete, "Fraud-team")
+        made.projector.note_change()
+        await changed.until(lambda: not seen.records, within=20)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(seen.run())
+        first = await say(1.0)
+        assert first == made.tenants.records()["Fraud-team"]
+        assert (first.name, list(first.models), first.burst, first.concurrent) == ("Fraud-team", ["fraud-*"], 2, 3)
+        # What somebody else writes is put right; one that was forgotten and is said again is not taken for an old one.
+        await made.etcd.put(keys.tenant("ghost"), b"not a record")
+        second = await say(2.0)
+        assert second.generation > first.generation
+        await forget()
+        assert (await say(1.0)).generation > second.generation
+        await changed.until(lambda: set(seen.records) == {key}, within=20)
+        await forget()
+        task.cancel()
 
 
 async def test_what_somebody_else_breaks_is_put_right(made: Setting) -> None:

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from penstock.errors import Conflict
-from penstock.v1 import builds_pb2, cluster_pb2, manifest_pb2, models_pb2, storage_pb2
+from penstock.v1 import builds_pb2, cluster_pb2, manifest_pb2, models_pb2, storage_pb2, tenants_pb2
 from tests.integration.rest_fakes import TOKEN, EchoInference, FakeControl
 from tests.integration.rest_served import clients
 
@@ -248,6 +248,45 @@ CASES: list[tuple[str, str, Any, int, str, str, Message]] = [
         "ListCollections",
         storage_pb2.ListCollectionsRequest(page_size=3),
     ),
+    (
+        "GET",
+        "/tenants?page_size=2&page_token=t",
+        None,
+        200,
+        "TenantService",
+        "ListTenants",
+        tenants_pb2.ListTenantsRequest(page_size=2, page_token="t"),
+    ),
+    ("GET", "/tenants/team", None, 200, "TenantService", "GetTenant", tenants_pb2.GetTenantRequest(name="team")),
+    (
+        "PUT",
+        "/tenants/team",
+        {"models": ["fraud-*", "digits"], "rate": 2.5, "burst": 5, "concurrent": 3},
+        200,
+        "TenantService",
+        "SetTenant",
+        tenants_pb2.SetTenantRequest(
+            tenant=tenants_pb2.Tenant(name="team", models=["fraud-*", "digits"], rate=2.5, burst=5, concurrent=3)
+        ),
+    ),
+    (
+        "PUT",
+        "/tenants/default",
+        {"models": [], "rate": 2},
+        200,
+        "TenantService",
+        "SetTenant",
+        tenants_pb2.SetTenantRequest(tenant=tenants_pb2.Tenant(name="default", rate=2)),
+    ),
+    (
+        "DELETE",
+        "/tenants/team",
+        None,
+        204,
+        "TenantService",
+        "DeleteTenant",
+        tenants_pb2.DeleteTenantRequest(name="team"),
+    ),
     ("GET", "/overrides?name=d", None, 200, "BuildService", "ListOverrides", builds_pb2.ListOverridesRequest(name="d")),
     ("GET", "/status?name=d", None, 200, "ClusterService", "GetStatus", cluster_pb2.GetStatusRequest(name="d")),
     (
@@ -323,6 +362,14 @@ async def test_what_is_asked(
         ("PUT", "/deployments/digits", {"scaling": {"schedule": [{"days": "mon"}]}}, "scaling.schedule[0].days"),
         ("PUT", "/deployments/digits", {"placement": {"pinned": 1}}, "placement.pinned"),
         ("DELETE", "/deployments/digits/versions/x", None, "version"),
+        ("PUT", "/tenants/team", {}, "models"),
+        ("PUT", "/tenants/team", {"models": "fraud-*"}, "models"),
+        ("PUT", "/tenants/team", {"models": [1]}, "models"),
+        ("PUT", "/tenants/team", {"models": [], "rate": "2"}, "rate"),
+        ("PUT", "/tenants/team", {"models": [], "rate": -1}, "rate"),
+        ("PUT", "/tenants/team", {"models": [], "rate": True}, "rate"),
+        ("PUT", "/tenants/team", {"models": [], "concurrent": 2**31}, "concurrent"),
+        ("PUT", "/tenants/team", {"models": [], "who": "me"}, "who"),
         ("POST", "/models/digits/builds", {"steps": [{}]}, "steps[0]"),
         ("POST", "/models/digits/builds", {"steps": ["quantise"]}, "steps"),
         ("POST", "/models/digits/builds", {"steps": [{"step": "a", "inputs": {"b": 1}}]}, "steps[0]"),

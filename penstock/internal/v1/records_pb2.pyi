@@ -542,6 +542,49 @@ class WantedVersion(_message.Message):
 Global___WantedVersion: _TypeAlias = WantedVersion  # noqa: Y015
 
 @_typing.final
+class TenantRecord(_message.Message):
+    """TenantRecord is what a caller may do. Key: tenants/{name}. Written by the registry from its database, which is the truth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    CONCURRENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    generation: _builtins.int
+    """When it was set, in microseconds since 1970, and more than before: grows with every change."""
+    rate: _builtins.float
+    """Requests a second; 0 for no limit."""
+    burst: _builtins.int
+    """Requests at once after a pause, where there is a rate."""
+    concurrent: _builtins.int
+    """Requests under way at the same time; 0 for no limit."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of models, beginnings of names with a `*` behind, or `*`."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        rate: _builtins.float = ...,
+        burst: _builtins.int = ...,
+        concurrent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "concurrent", b"concurrent", "generation", b"generation", "models", b"models", "name", b"name", "rate", b"rate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantRecord: _TypeAlias = TenantRecord  # noqa: Y015
+
+@_typing.final
 class PoolRecord(_message.Message):
     """PoolRecord is how many workers a pool should have. Key: pools/{name}. Written by the leading scheduler, guarded by its
     term, before anybody is told to start or stop one.

@@ -18,8 +18,10 @@ from .message_shapes import message_schema
 
 TEXT: Final = "text"
 INTEGER: Final = "integer"
+NUMBER: Final = "number"
 FLAG: Final = "flag"
 TEXTS: Final = "texts"
+LIST: Final = "list"
 VERSION: Final = "version"
 OBJECTS: Final = "objects"
 MESSAGE: Final = "message"
@@ -28,16 +30,20 @@ _INT64: Final = (1 << 63) - 1
 _SCHEMAS: Final[dict[str, dict[str, Any]]] = {
     TEXT: {"type": "string"},
     INTEGER: {"type": "integer", "format": "int64", "minimum": 0},
+    NUMBER: {"type": "number", "minimum": 0},
     FLAG: {"type": "boolean"},
     TEXTS: {"type": "object", "additionalProperties": {"type": "string"}},
+    LIST: {"type": "array", "items": {"type": "string"}},
     OBJECTS: {"type": "array", "items": {"type": "object"}},
     VERSION: {"oneOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]},
 }
 _WORDING: Final = {
     TEXT: "a string",
     INTEGER: "an integer from 0",
+    NUMBER: "a number from 0",
     FLAG: "true or false",
     TEXTS: "an object of strings",
+    LIST: "a list of strings",
     OBJECTS: "a list of objects",
     VERSION: "a version number or an alias",
 }
@@ -125,6 +131,10 @@ def _checked(value: object, field: Field) -> Any:
     if field.kind == FLAG and isinstance(value, bool):
         return value
     if field.kind == INTEGER and isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= field.maximum:
+        return value
+    if field.kind == NUMBER and isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e300:
+        return float(value)
+    if field.kind == LIST and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
     if field.kind == TEXTS and isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
         return value

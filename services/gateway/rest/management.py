@@ -12,11 +12,24 @@ from typing import Any, Final, Protocol, TypeVar
 from google.protobuf.message import Message
 
 from penstock.errors import InvalidArgument
-from penstock.v1 import cluster_pb2, manifest_pb2, models_pb2, storage_pb2
+from penstock.v1 import cluster_pb2, manifest_pb2, models_pb2, storage_pb2, tenants_pb2
 
 from . import json_text
 from .exchange import Exchange
-from .fields import FLAG, INTEGER, MESSAGE, TEXT, TEXTS, VERSION, Field, integer, read_body, read_query
+from .fields import (
+    FLAG,
+    INTEGER,
+    LIST,
+    MESSAGE,
+    NUMBER,
+    TEXT,
+    TEXTS,
+    VERSION,
+    Field,
+    integer,
+    read_body,
+    read_query,
+)
 from .messages import to_plain
 from .replies import Reply, json_reply
 
@@ -26,6 +39,7 @@ MODELS: Final = "penstock.v1.ModelService"
 ARTIFACTS: Final = "penstock.v1.ArtifactService"
 DEPLOYMENTS: Final = "penstock.v1.DeploymentService"
 STORAGE: Final = "penstock.v1.StorageService"
+TENANTS: Final = "penstock.v1.TenantService"
 CLUSTER: Final = "penstock.v1.ClusterService"
 
 MAX_BODY_BYTES: Final = 4 << 20
@@ -63,6 +77,12 @@ DEPLOY: Final = (
     Field("override_gate", TEXT, "Why to deploy a version whose gate failed; recorded with the caller's name."),
 )
 COLLECT: Final = (Field("dry_run", FLAG, "True to say only what would go."),)
+SET_TENANT: Final = (
+    Field("models", LIST, "Names, beginnings of names such as `fraud-*`, or `*`; none when empty.", required=True),
+    Field("rate", NUMBER, "Requests a second; no limit without."),
+    Field("burst", INTEGER, "Requests at once after a pause; a second's worth without.", maximum=(1 << 31) - 1),
+    Field("concurrent", INTEGER, "Requests under way at a time; no limit without.", maximum=(1 << 31) - 1),
+)
 STATUS: Final = (Field("name", TEXT, "Only this model."),)
 EXPLAIN: Final = (Field("version", INTEGER, "Only this version; all that are deployed without."),)
 
@@ -168,6 +188,26 @@ class ManagementRoutes:
         request = storage_pb2.ListCollectionsRequest(**read_query(exchange.query, PAGE[:1]))
         response = storage_pb2.ListCollectionsResponse
         return _plain(await self._call(exchange, STORAGE, "ListCollections", request, response))
+
+    async def list_tenants(self, exchange: Exchange) -> Reply:
+        request = tenants_pb2.ListTenantsRequest(**read_query(exchange.query, PAGE))
+        return _plain(await self._call(exchange, TENANTS, "ListTenants", request, tenants_pb2.ListTenantsResponse))
+
+    async def get_tenant(self, exchange: Exchange) -> Reply:
+        request = tenants_pb2.GetTenantRequest(name=exchange.path["tenant"])
+        answer = await self._call(exchange, TENANTS, "GetTenant", request, tenants_pb2.GetTenantResponse)
+        return _plain(answer.tenant)
+
+    async def set_tenant(self, exchange: Exchange) -> Reply:
+        tenant = tenants_pb2.Tenant(name=exchange.path["tenant"], **await _read(exchange, SET_TENANT))
+        request = tenants_pb2.SetTenantRequest(tenant=tenant)
+        answer = await self._call(exchange, TENANTS, "SetTenant", request, tenants_pb2.SetTenantResponse)
+        return _plain(answer.tenant)
+
+    async def delete_tenant(self, exchange: Exchange) -> Reply:
+        request = tenants_pb2.DeleteTenantRequest(name=exchange.path["tenant"])
+        await self._call(exchange, TENANTS, "DeleteTenant", request, tenants_pb2.DeleteTenantResponse)
+        return Reply(204)
 
     async def list_deployments(self, exchange: Exchange) -> Reply:
         answer = await self._call(

@@ -23,6 +23,7 @@ _DESCRIBED: Final = {
     "region": "Name of a shared memory region.",
     "build": "Id of a build, 32 hex digits.",
     "worker": "Id of a worker.",
+    "tenant": "A caller's name, or `default`.",
 }
 _INTRODUCTION: Final = (
     "The Open Inference Protocol v2 with Triton's extensions under /v2, management under /api/v1. "

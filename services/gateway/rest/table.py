@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from penstock.oip import inference_pb2 as oip
-from penstock.v1 import builds_pb2, cluster_pb2, models_pb2, storage_pb2
+from penstock.v1 import builds_pb2, cluster_pb2, models_pb2, storage_pb2, tenants_pb2
 
 from . import builds as build
 from . import management as manage
@@ -50,7 +50,13 @@ def inference_operations(routes: InferenceRoutes) -> list[Operation]:
 
 def management_operations(routes: ManagementRoutes, uploads: UploadRoutes, builds: BuildRoutes) -> list[Operation]:
     """Everything under /api/v1."""
-    return [*_catalogue(routes), *_artifacts(routes, uploads), *_builds(builds), *_deployments(routes)]
+    return [
+        *_catalogue(routes),
+        *_artifacts(routes, uploads),
+        *_builds(builds),
+        *_deployments(routes),
+        *_tenants(routes),
+    ]
 
 
 def _server(routes: InferenceRoutes) -> Iterator[Operation]:
@@ -258,3 +264,20 @@ def _deployments(routes: ManagementRoutes) -> Iterator[Operation]:
     drain, empty = "/api/v1/workers/{worker}/drain", "Wants a worker empty; /status shows how far it is."
     yield cluster("PUT", drain, empty, answer=routes.drain, result=cluster_pb2.DrainWorkerResponse)
     yield cluster("DELETE", drain, "Lets it have replicas again.", answer=routes.undrain, status=204)
+
+
+def _tenants(routes: ManagementRoutes) -> Iterator[Operation]:
+    of, every, one = partial(_api, tag="tenants"), "/api/v1/tenants", "/api/v1/tenants/{tenant}"
+    result, all_of_them = tenants_pb2.Tenant, tenants_pb2.ListTenantsResponse
+    who = "Who may call what, and how much of it."
+    yield of("GET", every, who, answer=routes.list_tenants, query=manage.PAGE, result=all_of_them)
+    yield of("GET", one, "What one caller may do.", answer=routes.get_tenant, result=result)
+    yield of(
+        "PUT",
+        one,
+        "Says what a caller may do, in place of all that was said; `default`: each of whom nothing else is said.",
+        answer=routes.set_tenant,
+        body=shapes.of_fields(manage.SET_TENANT),
+        result=result,
+    )
+    yield of("DELETE", one, "Forgets what was said of a caller.", answer=routes.delete_tenant, status=204)

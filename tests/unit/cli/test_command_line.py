@@ -34,6 +34,7 @@ COMMANDS = [
     "undeploy",
     "infer",
     "status",
+    "tenant",
     "init",
     "logs",
 ]

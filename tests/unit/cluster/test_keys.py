@@ -30,7 +30,7 @@ def test_prefixes_hold_their_keys() -> None:
 
 @pytest.mark.parametrize("bad", ["", "a/b", "..", "../x", "a@1", "a b", "ä", "x" * 200, "-a", "a\n"])
 def test_what_cannot_be_a_segment(bad: str) -> None:
-    for build in (keys.deployment, keys.worker, keys.assignment, keys.drain):
+    for build in (keys.deployment, keys.tenant, keys.worker, keys.assignment, keys.drain):
         with pytest.raises(ValueError):
             build(bad)
     with pytest.raises(ValueError):
@@ -49,6 +49,7 @@ def test_every_key_is_bounded() -> None:
     segment = "x" * keys.MAX_SEGMENT
     longest = (
         keys.deployment(segment),
+        keys.tenant(segment),
         keys.worker(segment),
         keys.assignment(segment),
         keys.service(segment, segment),
@@ -77,6 +78,7 @@ def test_what_has_none_of_the_forms_is_not_known() -> None:
 def test_the_table_has_every_prefix_once_with_one_writer() -> None:
     prefixes = [
         keys.DEPLOYMENTS,
+        keys.TENANTS,
         keys.WORKERS,
         keys.REPLICAS,
         keys.ASSIGNMENTS,

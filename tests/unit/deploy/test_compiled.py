@@ -12,7 +12,13 @@ import pytest
 from deploy.local import compiled
 from penstock.kit.compiled import ROOT, VARIABLE
 
-SUITES = ("tests/unit/wire", "tests/unit/gateway/test_inference.py", "tests/unit/worker/test_batcher.py")
+SUITES = (
+    "tests/unit/wire",
+    "tests/unit/gateway/test_admission.py",
+    "tests/unit/gateway/test_inference.py",
+    "tests/unit/gateway/test_inference_admission.py",
+    "tests/unit/worker/test_batcher.py",
+)
 """What runs against compiled code too: above all the promises of the transport."""
 
 

@@ -13,6 +13,7 @@ from penstock.wire.call import Answer, Call, Done, Pending
 from penstock.wire.client import Field
 from penstock.wire.http2.messages import read_timeout
 from services.gateway.access import AccessLog
+from services.gateway.admission import Admission
 from services.gateway.inference import Inference
 from services.gateway.repository import Registry, Repository
 from services.gateway.routes import RoutingTable
@@ -130,6 +131,7 @@ class Gateway:
         shared_memory: SharedMemory | None = None,
         max_body_bytes: int = 1 << 20,
         access: AccessLog | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.now = 1000.0
         self.deployments = FakeMirror({record.name: record for record in deployments})
@@ -140,11 +142,12 @@ class Gateway:
         self.inference = Inference(
             self.routes,
             self.upstreams,
-            Repository(self.routes, registry or NoRegistry()),
+            Repository(self.routes, registry or NoRegistry(), admission),
             max_body_bytes=max_body_bytes,
             shared_memory=shared_memory,
             randrange=lambda count: 0,
             access=access,
+            admission=admission,
         )
         self.rebuild()
 
@@ -179,12 +182,14 @@ class NoRegistry:
         raise AssertionError("the registry is not on the path of this call")
 
 
-def request(model: str = "digits", version: str = "", **headers: str) -> Call:
+def request(model: str = "digits", version: str = "", caller: str = "", **headers: str) -> Call:
     payload = oip.ModelInferRequest(model_name=model, model_version=version, id="7", raw_input_contents=[b"1234"])
-    return call("ModelInfer", payload.SerializeToString(), headers=headers)
+    return call("ModelInfer", payload.SerializeToString(), headers=headers, caller=caller)
 
 
-def call(method: str, payload: bytes, timeout: float = 30.0, headers: Mapping[str, str] | None = None) -> Call:
+def call(
+    method: str, payload: bytes, timeout: float = 30.0, headers: Mapping[str, str] | None = None, caller: str = ""
+) -> Call:
     headers = headers or {}
     deadline = asyncio.get_running_loop().time() + timeout
-    return Call(method, payload, deadline, headers, request_id=headers.get("x-request-id", ""))
+    return Call(method, payload, deadline, headers, caller, headers.get("x-request-id", ""))

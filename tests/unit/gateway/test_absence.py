@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from penstock.internal.v1.records_pb2 import ReplicaRecord
-from services.gateway.absence import DeploymentBelief, History, ReplicaBelief
+from penstock.internal.v1.records_pb2 import DeploymentRecord, ReplicaRecord
+from services.gateway.absence import History, RegistryBelief, ReplicaBelief
 from tests.unit.gateway.records import DRAINING, deployment, keyed, replica
 
 W1, W2, W3, W4 = (replica(f"w{number}") for number in range(1, 5))
@@ -95,7 +95,7 @@ def test_history_turns_back_when_counted_and_when_the_revision_falls() -> None:
 
 
 def test_undeploying_is_believed_and_a_rewound_store_is_not() -> None:
-    belief = DeploymentBelief(patience=60)
+    belief = RegistryBelief[DeploymentRecord](patience=60)
     one, two = {"a": deployment("a", 1)}, {"a": deployment("a", 1), "b": deployment("b", 1)}
     assert belief.observe(two, 0, 0.0) == two
     assert belief.observe(one, 0, 1.0) == one
@@ -107,7 +107,7 @@ def test_undeploying_is_believed_and_a_rewound_store_is_not() -> None:
 
 
 def test_patience_ends() -> None:
-    belief = DeploymentBelief(patience=60)
+    belief = RegistryBelief[DeploymentRecord](patience=60)
     belief.observe({"a": deployment("a", 1)}, 0, 0.0)
     assert belief.observe({}, 1, 1.0)
     assert belief.observe({}, 1, 62.0) == {}

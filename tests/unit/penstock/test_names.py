@@ -47,6 +47,17 @@ def test_no_hostile_name_can_be_a_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_what_a_tenant_may_be_is_harmless_too(name: str) -> None:
+    allowed = set(string.ascii_letters + string.digits)
+    if name and set(name) <= allowed and len(name) <= 64:
+        assert names.tenant(name) == name
+        return
+    with pytest.raises(InvalidArgument) as caught:
+        names.tenant(name, "tenant.name")
+    assert caught.value.field == "tenant.name" and caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_what_an_alias_may_be_is_harmless_too(name: str) -> None:
     allowed = set(string.ascii_letters + string.digits + "_-")
     if name and set(name) <= allowed and name[0] in string.ascii_letters and len(name) <= 63:
