@@ -19,12 +19,17 @@ from pathlib import Path
 from struct import Struct
 from typing import Final
 
+from penstock.kit.log import get_logger
+
 ROWS: Final = 64
 """Callers in one file."""
 SPARE: Final = 4
 """Places beyond two for each process, an old one and the one that takes over from it."""
 SWEEP: Final = 1.0
 """Seconds between two looks for places that nobody holds."""
+
+
+_log = get_logger()
 
 
 class Elsewhere:
@@ -71,17 +76,23 @@ class Tally:
         self._files: list[mmap.mmap] = []
         self._lock, self._mine = self._claimed()
 
-    def of(self, caller: str) -> Elsewhere:
-        """The row of a caller, which is made when there is none yet."""
-        number, row = divmod(self._row(caller), ROWS)
-        while len(self._files) <= number:
-            self._files.append(self._mapped(len(self._files)))
+    def of(self, caller: str) -> Elsewhere | None:
+        """The row of a caller, which is made when there is none yet; None where the disk has no room for it."""
+        try:
+            number, row = divmod(self._row(caller), ROWS)
+            while len(self._files) <= number:
+                self._files.append(self._mapped(len(self._files)))
+        except OSError as problem:
+            _log.error("counted_alone", caller=caller, problem=str(problem))
+            return None
         return Elsewhere(self._files[number], row, self._places, self._mine)
 
     async def run(self) -> None:
         """Sweeps until cancelled."""
         while True:
-            self.sweep()
+            # What cannot be opened now can be the next time.
+            with suppress(OSError):
+                self.sweep()
             await asyncio.sleep(SWEEP)
 
     def sweep(self) -> None:
@@ -141,7 +152,8 @@ class Tally:
         size = ROWS * 2 * self._places * 8
         file = os.open(self._folder / f"rows-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(file, size)
+            # All of it now: writing to a page that the disk has no room for would end the process.
+            os.posix_fallocate(file, 0, size)
             return mmap.mmap(file, size)
         finally:
             os.close(file)

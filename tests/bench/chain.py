@@ -11,9 +11,11 @@ import gc
 import itertools
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from penstock.internal.v1 import engine_pb2
+from penstock.internal.v1.records_pb2 import TenantRecord
 from penstock.v1 import cluster_pb2
 from penstock.v1 import manifest_pb2 as pb
 from penstock.wire.client import SERVICE, Peer
@@ -26,6 +28,8 @@ from penstock.wire.http2.hpack import Encoder, Field
 from penstock.wire.http2.peer_link import PeerLink
 from penstock.wire.http2.server_side import ServerConnection
 from penstock.wire.http2.service import inference_methods
+from services.gateway.admission import Admission
+from services.gateway.tally import Tally
 from services.worker.batcher import Batcher
 from services.worker.batching import BatchPolicy
 from services.worker.codec import Schema
@@ -104,9 +108,11 @@ class _Shelf:
 
 
 class Chain:
-    """Both hops. Made inside a running loop; `run` serves the batcher."""
+    """Both hops. Made inside a running loop; `run` serves the batcher.
 
-    def __init__(self) -> None:
+    admission: what the gateway lets in; None for everything."""
+
+    def __init__(self, admission: Admission | None = None) -> None:
         loop = asyncio.get_running_loop()
         statistics, metrics = Statistics(), ReplicaMetrics("add1", 1)
         policy = BatchPolicy(max_batch_size=AT_ONCE, max_queue_size=4 * AT_ONCE)
@@ -124,7 +130,7 @@ class Chain:
         link = PeerLink(loop, peer)
         link.connection = self.hop
         peer._link = link
-        gateway = Gateway([deployment("add1", 1)], [replica("w", name="add1")])
+        gateway = Gateway([deployment("add1", 1)], [replica("w", name="add1")], admission=admission)
         gateway.upstreams._connect = lambda address: peer
         methods = {"ModelInfer": gateway.inference.direct}
         self.gateway = _served(
@@ -177,9 +183,20 @@ def _nothing() -> None:
     return
 
 
-async def measure(rounds: int, at_once: int) -> list[float]:
+def admitting(folder: Path, processes: int) -> Admission:
+    """Lets everybody in, and counts all that can be counted, as one of so many processes of a gateway.
+
+    folder: what they would share."""
+    tally = Tally(folder, processes) if processes > 1 else None
+    made = Admission() if tally is None else Admission(others=tally.of)
+    everybody = TenantRecord(name="default", models=["add*"], rate=1e6, burst=1_000_000, concurrent=1_000_000)
+    made.say([everybody], 1, 0.0)
+    return made
+
+
+async def measure(rounds: int, at_once: int, admission: Admission | None = None) -> list[float]:
     """CPU-µs per request by stage, so many requests at once: the lower decile over rounds, since what disturbs adds."""
-    chain = Chain()
+    chain = Chain(admission)
     serving = asyncio.ensure_future(chain.run())
     encoder, body, number = Encoder(), message(exchange.add1().message()), 1
     found: list[list[float]] = []

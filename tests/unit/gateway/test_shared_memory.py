@@ -20,10 +20,12 @@ from penstock.errors import (
     Unavailable,
     Unsupported,
 )
+from penstock.internal.v1.records_pb2 import TenantRecord
 from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import REGIONS, Answer, Call
 from penstock.wire.client import ConnectionLost
 from penstock.wire.origin import ELSEWHERE, RELAYED, Origin
+from services.gateway.admission import Admission
 from services.gateway.region_table import RegionTable
 from services.gateway.shared_memory import SharedMemory, named
 from tests.harness.shared_memory import NEIGHBOUR, STRANGER, shared_object
@@ -53,13 +55,16 @@ async def it(tmp_path: Path) -> AsyncIterator[Gateway]:
     table.close()
 
 
-def gateway(*addresses: str, table: RegionTable | None, max_body_bytes: int = 1 << 20) -> Gateway:
+def gateway(
+    *addresses: str, table: RegionTable | None, max_body_bytes: int = 1 << 20, admission: Admission | None = None
+) -> Gateway:
     records = [replica(f"w{number}", address=address) for number, address in enumerate(addresses)]
     made = Gateway(
         [deployment("digits", 1, default=1)],
         records,
         shared_memory=SharedMemory(table, max_bytes=max_body_bytes),
         max_body_bytes=max_body_bytes,
+        admission=admission,
     )
     made.workers.behaviours = {address: echo for address in addresses}
     return made
@@ -105,6 +110,25 @@ def infer(region: str = "r", size: int = 64, offset: int = 0, *, to: str = "") -
         wanted["shared_memory_region"].string_param = to
         wanted["shared_memory_byte_size"].int64_param = size
     return message
+
+
+async def test_whose_model_it_is_comes_before_what_lies_where(tmp_path: Path, key: str) -> None:
+    """A request with shared memory is let in, or not, like any other, and a bad reference gives its place back."""
+    admission, table = Admission(), RegionTable(tmp_path)
+    it = gateway(NEAR, table=table, admission=admission)
+    await register(it, key)
+    admission.say([TenantRecord(name="ann", models=["other"])], 1, 0.0)
+    for region in ("r", "no-such-region"):
+        with pytest.raises(PermissionDenied, match="may not call model 'digits'"):
+            await ask(it, "ModelInfer", infer(region))
+    assert it.workers.sent == []
+    admission.say([TenantRecord(name="ann", models=["digits"], concurrent=1)], 1, 0.0)
+    for _ in range(2):
+        with pytest.raises(NotFound, match="no-such-region"):
+            await ask(it, "ModelInfer", infer("no-such-region"))
+        await ask(it, "ModelInfer", infer())
+    assert len(it.workers.sent) == 2
+    table.close()
 
 
 async def test_a_request_takes_its_regions_along(it: Gateway, key: str) -> None:

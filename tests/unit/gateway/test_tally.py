@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.tally import ROWS, SPARE, Tally
+from services.gateway.tally import ROWS, SPARE, Elsewhere, Tally
 
 HOLDER = """
 import sys
@@ -27,16 +28,22 @@ sys.stdin.read()
 """
 
 
+def row_of(tally: Tally, caller: str = "team") -> Elsewhere:
+    row = tally.of(caller)
+    assert row is not None
+    return row
+
+
 def test_each_sees_the_others_and_not_itself(tmp_path: Path) -> None:
     one, two, three = (Tally(tmp_path, 3) for _ in range(3))
-    rows = [tally.of("team") for tally in (one, two, three)]
+    rows = [row_of(tally) for tally in (one, two, three)]
     for number, row in enumerate(rows, 1):
         assert (row.full_at(), row.under_way()) == (7.0 * (number > 1), number * (number - 1) / 2)
         row.tell_full_at(8.0 - number)
         row.tell_under_way(number)
     assert [row.full_at() for row in rows] == [6.0, 7.0, 7.0]
     assert [row.under_way() for row in rows] == [5.0, 4.0, 3.0]
-    assert (one.of("team").full_at(), one.of("other").full_at(), one.of("other").under_way()) == (6.0, 0.0, 0.0)
+    assert (row_of(one).full_at(), row_of(one, "other").full_at(), row_of(one, "other").under_way()) == (6.0, 0.0, 0.0)
 
 
 def test_many_callers(tmp_path: Path) -> None:
@@ -44,14 +51,14 @@ def test_many_callers(tmp_path: Path) -> None:
     one, two = Tally(tmp_path, 2), Tally(tmp_path, 2)
     callers = [f"caller {number}/ä" for number in range(2 * ROWS + 3)]
     for number, caller in enumerate(callers):
-        one.of(caller).tell_under_way(number + 1)
+        row_of(one, caller).tell_under_way(number + 1)
     for number, caller in reversed(list(enumerate(callers))):
-        assert two.of(caller).under_way() == number + 1
+        assert row_of(two, caller).under_way() == number + 1
 
 
 def test_a_place_that_is_given_up_is_empty_for_the_next_and_after_a_sweep(tmp_path: Path) -> None:
     one, two = Tally(tmp_path, 2), Tally(tmp_path, 2)
-    mine, seen = one.of("team"), two.of("team")
+    mine, seen = row_of(one), row_of(two)
     mine.tell_full_at(9.0)
     mine.tell_under_way(4)
     two.sweep()
@@ -63,7 +70,7 @@ def test_a_place_that_is_given_up_is_empty_for_the_next_and_after_a_sweep(tmp_pa
     mine.tell_under_way(5)  # left behind, as by a process that died
     three = Tally(tmp_path, 2)
     assert seen.under_way() == 0.0
-    three.of("team").tell_under_way(1)
+    row_of(three).tell_under_way(1)
     two.sweep()
     assert seen.under_way() == 1.0
 
@@ -76,6 +83,17 @@ def test_places_run_out(tmp_path: Path) -> None:
     Tally(tmp_path, 1)
 
 
+def test_without_room_on_the_disk_a_process_counts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    tally = Tally(tmp_path, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        assert tally.of("team") is None
+    assert row_of(tally).under_way() == 0.0
+
+
 def test_nobody_else_may_look(tmp_path: Path) -> None:
     Tally(tmp_path, 2).of("team")
     folder = tmp_path / "admitted"
@@ -85,7 +103,7 @@ def test_nobody_else_may_look(tmp_path: Path) -> None:
 
 def test_what_a_process_that_was_killed_had_under_way_is_forgotten(tmp_path: Path) -> None:
     tally = Tally(tmp_path, 2)
-    row = tally.of("team")
+    row = row_of(tally)
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
