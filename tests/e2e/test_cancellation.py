@@ -27,7 +27,7 @@ def metrics(suite: Suite) -> tuple[int, dict[str, int]]:
     ended: dict[str, int] = {}
     for process in ("gateway", "worker_1", "worker_2"):
         port = suite.ports[f"{process}_admin"]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             text = answer.read().decode()
         for name, labels, value in _METRIC.findall(text):
             if name == "gateway_in_flight":

@@ -198,7 +198,7 @@ def switch_nospace(suite: Suite, *, on: bool) -> None:
     request = bytes((0x08, 1 if on else 2, 0x18, 1))
     with grpc.insecure_channel(f"127.0.0.1:{suite.ports['etcd_client']}") as channel:
         alarm: Any = channel.unary_unary("/etcdserverpb.Maintenance/Alarm")
-        alarm(request, timeout=10)
+        alarm(request, timeout=60)
 
 
 def alarms(suite: Suite) -> float:
@@ -207,7 +207,7 @@ def alarms(suite: Suite) -> float:
     told = 0.0
     for scheduler in ("scheduler_1", "scheduler_2"):
         with urllib.request.urlopen(
-            f"http://127.0.0.1:{suite.ports[f'{scheduler}_admin']}/metrics", timeout=10
+            f"http://127.0.0.1:{suite.ports[f'{scheduler}_admin']}/metrics", timeout=60
         ) as page:
             told += float(page.read().decode().partition(name)[2].split()[0])
     return told

@@ -137,7 +137,7 @@ def test_management_over_rest(suite: Suite, client: Client, folder: Path) -> Non
     document = call("GET", "/openapi.json")
     assert document["openapi"].startswith("3.1")
     assert any(path.startswith("/v2/models/") and path.endswith("/infer") for path in document["paths"])
-    with urllib.request.urlopen(f"http://{rest_address(suite)}/docs", timeout=10) as page:
+    with urllib.request.urlopen(f"http://{rest_address(suite)}/docs", timeout=60) as page:
         assert b"<html" in page.read().lower()
 
 

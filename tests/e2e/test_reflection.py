@@ -27,7 +27,7 @@ def test_a_call_by_reflection_alone(suite: Suite, add1: str) -> None:
         pool = descriptor_pool.DescriptorPool(database)
         method = pool.FindServiceByName(SERVICE).FindMethodByName("ModelReady")
         request: Any = message_factory.GetMessageClass(method.input_type)(name=add1)
-        answer = channel.unary_unary(f"/{SERVICE}/ModelReady")(request.SerializeToString(), timeout=10)
+        answer = channel.unary_unary(f"/{SERVICE}/ModelReady")(request.SerializeToString(), timeout=60)
         ready: Any = message_factory.GetMessageClass(method.output_type).FromString(answer)
         assert ready.ready is True
 
@@ -38,15 +38,15 @@ def test_who_asks_for_the_newer_reflection_is_told_to_ask_for_the_older(suite: S
     with channel:
         ask = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
         with pytest.raises(grpc.RpcError) as caught:
-            list(ask(iter([b""]), timeout=10))
+            list(ask(iter([b""]), timeout=60))
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_health(suite: Suite) -> None:
     with grpc.insecure_channel(grpc_address(suite)) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == health_pb2.HealthCheckResponse.SERVING
-        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=10)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=60).status == health_pb2.HealthCheckResponse.SERVING
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         watch.cancel()
 
@@ -65,6 +65,6 @@ def test_nghttp(suite: Suite, tmp_path: Path, path: str, body: bytes) -> None:
     (tmp_path / "body").write_bytes(b"\0" + len(body).to_bytes(4, "big") + body)
     command = ["nghttp", "-v", "-n", "-d", str(tmp_path / "body"), f"http://{grpc_address(suite)}/{path}"]
     command += ["-H", ":method: POST", "-H", "content-type: application/grpc", "-H", "te: trailers"]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
     assert "grpc-status: 0" in said, said
     assert "PROTOCOL_ERROR" not in said

@@ -77,7 +77,7 @@ def test_every_process_has_metrics_and_health(traced: Suite, process: str) -> No
     port = traced.ports[f"{process.replace('-', '_')}_admin"]
 
     def get(path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return str(answer.read().decode())
 
     assert "penstock_ready 1.0" in get("/metrics")

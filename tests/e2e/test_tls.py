@@ -54,7 +54,7 @@ def secured(certs: Certs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="module")
 def caller(secured: Suite, certs: Certs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """Two workers have add1, and the gateway reaches them by TLS, for their unix sockets are gone."""
-    with Client(grpc_address(secured), timeout=20, retries=0, tls_ca=certs.ca) as client:
+    with Client(grpc_address(secured), timeout=60, retries=0, tls_ca=certs.ca) as client:
         serve(client, models.add_one(tmp_path_factory.mktemp("models") / "add1"), replicas=2)
         for path in asyncio.run(unix_sockets(secured)):
             os.unlink(path)
@@ -119,7 +119,7 @@ def test_curl_at_both_ports(secured: Suite, caller: Client, certs: Certs) -> Non
 def test_rest(secured: Suite, caller: Client, certs: Certs) -> None:
     body = json.dumps({"inputs": [{"name": "x", "shape": [1, 16], "datatype": "FP32", "data": [1.0] * 16}]})
     request = urllib.request.Request(f"https://{rest_address(secured)}/v2/models/add1/infer", data=body.encode())
-    with urllib.request.urlopen(request, timeout=20, context=certs.caller()) as answer:
+    with urllib.request.urlopen(request, timeout=60, context=certs.caller()) as answer:
         assert json.loads(answer.read())["outputs"][0]["data"] == [2.0] * 16
 
 
@@ -141,7 +141,7 @@ def test_a_foreign_ca_is_not_believed(secured: Suite, caller: Client, tmp_path: 
     with stranger, pytest.raises(errors.Unavailable):
         right(stranger)
     with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
-        urllib.request.urlopen(f"https://{rest_address(secured)}/v2", timeout=20, context=other.caller())
+        urllib.request.urlopen(f"https://{rest_address(secured)}/v2", timeout=60, context=other.caller())
 
 
 @pytest.mark.parametrize("port", ["gateway_grpc", "gateway_rest", "worker_1_grpc", "registry_grpc", "scheduler_1_grpc"])
@@ -191,7 +191,7 @@ def test_three_renewals_under_load_fail_no_call(secured: Suite, caller: Client, 
         while not stop.is_set():
             try:
                 if fresh:
-                    with Client(grpc_address(secured), timeout=20, retries=0, tls_ca=certs.ca) as client:
+                    with Client(grpc_address(secured), timeout=60, retries=0, tls_ca=certs.ca) as client:
                         right(client)
                         assert client.versions("add1")
                 else:

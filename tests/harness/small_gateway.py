@@ -132,11 +132,13 @@ class Catalogue(
         self.stays = ""
         self.watches = 0
         self.break_watches = 0
+        self._changes = 0
         self._changed = asyncio.Condition()
 
     async def change(self) -> None:
         """Tells the watchers."""
         async with self._changed:
+            self._changes += 1
             self._changed.notify_all()
 
     # ArtifactService
@@ -291,12 +293,15 @@ class Catalogue(
     async def WatchStatus(self, request: Any, context: Any) -> AsyncIterator[cluster.WatchStatusResponse]:
         self.watches += 1
         while True:
+            shown = self._changes
             yield cluster.WatchStatusResponse(status=self._picture(request.name))
             if self.break_watches:
                 self.break_watches -= 1
                 await fail(context, errors.Unavailable("another scheduler leads now"))
+            # What changed while that was being sent counts too: whoever has it may have changed something since.
             async with self._changed:
-                await self._changed.wait()
+                while self._changes == shown:
+                    await self._changed.wait()
 
     async def ExplainPlacement(self, request: Any, context: Any) -> cluster.ExplainPlacementResponse:
         if request.name not in self.deployed:

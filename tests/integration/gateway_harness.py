@@ -46,6 +46,7 @@ from services.gateway.room import Room
 from services.gateway.routes import Mirrored, RoutingTable
 from services.gateway.tenants import Tenants
 from services.gateway.upstream import Upstreams
+from tests.harness.etcd import free_port
 from tests.harness.grpcio_service import service_handler
 
 Behaviour = Callable[[Call], Awaitable[Answer]]
@@ -66,7 +67,8 @@ class EchoWorker:
     async def start(self, port: int = 0) -> None:
         handlers = {"ModelInfer": self._infer, "ModelMetadata": self._metadata, "ServerLive": self._live}
         self._server.add_generic_rpc_handlers((service_handler(handlers, default_timeout=30),))
-        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
+        # One that no connection is given: another may start there when this one is gone.
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port or free_port()}')}"
         await self._server.start()
 
     async def kill(self) -> None:
