@@ -243,6 +243,28 @@ class ServerLink(Link):
     def take(self, data: bytes | memoryview) -> None:
         """Requests."""
         self.connection.arrived(data)
+        if self.connection.backlog is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """More requests of those that came at once, between those of others."""
+        if self.lost or self.stalled or self.connection.backlog is None:
+            return
+        try:
+            self.connection.go_on()
+        except Exception:
+            self.broke()
+        self.flush()
+        if not self.stalled:
+            self.read_again()
+
+    def read_again(self) -> None:
+        """Once what has been read is served."""
+        if self.connection.backlog is not None and not self.connection.ended:
+            self._loop.call_soon(self._go_on)
+        else:
+            super().read_again()
 
     def flush(self) -> None:
         """Sends; a connection that leaves ends with its last call."""

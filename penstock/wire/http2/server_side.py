@@ -53,8 +53,20 @@ class ServerConnection(Answering):
         self._last_accepted = f.MAX_WINDOW
 
     def arrived(self, data: bytes | memoryview) -> None:
-        """Takes bytes from the socket."""
+        """Takes bytes from the socket. A peer that sends many calls at once must not keep those of others waiting for
+        all of them: beyond `calls_at_once` they stay in `backlog` until `go_on`."""
+        if self.backlog is None:
+            self.calls_left = self.limits.calls_at_once
         self.receive(data)
+        self._watch_incomplete()
+
+    def go_on(self) -> None:
+        """Takes the next calls of the backlog, after the turn of others."""
+        backlog, self.backlog = self.backlog, None
+        if backlog is not None:
+            self.arrived(backlog)
+
+    def _watch_incomplete(self) -> None:
         if self._incomplete:
             for exchange in self._incomplete:
                 if not exchange.remote_ended and exchange.id in self.streams:
