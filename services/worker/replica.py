@@ -90,9 +90,7 @@ class Replica:
     pause: seconds before the registry is asked for the first time, if it has to be.
     """
 
-    def __init__(
-        self, assigned: records_pb2.AssignedReplica, surroundings: Surroundings, pause: float = 0.0
-    ) -> None:
+    def __init__(self, assigned: records_pb2.AssignedReplica, surroundings: Surroundings, pause: float = 0.0) -> None:
         self.assigned = assigned
         self.identity: Identity = (assigned.name, assigned.version)
         self._around = surroundings

@@ -1,4 +1,4 @@
-"""How long loads wait that are ordered together, so that many workers do not ask the registry in the same instant. Pure.
+"""How long loads wait that are ordered together, so that many workers do not ask a registry in the same instant. Pure.
 
 A single load waits for nothing: somebody waits for it. Loads that come together would take turns anyway, so all but the
 first begin at times drawn at random. A worker that is started finds orders from before, and beside it others may have

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -132,7 +133,7 @@ async def test_those_who_waited_are_woken_in_portions_between_which_others_come(
     look()
     cold.becomes(replica("w1"))
     await asyncio.gather(*tasks)
-    steps = [after - before for before, after in zip(sent, sent[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(sent)]
     assert sum(steps) == 60
     assert max(steps) <= waiting.WOKEN
     cold.left_clean()
