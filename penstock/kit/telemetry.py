@@ -5,8 +5,9 @@ first, from the bytes of `traceparent`, and begins a span only for a sampled cal
 without one is sampled at `trace_ratio`, at the first process that it meets: the gateway tells a worker by the trace
 that it sends, or by sending none.
 
-One call in a hundred runs through code that is cold, and costs several times what a loop over it shows. So a span here
-is a handful of values until it has ended; then OpenTelemetry's own exporters get it.
+One call in a hundred runs through code that is cold, and costs several times what a loop over it shows. So a span is a
+handful of texts and numbers for as long as its call lasts. OpenTelemetry's processor collects the spans; what they are
+written as is made of them later, many at a time (penstock/kit/spans.py).
 """
 
 from __future__ import annotations
@@ -17,39 +18,34 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import NonRecordingSpan
+
+from .spans import FileExporter, OtlpExporter, Span
 
 TRACEPARENT: Final = "traceparent"
 _PATTERN = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
-_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
-_SCOPE: Final = InstrumentationScope("penstock")
-_OK: Final = Status(StatusCode.UNSET)
-
 _ratio = 0.01
-_resource: Resource | None = None
 _processors: list[SpanProcessor] = []
 
 
 def setup(service: str, process: str, *, otlp_endpoint: str, trace_file: str, trace_ratio: float) -> None:
     """Starts the process's tracing; without an endpoint or a file no span is ever begun."""
-    global _ratio, _resource
+    global _ratio
     _processors.clear()
     _ratio = trace_ratio if otlp_endpoint or trace_file else 0.0
-    _resource = Resource.create({"service.name": service, "service.instance.id": process})
+    resource = Resource.create({"service.name": service, "service.instance.id": process})
     if trace_file:
-        _processors.append(BatchSpanProcessor(FileExporter(Path(trace_file)), schedule_delay_millis=500))
+        exporter = FileExporter(Path(trace_file), resource)
+        _processors.append(BatchSpanProcessor(exporter, schedule_delay_millis=500))
     if otlp_endpoint:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-        _processors.append(BatchSpanProcessor(OTLPSpanExporter(otlp_endpoint)))
+        _processors.append(BatchSpanProcessor(OtlpExporter(otlp_endpoint, resource)))
 
 
 def shutdown() -> None:
@@ -71,71 +67,30 @@ def sampled(headers: Mapping[str, str], *, decided: bool = False) -> bool:
     return not decided and random.random() < _ratio
 
 
-class Span:
-    """What a process did for one call. Whoever began it ends it, once. attributes: added to until then."""
-
-    __slots__ = ("_kind", "_links", "_name", "_parent", "_started", "attributes", "context", "ended")
-
-    def __init__(
-        self, name: str, headers: Mapping[str, str], kind: SpanKind, links: Sequence[Span], attributes: dict[str, Any]
-    ) -> None:
-        found = _PATTERN.fullmatch(headers.get(TRACEPARENT, ""))
-        self._parent: SpanContext | None = None
-        trace_id = random.getrandbits(128) | 1
-        if found is not None:
-            trace_id = int(found[1], 16)
-            self._parent = SpanContext(trace_id, int(found[2], 16), is_remote=True, trace_flags=_SAMPLED)
-        self.context = SpanContext(trace_id, random.getrandbits(64) | 1, is_remote=False, trace_flags=_SAMPLED)
-        self._name, self._kind, self._links, self.attributes = name, kind, links, attributes
-        self._started = time.time_ns()
-        self.ended = False
-
-    @property
-    def traceparent(self) -> str:
-        """The header that makes the next hop a child of this span."""
-        return f"00-{self.context.trace_id:032x}-{self.context.span_id:016x}-01"
-
-    def end(self, problem: BaseException | None = None) -> None:
-        """The work is done, or has failed by this problem. Nothing if it has ended already."""
-        if self.ended:
-            return
-        self.ended = True
-        status = _OK
-        events: tuple[Event, ...] = ()
-        if problem is not None:
-            said = {"exception.type": type(problem).__name__, "exception.message": str(problem)}
-            status, events = (
-                Status(StatusCode.ERROR, f"{type(problem).__name__}: {problem}"),
-                (Event("exception", said),),
-            )
-        done = ReadableSpan(
-            self._name,
-            self.context,
-            self._parent,
-            _resource,
-            self.attributes,
-            events,
-            [Link(linked.context) for linked in self._links],
-            self._kind,
-            status=status,
-            start_time=self._started,
-            end_time=time.time_ns(),
-            instrumentation_scope=_SCOPE,
-        )
-        for processor in _processors:
-            processor.on_end(done)
-
-
 def begin(name: str, headers: Mapping[str, str], *, links: Sequence[Span] = (), **attributes: Any) -> Span:
-    """A span of this process under the caller's; `links` are spans that it serves, such as the requests of a batch."""
-    return Span(name, headers, SpanKind.INTERNAL if links else SpanKind.SERVER, links, attributes)
+    """A span of this process under the caller's; `links` are spans that it serves, such as the requests of a batch.
+    Whoever begins it ends it, once."""
+    parent = headers.get(TRACEPARENT)
+    found = _PATTERN.fullmatch(parent) if parent else None
+    if found is not None:
+        trace_id, parent_id, _ = found.groups()
+    else:
+        trace_id, parent_id = f"{random.getrandbits(128) | 1:032x}", ""
+    span_id = f"{random.getrandbits(64) | 1:016x}"
+    return Span(name, trace_id, span_id, parent_id, links, attributes, time.time_ns(), _ended)
+
+
+def _ended(span: Span) -> None:
+    for processor in _processors:
+        # It asks a span whether it was sampled and hands it to our exporter.
+        processor.on_end(cast(ReadableSpan, span))
 
 
 @contextmanager
 def span(name: str, headers: Mapping[str, str], **attributes: Any) -> Iterator[Span]:
     """A span for as long as the context lasts. What is logged inside carries its trace."""
     begun = begin(name, headers, **attributes)
-    token = contexts.attach(trace.set_span_in_context(NonRecordingSpan(begun.context)))
+    token = contexts.attach(trace.set_span_in_context(NonRecordingSpan(begun.whole_context())))
     try:
         yield begun
     except BaseException as problem:
@@ -144,20 +99,3 @@ def span(name: str, headers: Mapping[str, str], **attributes: Any) -> Iterator[S
     finally:
         contexts.detach(token)
         begun.end()
-
-
-class FileExporter(SpanExporter):
-    """One JSON object per span and line; several processes may append to the same file."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        lines = [each.to_json(indent=None) + "\n" for each in spans]
-        # One write, so that lines of several processes do not run into each other.
-        self._file.write("".join(lines).encode())
-        return SpanExportResult.SUCCESS
-
-    def shutdown(self) -> None:
-        self._file.close()

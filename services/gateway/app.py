@@ -53,11 +53,12 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     chassis.ready_check("routes", routes.ready)
 
     certificates = chassis.certificates
+    tls = certificates.client if certificates.calls else None
     upstreams = Upstreams(
         lambda address: Peer(
             address,
             token=chassis.token,
-            tls=certificates.client if certificates.calls else None,
+            tls=tls,
             unix_socket=lambda: routes.table.unix_sockets.get(address, ""),
         ),
         on_lost=routes.disprove,
@@ -69,7 +70,7 @@ async def assemble(chassis: Chassis, config: GatewayConfig) -> None:
     chassis.start(probe_held(routes, upstreams), "probes")
     chassis.on_close(upstreams.close)
 
-    registry = Backend("registry", registries, credentials=certificates.channel)
+    registry = Backend("registry", registries, credentials=certificates.channel, tls=tls)
     scheduler = Backend("scheduler", schedulers, credentials=certificates.channel)
     chassis.on_close(registry.close)
     chassis.on_close(scheduler.close)

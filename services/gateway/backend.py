@@ -7,7 +7,9 @@ anything is sent. What happens after that is never repeated: the first instance 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 import grpc
@@ -15,6 +17,7 @@ import grpc
 from penstock.channel import dial
 from penstock.errors import Unavailable
 from penstock.internal.v1.records_pb2 import ServiceRecord
+from penstock.wire.client import Peer
 
 CONNECT_SECONDS = 2.0
 """How long to wait for a connection to one instance."""
@@ -45,13 +48,16 @@ class Backend:
         instances: Instances,
         *,
         credentials: Callable[[], grpc.ChannelCredentials | None] = lambda: None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         dial: Callable[..., grpc.aio.Channel] = dial,
     ) -> None:
-        """name: `registry` or `scheduler`, as callers may read it; credentials: for TLS, others after a change."""
+        """name: `registry` or `scheduler`, as callers may read it; credentials: for TLS, others after a change;
+        tls: the same for connections that are not grpcio's."""
         self.name = name
         self._instances = instances
         self._dial = dial
         self._credentials = credentials
+        self._tls = tls
         self._dialled_with = credentials()
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._methods: dict[tuple[str, str], Any] = {}
@@ -70,7 +76,7 @@ class Backend:
     async def method(self, kind: str, path: str) -> Any:
         """A callable for a method of a connected instance, bytes in and out.
 
-        kind: unary_unary, unary_stream or stream_stream. Raises Unavailable when none is connected.
+        kind: unary_unary or unary_stream. Raises Unavailable when none is connected.
         """
         address, channel = await self._connected()
         known = self._methods.get((address, path))
@@ -78,6 +84,16 @@ class Backend:
             # Without serializers grpcio passes bytes through.
             known = self._methods[address, path] = getattr(channel, kind)(path)
         return known
+
+    @contextlib.asynccontextmanager
+    async def peer(self) -> AsyncIterator[Peer]:
+        """A connection of its own to a connected instance, for sending.py. Raises Unavailable when there is none."""
+        address, _ = await self._connected()
+        peer = Peer(address, tls=self._tls)
+        try:
+            yield peer
+        finally:
+            await peer.close()
 
     async def close(self) -> None:
         """Closes every connection; calls in flight are cut off."""

@@ -7,7 +7,9 @@ onward; status, text and error trailers come back as they are. A call is never r
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,9 +21,10 @@ from penstock.channel import ERROR_TRAILER, error_info, error_of
 from penstock.kit.log import REQUEST_ID_OF_CALL
 from penstock.v1 import builds_pb2, cluster_pb2, models_pb2, storage_pb2
 from penstock.wire.call import REQUEST_ID, TRACEPARENT
+from penstock.wire.client import ConnectionLost
 
 from .backend import Backend
-from .sending import Sending
+from .sending import send
 
 M = TypeVar("M", bound=Message)
 
@@ -70,7 +73,7 @@ class Control:
         backend, path = self._find(service, method)
         remote = await backend.method("unary_unary", path)
         with _raising(backend):
-            call = remote(request.SerializeToString(), timeout=timeout, metadata=self._onward(headers))
+            call = remote(request.SerializeToString(), timeout=timeout, metadata=tuple(self._onward(headers).items()))
             return response_class.FromString(await call)
 
     async def watch(
@@ -88,7 +91,7 @@ class Control:
         backend, path = self._find(service, method)
         remote = await backend.method("unary_stream", path)
         with _raising(backend):
-            call = remote(request.SerializeToString(), timeout=timeout, metadata=self._onward(headers))
+            call = remote(request.SerializeToString(), timeout=timeout, metadata=tuple(self._onward(headers).items()))
             try:
                 async for payload in call:
                     yield response_class.FromString(payload)
@@ -105,10 +108,18 @@ class Control:
     ) -> models_pb2.UploadArtifactResponse:
         """Streams an artifact into the registry, as fast as it takes it. data: pieces of any size. Raises as `call`."""
         backend, path = self._find("ArtifactService", "UploadArtifact")
-        remote = await backend.method("stream_stream", path)
-        with _raising(backend):
-            call = Sending(remote(timeout=timeout, metadata=self._onward(headers)))
-            response = await call.answer(_upload_messages(header, data))
+        deadline = math.inf if timeout is None else asyncio.get_running_loop().time() + timeout
+        async with backend.peer() as peer:
+            try:
+                response, _ = await send(
+                    peer,
+                    path,
+                    _upload_messages(header, data),
+                    deadline=deadline,
+                    headers=self._onward(headers),
+                )
+            except ConnectionLost:
+                raise backend.lost() from None
         return models_pb2.UploadArtifactResponse.FromString(response)
 
     def generic_handlers(self) -> Sequence[grpc.GenericRpcHandler]:
@@ -140,18 +151,15 @@ class Control:
             return grpc.stream_unary_rpc_method_handler(passing.stream_unary)
         raise ValueError(f"{method.full_name}: methods that stream both ways are not passed on")
 
-    def _onward(self, headers: Mapping[str, str]) -> grpc.aio.Metadata:
-        metadata = grpc.aio.Metadata()
+    def _onward(self, headers: Mapping[str, str]) -> dict[str, str]:
         credential = headers.get(AUTHORIZATION) or (f"Bearer {self._token}" if self._token else "")
         request_id = REQUEST_ID_OF_CALL.get() or headers.get(REQUEST_ID, "")
-        for name, value in (
-            (AUTHORIZATION, credential),
-            (REQUEST_ID, request_id),
-            (TRACEPARENT, headers.get(TRACEPARENT)),
-        ):
-            if value:
-                metadata.add(name, value)
-        return metadata
+        onward = {
+            AUTHORIZATION: credential,
+            REQUEST_ID: request_id,
+            TRACEPARENT: headers.get(TRACEPARENT, ""),
+        }
+        return {name: value for name, value in onward.items() if value}
 
 
 class _Passing:
@@ -161,7 +169,7 @@ class _Passing:
         self,
         backend: Backend,
         path: str,
-        onward: Callable[[Mapping[str, str]], grpc.aio.Metadata],
+        onward: Callable[[Mapping[str, str]], dict[str, str]],
         default_timeout: float,
     ) -> None:
         self._backend = backend
@@ -173,26 +181,31 @@ class _Passing:
         remote = await self._backend.method("unary_unary", self._path)
         remaining = context.time_remaining()
         timeout = self._default_timeout if remaining is None else remaining
-        call = remote(request, timeout=timeout, metadata=self._headers(context))
+        call = remote(request, timeout=timeout, metadata=tuple(self._headers(context).items()))
         async with self._passing(call, context):
             return bytes(await call)
         raise AssertionError("a failed call is aborted")
 
     async def stream_unary(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
-        remote = await self._backend.method("stream_stream", self._path)
-        call = Sending(remote(timeout=context.time_remaining(), metadata=self._headers(context)))
-        async with self._passing(call, context):
-            return await call.answer(requests)
-        raise AssertionError("a failed call is aborted")
+        remaining = context.time_remaining()
+        deadline = math.inf if remaining is None else asyncio.get_running_loop().time() + remaining
+        headers = self._headers(context)
+        async with self._backend.peer() as peer:
+            try:
+                response, trailers = await send(peer, self._path, requests, deadline=deadline, headers=headers)
+            except ConnectionLost:
+                raise self._backend.lost() from None
+        context.set_trailing_metadata(_textual(trailers.items()))
+        return response
 
     async def unary_stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         remote = await self._backend.method("unary_stream", self._path)
-        call = remote(request, timeout=context.time_remaining(), metadata=self._headers(context))
+        call = remote(request, timeout=context.time_remaining(), metadata=tuple(self._headers(context).items()))
         async with self._passing(call, context):
             async for message in call:
                 yield message
 
-    def _headers(self, context: Any) -> grpc.aio.Metadata:
+    def _headers(self, context: Any) -> dict[str, str]:
         return self._onward(
             {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         )

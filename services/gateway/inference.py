@@ -20,7 +20,7 @@ from penstock.errors import (
     Unavailable,
 )
 from penstock.kit import telemetry
-from penstock.kit.telemetry import Span
+from penstock.kit.spans import Span
 from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import REGIONS, REQUEST_ID, TRACEPARENT, VERSION, Answer, Call, Done, Handler, Pending
 from penstock.wire.client import ConnectionLost, Field, write_timeout

@@ -21,7 +21,7 @@ from typing import Final
 
 from penstock.errors import Cancelled, DeadlineExceeded, Internal, PenstockError, Unavailable
 from penstock.kit.log import get_logger
-from penstock.kit.telemetry import Span
+from penstock.kit.spans import Span
 
 from .batching import BatchPolicy, BatchQueue, ServiceEstimate, Waiting, timeout_expired
 from .canary import EVERY

@@ -7,7 +7,7 @@ from typing import Final
 
 from penstock.errors import PenstockError
 from penstock.kit import telemetry
-from penstock.kit.telemetry import Span
+from penstock.kit.spans import Span
 
 from .batching import Waiting
 from .codec import Tensor

@@ -18,7 +18,7 @@ import penstock
 from penstock import names
 from penstock.errors import InvalidArgument, NotFound, PenstockError, Unavailable, Unsupported
 from penstock.kit import telemetry
-from penstock.kit.telemetry import Span
+from penstock.kit.spans import Span
 from penstock.oip import inference_pb2 as oip
 from penstock.v1 import cluster_pb2
 from penstock.wire.call import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from penstock.errors import PenstockError
 from penstock.kit.log import get_logger
-from penstock.kit.telemetry import Span
+from penstock.kit.spans import Span
 
 from .batching import Waiting
 from .codec import Request, Tensor

@@ -72,9 +72,8 @@ class Service:
             while True:
                 await write(bytes(100_000))
                 self.in_hand += 100_000
-        except asyncio.CancelledError:
+        finally:  # cancelled, or in grpcio a write that failed
             self.cancelled.set()
-            raise
 
     def methods(self) -> dict[str, Method]:
         unary = {"Echo": self.echo, "Hang": self.hang, "Missing": self.missing, "Seen": self.seen}

@@ -6,11 +6,16 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
 
 from penstock.errors import NotFound
 from penstock.kit import telemetry
+from penstock.kit.spans import FileExporter, OtlpExporter
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -18,7 +23,7 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 @pytest.fixture
 def spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Tracing into a file, at a ratio of 0: only what a caller asks for."""
-    for name in ("_ratio", "_resource", "_processors"):
+    for name in ("_ratio", "_processors"):
         monkeypatch.setattr(telemetry, name, getattr(telemetry, name))
     path = tmp_path / "sub" / "traces.jsonl"
     telemetry.setup("tiny", "tiny-1", otlp_endpoint="", trace_file=str(path), trace_ratio=0.0)
@@ -119,7 +124,7 @@ def test_an_unreadable_parent_is_no_parent(spans: Path) -> None:
 
 def test_the_environment_cannot_unsample_what_was_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
-    for name in ("_ratio", "_resource", "_processors"):
+    for name in ("_ratio", "_processors"):
         monkeypatch.setattr(telemetry, name, getattr(telemetry, name))
     path = tmp_path / "traces.jsonl"
     telemetry.setup("tiny", "tiny-1", otlp_endpoint="", trace_file=str(path), trace_ratio=1.0)
@@ -130,17 +135,13 @@ def test_the_environment_cannot_unsample_what_was_decided(tmp_path: Path, monkey
 
 def test_two_writers_of_one_file_do_not_mix_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "traces.jsonl"
-    exporters = [telemetry.FileExporter(path) for _ in range(2)]
+    exporters = [FileExporter(path, Resource({"service.name": "tiny"})) for _ in range(2)]
+    # Longer than a buffer.
+    long = [telemetry.begin("x" * 100_000, {}) for _ in range(3)]
 
-    class Long:
-        """Longer than a buffer."""
-
-        def to_json(self, indent: object = None) -> str:
-            return json.dumps({"name": "x" * 100_000})
-
-    def write(exporter: telemetry.FileExporter) -> None:
+    def write(exporter: FileExporter) -> None:
         for _ in range(10):
-            exporter.export([Long()] * 3)  # type: ignore[list-item]
+            exporter.export(long)
 
     threads = [threading.Thread(target=write, args=(exporter,)) for exporter in exporters]
     for thread in threads:
@@ -151,3 +152,23 @@ def test_two_writers_of_one_file_do_not_mix_their_lines(tmp_path: Path) -> None:
         exporter.shutdown()
     lines = path.read_text().splitlines()
     assert len(lines) == 60 and {len(json.loads(line)["name"]) for line in lines} == {100_000}
+
+
+def test_the_file_says_what_opentelemetry_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the very spans that OTLP gets."""
+    taken: list[Any] = []
+    monkeypatch.setattr(telemetry, "_processors", [SimpleNamespace(on_end=taken.append)])
+    outer = telemetry.begin("tiny.work", {"traceparent": f"00-{TRACE}-{SPAN}-01"}, model="digits", version=3)
+    inner = telemetry.begin("tiny.batch", {"traceparent": outer.traceparent}, links=[outer])
+    inner.end(NotFound("there is no such thing"))
+    outer.end()
+    resource = Resource({"service.name": "tiny", "service.instance.id": "tiny-1"})
+    path = tmp_path / "traces.jsonl"
+    exporter = FileExporter(path, resource)
+    exporter.export(taken)
+    exporter.shutdown()
+    sent: list[ReadableSpan] = []
+    otlp = OtlpExporter("http://127.0.0.1:1", resource)
+    monkeypatch.setattr(otlp, "_exporter", SimpleNamespace(export=sent.extend))
+    otlp.export(taken)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [json.loads(s.to_json()) for s in sent]
