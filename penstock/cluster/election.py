@@ -114,14 +114,17 @@ class Election:
             log.info("term_ended", term=term.number)
 
     async def _campaign(self) -> Term:
-        backoff = Backoff()
+        backoff, waits = Backoff(), False
         while True:
             try:
                 if term := await self._try():
                     return term
                 backoff.reset()
+                waits = False
             except PenstockError as problem:
-                log.warning("election_waits", problem=problem.message, detail=problem.detail)
+                if not waits:  # once, however often it is tried
+                    log.warning("election_waits", problem=problem.message, detail=problem.detail)
+                waits = True
                 await asyncio.sleep(backoff.next())
             except asyncio.CancelledError:
                 await self._resign()

@@ -55,6 +55,7 @@ class Room:
         # Rounded up: where one may wait, no process turns everybody away.
         self._lines: Lines[Place] = Lines(-(-most // share), -(-most_each // share))
         self._gone: dict[Served, int] = {}  # let go, and not answered yet
+        self._waking: set[Served] = set()  # more of them go in the next turn
         self._estimates: dict[Served, Estimate] = {}
         self._ends = math.inf
         self._metrics = metrics or RoomMetrics()
@@ -202,9 +203,9 @@ class Room:
             self._let_go(served)
 
     def _let_go(self, served: Served) -> None:
-        """Those of a line whose turn it is."""
+        """Those of a line whose turn it is, a portion in each turn of the loop."""
         waits = self._lines.waiting(served)
-        if not waits:
+        if not waits or served in self._waking:
             return
         found = waiting.prospect_of(self._routes.table, served)
         if found is Prospect.WAITS:
@@ -212,8 +213,15 @@ class Room:
         count = waits
         if found is Prospect.GOES:
             replicas = len(self._routes.table.models[served[0]].versions[served[1]].replicas)
-            count = waiting.AT_ONCE * replicas - self._gone.get(served, 0)
-        for place in self._lines.take(served, count):
+            count = min(waits, waiting.AT_ONCE * replicas - self._gone.get(served, 0))
+        if count > waiting.WOKEN:
+            self._waking.add(served)
+            asyncio.get_running_loop().call_soon(self._let_more_go, served)
+        for place in self._lines.take(served, min(count, waiting.WOKEN)):
             if not place.done():
                 self._gone[served] = self._gone.get(served, 0) + 1
                 place.set_result(True)
+
+    def _let_more_go(self, served: Served) -> None:
+        self._waking.discard(served)
+        self._let_go(served)

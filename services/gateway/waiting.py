@@ -32,6 +32,9 @@ MOST_MARGIN: Final = 0.5
 AT_ONCE: Final = 64
 """Requests let go to each replica at a time: those who waited must not fill its queue and be refused after all."""
 
+WOKEN: Final = 8
+"""Of those, woken in a turn of the loop: requests for other models come between them."""
+
 FULL_RETRY_SECONDS: Final = 1.0
 
 SAID_AGAIN: Final = 2.5

@@ -70,6 +70,7 @@ async def assemble(chassis: Chassis, config: WorkerConfig) -> None:
         membership,
         # A mirror of one key may miss that the store was restored, when its revisions have grown past ours since.
         lambda: (assignments.records.get(own), assignments.rewinds + membership.anew),
+        lambda: assignments.synced(),
         unix_socket=chassis.listen_unix(),
     )
     assignments = Mirror(etcd, own, AssignmentRecord, replicas.note_change)

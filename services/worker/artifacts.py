@@ -97,6 +97,10 @@ class Artifacts:
         """How many artifacts somebody asks for or uses now."""
         return len(self._entries)
 
+    async def has(self, digest: str) -> bool:
+        """Whether something lies under that name here; whether it is good is seen when it is held."""
+        return await in_thread((self._folder / names.digest(digest).removeprefix("sha256:")).exists)
+
     @asynccontextmanager
     async def held(self, digest: str, *, size: int | None = None, limit: int | None = None) -> AsyncIterator[Path]:
         """The artifact's file, which stays while the context lasts.

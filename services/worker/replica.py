@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from penstock.errors import Internal, PenstockError
 from penstock.internal.v1 import records_pb2
-from penstock.kit.backoff import Backoff
+from penstock.kit.backoff import EQUAL, Backoff
 from penstock.kit.log import get_logger
 from penstock.v1 import cluster_pb2
 from penstock.v1 import manifest_pb2 as pb
@@ -85,12 +85,16 @@ class Surroundings:
 
 
 class Replica:
-    """One version on this worker, from its assignment until it is retired."""
+    """One version on this worker, from its assignment until it is retired.
 
-    def __init__(self, assigned: records_pb2.AssignedReplica, surroundings: Surroundings) -> None:
+    pause: seconds before the registry is asked for the first time, if it has to be.
+    """
+
+    def __init__(self, assigned: records_pb2.AssignedReplica, surroundings: Surroundings, pause: float = 0.0) -> None:
         self.assigned = assigned
         self.identity: Identity = (assigned.name, assigned.version)
         self._around = surroundings
+        self._pause = pause
         self._metrics = ReplicaMetrics(assigned.name, assigned.version)
         self._statistics = Statistics()
         self._retired = asyncio.Event()
@@ -127,13 +131,15 @@ class Replica:
                 await self._around.lost([device.index for device in self.assigned.devices])
             if self._ready_at is not None and asyncio.get_running_loop().time() - self._ready_at > STABLE_SECONDS:
                 pauses.reset()
-            await self._rest(problem, pauses.next())
+            # Of a registry that was gone, all workers may have heard at the same time.
+            await self._rest(problem, pauses.next(0.0 if self.standing.state == PULLING else EQUAL))
 
     async def _live(self) -> None:
         """Once through the states; returns when it has drained, raises PenstockError when something fails."""
         around, began = self._around, asyncio.get_running_loop().time()
         async with AsyncExitStack() as held:
             await self._enter(PULLING)
+            await self._let_others_ask()
             published = await self._published(held)
             manifest = _manifest(published)
             files = {
@@ -273,6 +279,12 @@ class Replica:
         )
         log.info("replica_state", model=name, version=version, state=word_of(state))
         await self._around.announce(self.standing, retry_seconds)
+
+    async def _let_others_ask(self) -> None:
+        """Waits for its time, unless what it needs is here."""
+        pause, self._pause = self._pause, 0.0
+        if pause and not await self._around.artifacts.has(self.assigned.manifest_digest):
+            await asyncio.sleep(pause)
 
     async def _published(self, held: AsyncExitStack) -> records_pb2.PublishedVersion:
         """The version's description, pulled by its digest."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from penstock import signals
 from penstock.cluster import keys
@@ -22,6 +23,7 @@ from penstock.v1 import cluster_pb2
 from .lifecycle import Identity, Orders, Present, devices_of, plan
 from .replica import Replica, Surroundings
 from .serving import Standing, word_of
+from .stagger import pauses
 
 log = get_logger()
 
@@ -33,6 +35,8 @@ class Replicas:
         worker, address, unix_socket: as the cluster knows this process.
         orders: my assignment as it is now (None for none), and how often the store may have turned out older than it
             was.
+        known: waits until the store has said for the first time whether there is one.
+        chance: the next number drawn from [0, 1).
     """
 
     def __init__(
@@ -41,14 +45,17 @@ class Replicas:
         address: str,
         membership: Membership,
         orders: Callable[[], tuple[records_pb2.AssignmentRecord | None, int]],
+        known: Callable[[], Awaitable[None]],
         *,
         unix_socket: str = "",
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self._worker = worker
         self._address = address
         self._unix_socket = unix_socket
         self._membership = membership
         self._read_orders = orders
+        self._known, self._chance = known, chance
         self._orders = Orders()
         self._replicas: dict[Identity, Replica] = {}
         self._changed = asyncio.Event()
@@ -64,11 +71,14 @@ class Replicas:
 
     async def run(self, surroundings: Surroundings) -> None:
         """Follows the assignment until cancelled; then every replica is closed at once, without draining."""
+        await self._known()
+        found = True
         async with asyncio.TaskGroup() as group:
             while True:
                 self._changed.clear()
-                for replica in self._reconcile(surroundings):
+                for replica in self._reconcile(surroundings, found=found):
                     group.create_task(self._keep(replica), name="replica {}@{}".format(*replica.identity))
+                found = False
                 await self._changed.wait()
 
     async def emptied(self) -> None:
@@ -124,8 +134,9 @@ class Replicas:
         """All replicas, by name and version."""
         return [self._replicas[identity].standing for identity in sorted(self._replicas)]
 
-    def _reconcile(self, surroundings: Surroundings) -> list[Replica]:
-        """Retires what should not be here; answers what should be and is not, ready to run."""
+    def _reconcile(self, surroundings: Surroundings, *, found: bool) -> list[Replica]:
+        """Retires what should not be here; answers what should be and is not, ready to run. found: the orders were
+        there before this process."""
         record, rewinds = self._read_orders()
         if not self._orders.follow(record, rewinds):
             log.warning("stale_assignment_refused", term=record.term if record else 0)
@@ -137,7 +148,8 @@ class Replicas:
         steps = plan(wanted, present)
         for identity in steps.retire:
             self._replicas[identity].retire()
-        started = [Replica(assigned, surroundings) for assigned in steps.start]
+        drawn = pauses(len(steps.start), found=found, chance=self._chance)
+        started = [Replica(each, surroundings, pause) for each, pause in zip(steps.start, drawn, strict=True)]
         for replica in started:
             self._replicas[replica.identity] = replica
             self._empty.clear()

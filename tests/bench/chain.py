@@ -153,10 +153,10 @@ class Chain:
             connection.window = connection.credit = 1 << 26
         clock = time.process_time
         times = [clock()]
-        self.gateway.arrived(requests)
+        _arrived(self.gateway, requests)
         onward = _said(self.hop)
         times.append(clock())
-        self.worker.arrived(onward)
+        _arrived(self.worker, onward)
         times.append(clock())
         while self.worker.streams:  # noqa: ASYNC110 (one turn of the loop at a time: the batcher's turns are measured)
             await asyncio.sleep(0)
@@ -173,6 +173,13 @@ def _served(loop: asyncio.AbstractEventLoop, methods: dict[str, Method]) -> Serv
     made = ServerConnection(Common(loop, 1 << 30), methods, lambda headers: "local", Limits(max_streams=8192), _nothing)
     made.begin()
     return made
+
+
+def _arrived(connection: ServerConnection, data: bytes) -> None:
+    """All of it, without the turns of others between its portions."""
+    connection.arrived(data)
+    while connection.backlog is not None:
+        connection.go_on()
 
 
 def _said(connection: ServerConnection | ClientConnection) -> bytes:

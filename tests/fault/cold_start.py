@@ -3,48 +3,66 @@ with nothing on their disks."""
 
 from __future__ import annotations
 
-import asyncio
 import json
+import os
 import secrets
+import subprocess
+import sys
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import onnx
 
-from penstock.errors import PenstockError
+from deploy.local.suite import ROOT
 from penstock.v1 import models_pb2 as pb
-from penstock.wire.client import Peer
 from tests.fault.ledger import OK
-from tests.fault.load import outcome, request
 from tests.fault.stand import WORKERS, Stand
 from tests.harness import models
 
 HERD: Final = "herd"
 COUNT: Final = 1000
+ROUNDS: Final = 5
+"""Herds, one after the other, each for a model of its own."""
 DEADLINE: Final = 60.0
 WEIGHT: Final = 2 << 20
 """Bytes of the model's file, so that one that is read twice is seen in the sum."""
 
 
-def prepare(stand: Stand) -> int:
-    """Publishes the model and deploys it to be loaded on demand; the size of its file."""
-    version, size = _published(stand)
-    stand.client.deploy(HERD, version, scaling=pb.Scaling(max_replicas=1))
+@dataclass(frozen=True, slots=True)
+class Herd:
+    """What became of it. began, ended: by time.monotonic()."""
+
+    outcomes: Counter[str]
+    began: float
+    ended: float
+
+    @property
+    def all_right(self) -> bool:
+        """Whether each had its own answer."""
+        return self.outcomes == Counter({OK: COUNT})
+
+
+def prepare(stand: Stand, name: str) -> int:
+    """Publishes a model and deploys it to be loaded on demand; the size of its file."""
+    version, size = _published(stand, name)
+    stand.client.deploy(name, version, scaling=pb.Scaling(max_replicas=1))
     return size
 
 
 def prepare_everywhere(stand: Stand) -> int:
     """Publishes the model and has every worker serve it; the size of its file."""
-    version, size = _published(stand)
+    version, size = _published(stand, HERD)
     stand.client.deploy(HERD, version, replicas=len(WORKERS), wait=120)
     return size
 
 
-def _published(stand: Stand) -> tuple[int, int]:
+def _published(stand: Stand, name: str) -> tuple[int, int]:
     """Version and size of a model that no worker has seen."""
-    folder = models.add_one(stand.suite.state / "models" / HERD, HERD)
+    folder = models.add_one(stand.suite.state / "models" / name, name)
     file = folder / "model.onnx"
     model = onnx.load(file)
     model.graph.doc_string = secrets.token_hex(WEIGHT // 2)
@@ -52,9 +70,36 @@ def _published(stand: Stand) -> tuple[int, int]:
     return stand.client.publish(folder).version, file.stat().st_size
 
 
-def herd(addresses: Sequence[str]) -> Counter[str]:
-    """The outcomes of all requests, sent at once to these gateways in turn."""
-    return asyncio.run(_herd(addresses))
+@contextmanager
+def gathered(addresses: Sequence[str], name: str) -> Iterator[subprocess.Popen[str]]:
+    """A herd that stands at these gateways, ready for `sent`."""
+    command = [sys.executable, "-m", "tests.fault.herd", ",".join(addresses), name, str(COUNT), str(DEADLINE)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n", "the herd did not gather"
+            yield process
+        finally:
+            process.kill()
+
+
+def sent(process: subprocess.Popen[str]) -> Herd:
+    """Has it send everything at once, and waits for all answers."""
+    told, _ = process.communicate("go\n", timeout=DEADLINE + 10)
+    said = json.loads(told)
+    return Herd(Counter(said["outcomes"]), said["began"], said["ended"])
+
+
+@contextmanager
+def strangers() -> Iterator[None]:
+    """As many other processes as processors, which do nothing but keep them busy."""
+    idle = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(idle, start_new_session=True) for _ in os.sched_getaffinity(0)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def downloaded(stand: Stand) -> list[float]:
@@ -69,36 +114,12 @@ def downloaded(stand: Stand) -> list[float]:
     return found
 
 
-def loads(stand: Stand) -> int:
-    """How often any worker has made the model ready."""
+def loads(stand: Stand, name: str) -> int:
+    """How often any worker has made a model ready."""
     count = 0
     for worker in WORKERS:
         for line in (stand.suite.state / "logs" / f"{worker}.log").read_text(errors="replace").splitlines():
             if '"replica_state"' in line:
                 told = json.loads(line)
-                count += (told.get("model"), told.get("state")) == (HERD, "ready")
+                count += (told.get("model"), told.get("state")) == (name, "ready")
     return count
-
-
-async def _herd(addresses: Sequence[str]) -> Counter[str]:
-    peers = [Peer(address) for address in addresses]
-    deadline = asyncio.get_running_loop().time() + DEADLINE
-
-    async def one(number: int) -> str:
-        peer = peers[number % len(peers)]
-        try:
-            answer = await peer.unary("ModelInfer", request(HERD, number), deadline=deadline, headers={})
-        except PenstockError as problem:
-            return outcome(number, None, problem)
-        return outcome(number, answer, None)
-
-    try:
-        return Counter(await asyncio.gather(*(one(number) for number in range(COUNT))))
-    finally:
-        for peer in peers:
-            await peer.close()
-
-
-def all_right(outcomes: Counter[str]) -> bool:
-    """Whether each had its own answer."""
-    return outcomes == Counter({OK: COUNT})

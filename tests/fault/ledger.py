@@ -133,9 +133,8 @@ class Ledger:
         return math.inf
 
     def _between(self, since: float, until: float) -> list[Entry]:
-        return sorted(
-            (entry for entry in self.entries.values() if since <= entry.sent < until), key=lambda entry: entry.sent
-        )
+        entries = list(self.entries.values())  # at once: more may come while this is reckoned
+        return sorted((entry for entry in entries if since <= entry.sent < until), key=lambda entry: entry.sent)
 
 
 def quantile(ascending: Sequence[float], share: float) -> float:

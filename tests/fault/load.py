@@ -12,6 +12,7 @@ tried again at the next gateway, `retries` times.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import struct
@@ -140,6 +141,7 @@ async def run(gateways: list[str], model: str, rate: float, seed: int, timeout: 
         except TimeoutError:
             task = asyncio.create_task(client.one(number))
             tasks.add(task)
+            task.add_done_callback(tasks.discard)
             number += 1
     loop.remove_reader(sys.stdin.fileno())
     # A request that is lost has told no end: that is how the ledger knows.
@@ -150,6 +152,7 @@ async def run(gateways: list[str], model: str, rate: float, seed: int, timeout: 
 def main(arguments: list[str]) -> None:
     """The command."""
     gateways, model, rate, seed, timeout, retries = arguments
+    gc.disable()  # or it would at times tell a pause of its own as one of the service's
     with asyncio.Runner(loop_factory=Loop) as runner:
         runner.run(run(gateways.split(","), model, float(rate), int(seed), float(timeout), int(retries)))
 

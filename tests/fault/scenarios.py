@@ -10,14 +10,15 @@ import os
 import shutil
 import signal
 import time
+from statistics import median
 
 from tests.fault import cold_start, density, engines, leadership, machine, members, network
-from tests.fault.ledger import SLACK
 from tests.fault.result import LEASE, Result, Scenario, answers_again, no_stale_commands, only_the_first_fail, proxied
-from tests.fault.stand import GATEWAYS, PROXIED, SCHEDULERS, WORKERS, Stand, wait_until
+from tests.fault.stand import GATEWAYS, PROXIED, SCHEDULERS, WORKERS, Load, Stand, wait_until
 
 ETCD_GONE = 30.0
 """Seconds for which etcd is gone."""
+SERVING = (*GATEWAYS, *WORKERS)
 FRESH = 1.0
 """Seconds after which a gateway that was frozen must know what it has slept through."""
 KILLS = 3
@@ -40,17 +41,27 @@ def etcd_gone(stand: Stand) -> Result:
     """Row 5."""
     result = Result()
     with stand.load(times=5) as load:  # so that there is a p99 every few seconds
-        quiet = time.monotonic()
+        quiet, used = time.monotonic(), [stand.used(*SERVING)]
         load.wait_for(int(ETCD_GONE * load.rate))
         at = stand.kill("etcd")
+        used.append(stand.used(*SERVING))
         wait_until(lambda: not any(stand.metric(name, "penstock_scheduler_leading") for name in SCHEDULERS))
         result.timed("leader steps down", time.monotonic() - at, LEASE)
         time.sleep(max(0.0, at + ETCD_GONE - time.monotonic()))
+        used.append(stand.used(*SERVING))
+        gone = time.monotonic()
         stand.suite.start("etcd")
         stand.suite.wait_ready("etcd")
         back = time.monotonic()
         result.timed("change carried out", stand.change(), 5.0)
     result.take(load.ledger)
+    # What those who serve do besides: it tells more than a p99 that a shared machine moves by itself.
+    cost = [
+        1e6 * (last - first) / load.ledger.account(since, until).sent
+        for first, last, since, until in ((*used[:2], quiet, at), (*used[1:], at, gone))
+    ]
+    result.measured |= {"CPU µs of a request before": round(cost[0]), "without etcd": round(cost[1])}
+    result.at_most("CPU change %", 100 * (cost[1] / cost[0] - 1), 5.0)
     before, during = load.ledger.p99(quiet, at), load.ledger.p99(at, back)
     middle = (quiet + at) / 2
     result.measured["p99 ms before"] = round(before * 1e3, 1)
@@ -234,28 +245,49 @@ def worker_slow(stand: Stand) -> Result:
 
 
 def cold_start_herd(stand: Stand) -> Result:
-    """Row 17: a thousand requests at once for a model that is not loaded; others have a load all the while."""
+    """Row 17: a thousand requests at once for a model that is not loaded, again and again; others have a load all the
+    while. For comparison they have it beside strangers that keep all processors busy, as a herd does."""
     result = Result()
-    size = cold_start.prepare(stand)
-    before, loads = cold_start.downloaded(stand), cold_start.loads(stand)
-    with stand.load() as load:
-        at = time.monotonic()
-        outcomes = cold_start.herd([stand.address(gateway) for gateway in GATEWAYS])
-        end = time.monotonic()
-        load.wait_for(int(stand.rate))
-    read = [(now - then) / size for now, then in zip(cold_start.downloaded(stand), before, strict=True)]
-    loads = cold_start.loads(stand) - loads
-    stand.client.undeploy(cold_start.HERD)
+    quiet, beside, during, loads, reads, answered = [], [], [], [], [], []
+    addresses = [stand.address(gateway) for gateway in GATEWAYS]
+    with stand.load(times=5) as load:  # so that there is a p99 of each herd's time
+        for name in (f"{cold_start.HERD}-{number + 1}" for number in range(cold_start.ROUNDS)):
+            size = cold_start.prepare(stand, name)
+            before = cold_start.downloaded(stand)
+            quiet.append(_p99_of_a_second(load))
+            with cold_start.strangers():
+                beside.append(_p99_of_a_second(load))
+            with cold_start.gathered(addresses, name) as process:
+                load.wait_for(int(load.rate / 2))
+                herd = cold_start.sent(process)
+            load.wait_for(int(load.rate / 2))
+            during.append(load.ledger.account(herd.began, herd.ended).p99)
+            read = [(now - then) / size for now, then in zip(cold_start.downloaded(stand), before, strict=True)]
+            loads.append(cold_start.loads(stand, name))
+            reads.append(max(read))
+            answered.append(herd.ended - herd.began)
+            stand.client.undeploy(name)
+            result.must(herd.all_right, f"a herd was told {dict(herd.outcomes)}")
     result.take(load.ledger)
-    result.measured |= {"herd": sum(outcomes.values()), "loads": loads, "blob reads of a node": round(max(read), 2)}
-    result.must(cold_start.all_right(outcomes), f"the herd was told {dict(outcomes)}")
-    result.must(loads == 1, f"{loads} loads for one model")
-    result.must(max(read) < 2, "a node read the file more than once")
-    quiet, during = load.ledger.account(until=at), load.ledger.account(at, end)
-    result.measured["p99 ms before"] = round(quiet.p99 * 1e3, 1)
-    result.at_most("p99 ms of others", during.p99 * 1e3, (1.2 * quiet.p99 + SLACK) * 1e3)
-    result.timed("herd answered", end - at, 10.0)
+    result.measured |= {"herds": f"{cold_start.ROUNDS} of {cold_start.COUNT}", "loads of each": max(loads)}
+    result.measured |= {"blob reads of a node": round(max(reads), 2)}
+    result.must(set(loads) == {1}, f"{loads} loads, for one model each")
+    result.must(max(reads) < 2, "a node read the file more than once")
+    p99, busy = median(during), median(beside)
+    result.measured["p99 ms before"] = round(median(quiet) * 1e3, 1)
+    result.measured["p99 ms beside strangers"] = round(busy * 1e3, 1)
+    result.at_most("p99 ms of others", p99 * 1e3, 1.2 * busy * 1e3)
+    result.timed("herds answered", max(answered), 10.0)
     return result
+
+
+def _p99_of_a_second(load: Load) -> float:
+    """Of what is sent from now on for a second."""
+    at = time.monotonic()
+    load.wait_for(int(load.rate))
+    now = time.monotonic()
+    load.wait_for(int(load.rate / 5))  # until those that were sent last have ended
+    return load.ledger.account(at, now).p99
 
 
 def workers_restarted(stand: Stand) -> Result:
@@ -324,7 +356,7 @@ SCENARIOS = (
         "5",
         "etcd-gone",
         f"SIGKILL of etcd, back after {ETCD_GONE:g} s",
-        "failed 0, p99 change ≤ 5 %, leader steps down ≤ 5 s, a change carried out ≤ 5 s after",
+        "failed 0, p99 and CPU of a request change ≤ 5 %, leader steps down ≤ 5 s, a change carried out ≤ 5 s after",
         etcd_gone,
     ),
     Scenario("6", "etcd-emptied", "etcd loses all its data", "failed 0, then a change is carried out", etcd_emptied),
@@ -382,8 +414,9 @@ SCENARIOS = (
     Scenario(
         "17",
         "cold-start-herd",
-        f"{cold_start.COUNT} requests at once for a model that is not loaded",
-        f"all answered by one load, blob reads of a node 1, p99 of others ≤ 1.2 times and {SLACK * 1e3:g} ms",
+        f"{cold_start.COUNT} requests at once for a model that is not loaded, {cold_start.ROUNDS} times",
+        "all answered by one load, blob reads of a node 1, p99 of others ≤ 1.2 times that beside strangers which keep "
+        "all processors busy",
         cold_start_herd,
     ),
     Scenario(

@@ -94,6 +94,8 @@ class Ended:
 
     def feed(self, data: bytes | memoryview) -> None:
         self.connection.arrived(data)
+        while self.connection.backlog is not None:
+            self.connection.go_on()
 
     def said(self) -> list[Frame]:
         return frames_of(b"".join(self.connection.taken()))

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from penstock.wire.http2 import Limits, Server, unix
+from penstock.wire.call import Answer, Call
+from penstock.wire.http2 import Limits, Method, Server, unix
 from penstock.wire.http2 import frames as f
 from penstock.wire.http2.client import ConnectionLost, Peer
 from penstock.wire.http2.server import ServerLink
 from tests.harness.etcd import free_port
-from tests.harness.http2 import FIELDS, HELLO, frames_of, plain_block, request
+from tests.harness.http2 import FIELDS, HELLO, PATH, frames_of, plain_block, request
 from tests.harness.http2_services import Service, ask, ours, soon, within
 from tests.harness.waiting import settled
 
@@ -309,3 +310,30 @@ async def test_peers_that_no_network_is_between_are_not_asked(tmp_path: Path) ->
                     await asyncio.sleep(0.01)
             server.ask()
             assert server.unanswered == 0
+
+
+async def test_a_peer_with_many_calls_at_once_lets_those_of_others_through() -> None:
+    calls: list[bytes] = []
+
+    async def note(call: Call) -> Answer:
+        calls.append(bytes(call.payload))
+        return Answer(call.payload)
+
+    server = Server({PATH: Method("Note", note)})
+    address = f"127.0.0.1:{await server.start('127.0.0.1', 0)}"
+    many, single = Peer(address), Peer(address)
+    for peer in (many, single):
+        await peer.unary(PATH, b"first", deadline=soon(), headers={})
+    calls.clear()
+    ends = [asyncio.ensure_future(_told(many, b"many")) for _ in range(200)]
+    ends.append(asyncio.ensure_future(_told(single, b"single")))
+    await asyncio.gather(*ends)
+    assert calls.count(b"many") == 200
+    assert calls.index(b"single") <= 2 * Limits().calls_at_once
+    for peer in (many, single):
+        await peer.close()
+    await server.close()
+
+
+async def _told(peer: Peer, payload: bytes) -> bytes:
+    return bytes((await peer.unary(PATH, payload, deadline=soon(), headers={})).payload)

@@ -26,6 +26,7 @@ from .deadlines import Deadlines
 from .head import Head, Method
 from .limits import Limits
 from .outbound import Stream
+from .turns import Turns
 
 _LATE: Final = "the deadline passed before an answer was ready"
 _LIGHT: Final = 64 << 10
@@ -35,13 +36,15 @@ _numbers = count(1)
 
 
 class Common:
-    """What the connections of a server share. held: request bytes kept by all of them; tasks: their handlers."""
+    """What the connections of a server share. held: request bytes kept by all of them; tasks: their handlers; turns:
+    those with calls that have not been begun."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_held: int) -> None:
         self.loop, self.max_held = loop, max_held
         self.held = 0
         self.tasks: set[asyncio.Task[None]] = set()
         self.deadlines = Deadlines(loop)
+        self.turns = Turns(loop)
 
 
 class Exchange(Stream):

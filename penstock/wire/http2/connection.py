@@ -7,6 +7,7 @@ ends the connection with GOAWAY, after which nothing is read. Large DATA frames 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -31,6 +32,8 @@ class Connection(Intake):
         self._block: list[bytes] | None = None
         self._block_stream = self._block_bytes = 0
         self._block_ends = False
+        self.calls_left: float = math.inf
+        self.backlog: memoryview | None = None
         self._kinds: dict[int, Callable[[int, int, bytes], None]] = {
             f.HEADERS: self._headers,
             f.CONTINUATION: self._continuation,
@@ -50,9 +53,15 @@ class Connection(Intake):
         return not self._first
 
     def receive(self, data: bytes | memoryview) -> None:
-        """Takes what has arrived, in pieces of any size. Never raises for what a peer does."""
+        """Takes what has arrived, in pieces of any size. Never raises for what a peer does.
+
+        After `calls_left` HEADERS the rest is kept as `backlog`, for whoever owns the connection to give it again.
+        """
         try:
             while not self.ended:
+                if self.backlog is not None:
+                    self.backlog = memoryview(b"".join((self.backlog, data)))
+                    return
                 if self._data_left:
                     at = self._go_on_with_data(data)
                 elif self._need:
@@ -124,6 +133,11 @@ class Connection(Intake):
                         raise ConnectionFault(f.FRAME_SIZE_ERROR, "a frame of this kind is never so large")
                     if stop > end:
                         break
+                    if kind == 1:
+                        if not self.calls_left:
+                            self._keep(data[at:])
+                            return
+                        self.calls_left -= 1
                     if kind == 1 and flags & 0x2C == 4:
                         self._open(stream, bytes(data[start:stop]), flags & 1 == 1)
                     else:
@@ -141,6 +155,12 @@ class Connection(Intake):
             self._rest += data[at:]
             have = end - at
             self._need = 9 if have < 9 else 9 + (high << 16 | low)
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        """Keeps what comes after the calls of one turn."""
+        rest = memoryview(data)
+        # What lies in a buffer of the link's is overwritten by what comes next.
+        self.backlog = rest if type(rest.obj) is bytes else memoryview(bytes(rest))
 
     def _check_order(self, kind: int, stream: int) -> None:
         if self._first:

@@ -14,6 +14,7 @@ class Limits:
     """Sizes in bytes, times in seconds. The defaults suit a public port that carries tensors.
 
     stream_window, connection_window: what a peer may have under way; kept full while messages are accepted.
+    calls_at_once: calls of one connection that are begun in a turn of the loop, before those of others.
     max_buffered: request bytes of one connection that are held at a time, whether arriving, queued or being served.
     resets, controls, crumbs: burst of streams given up, of SETTINGS and PING, of DATA frames with nearly nothing in
     them; each has its own rate of recovery. max_message: of one gRPC message, after its prefix.
@@ -25,6 +26,7 @@ class Limits:
     max_header_fields: int = 128
     max_continuations: int = 8
     max_streams: int = 256
+    calls_at_once: int = 16
     stream_window: int = 8 << 20
     connection_window: int = 64 << 20
     max_message: int = 80 << 20

@@ -72,10 +72,13 @@ class Link(asyncio.BufferedProtocol):
         try:
             self.take(bytes(view) if nbytes <= _SMALL_READ and place is self._scratch else view)
         except Exception:
-            # A fault of ours costs this connection, and nobody else's.
-            _log.exception("a connection broke")
-            self.connection.end(INTERNAL_ERROR)
+            self.broke()
         self.flush()
+
+    def broke(self) -> None:
+        """A fault of ours costs this connection, and nobody else's. Called where it is caught."""
+        _log.exception("a connection broke")
+        self.connection.end(INTERNAL_ERROR)
 
     def take(self, data: bytes | memoryview) -> None:
         """Hands bytes on."""
@@ -94,14 +97,18 @@ class Link(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """It has caught up."""
         self.stalled = 0.0
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
+        self.read_again()
         if isinstance(self.connection, Answering):
             self.connection.writable_again()
         else:
             self.connection.writable = True
             self.connection.pump()
         self.flush()
+
+    def read_again(self) -> None:
+        """Nothing speaks against more from this peer."""
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""

@@ -242,7 +242,40 @@ class ServerLink(Link):
 
     def take(self, data: bytes | memoryview) -> None:
         """Requests."""
+        waiting = self.connection.backlog is not None
         self.connection.arrived(data)
+        if self.connection.backlog is not None and not self.transport.is_closing():
+            if waiting:
+                # More comes while what came waits for its turn: the rest may wait at the peer.
+                self.transport.pause_reading()
+            else:
+                self.connection.common.turns.add(self._go_on)
+
+    def _go_on(self) -> bool:
+        """More requests of those that came at once, after what came from others meanwhile; whether there are more."""
+        if self.lost or self.stalled:
+            return False
+        try:
+            self.connection.go_on()
+        except Exception:
+            self.broke()
+        self.flush()
+        if self._has_more and not self.stalled:
+            return True
+        if not self.stalled:
+            super().read_again()
+        return False
+
+    def read_again(self) -> None:
+        """Once what has been read is served."""
+        if self._has_more:
+            self.connection.common.turns.add(self._go_on)
+        else:
+            super().read_again()
+
+    @property
+    def _has_more(self) -> bool:
+        return self.connection.backlog is not None and not self.connection.ended
 
     def flush(self) -> None:
         """Sends; a connection that leaves ends with its last call."""

@@ -53,7 +53,22 @@ class ServerConnection(Answering):
         self._last_accepted = f.MAX_WINDOW
 
     def arrived(self, data: bytes | memoryview) -> None:
-        """Takes bytes from the socket."""
+        """Takes bytes from the socket. A peer that sends many calls at once must not keep those of others waiting for
+        all of them: beyond `calls_at_once`, or the first while others wait for their turn, they stay in `backlog`
+        until `go_on`."""
+        if self.backlog is None:
+            self._take(data, 1 if self.common.turns else self.limits.calls_at_once)
+        else:
+            self.receive(data)
+
+    def go_on(self) -> None:
+        """Takes the next calls of the backlog, after the turn of others."""
+        backlog, self.backlog = self.backlog, None
+        if backlog is not None:
+            self._take(backlog, self.limits.calls_at_once)
+
+    def _take(self, data: bytes | memoryview, calls: int) -> None:
+        self.calls_left = calls
         self.receive(data)
         if self._incomplete:
             for exchange in self._incomplete:

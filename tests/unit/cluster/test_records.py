@@ -47,3 +47,9 @@ def test_pauses_double_to_the_cap_and_start_again() -> None:
         assert backoff.next() <= 1.0
     backoff.reset()
     assert backoff.next() <= 0.1
+
+
+def test_a_pause_is_a_drawn_share_of_the_whole() -> None:
+    for drawn, least, share in ((0.0, 0.5, 0.5), (0.5, 0.5, 0.75), (0.0, 0.0, 0.0), (0.5, 0.0, 0.5), (0.25, 0.0, 0.25)):
+        backoff = Backoff(first=0.1, cap=1.0, chance=lambda drawn=drawn: drawn)  # type: ignore[misc]
+        assert [backoff.next(least) for _ in range(5)] == pytest.approx([share * w for w in (0.1, 0.2, 0.4, 0.8, 1.0)])

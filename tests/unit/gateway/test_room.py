@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -57,6 +58,7 @@ class Cold:
         assert len(self.room) == 0
         assert (self.flow.waiting, self.flow.outstanding) == (0, 0)
         assert self.room._gone == {}
+        assert self.room._waking == set()
         assert self.room._estimates == {}
 
 
@@ -112,6 +114,28 @@ async def test_those_who_waited_do_not_all_fall_upon_the_replica() -> None:
         await asyncio.sleep(0.001)
     await asyncio.gather(*tasks)
     assert most == waiting.AT_ONCE
+    cold.left_clean()
+
+
+@timeless
+async def test_those_who_waited_are_woken_in_portions_between_which_others_come() -> None:
+    cold = Cold(most=1000, most_each=1000)
+    tasks = [cold.asks() for _ in range(60)]
+    await cold.waiting(60)
+    sent: list[int] = []
+
+    def look() -> None:
+        """Somebody else's turn, again and again."""
+        sent.append(len(cold.it.workers.sent))
+        if len(sent) < 100:
+            asyncio.get_running_loop().call_soon(look)
+
+    look()
+    cold.becomes(replica("w1"))
+    await asyncio.gather(*tasks)
+    steps = [after - before for before, after in itertools.pairwise(sent)]
+    assert sum(steps) == 60
+    assert max(steps) <= waiting.WOKEN
     cold.left_clean()
 
 

@@ -43,6 +43,37 @@ async def test_a_unary_call_is_answered_in_the_same_turn() -> None:
     assert it.connection.held == it.common.held == 0
 
 
+async def test_calls_that_come_at_once_are_begun_in_portions_and_in_order() -> None:
+    it = Ended(limits=Limits(calls_at_once=3))
+    data = bytearray(b"".join(request(2 * number + 1, b"%d" % number) for number in range(8)))
+    it.connection.arrived(memoryview(data))
+    data[:] = bytes(len(data))  # the link's buffer has the next bytes
+    it.connection.arrived(request(17, b"8"))
+    answered = []
+    while True:
+        answered.append([frame.payload[5:] for frame in it.said() if frame.kind == f.DATA])
+        if it.connection.backlog is None:
+            break
+        it.connection.go_on()
+    assert answered == [[b"0", b"1", b"2"], [b"3", b"4", b"5"], [b"6", b"7", b"8"]]
+    it.connection.arrived(request(19, b"9"))
+    assert [frame.payload[5:] for frame in it.said() if frame.kind == f.DATA] == [b"9"]
+
+
+async def test_what_waits_for_its_turn_can_be_cut_and_given_up() -> None:
+    it = Ended(limits=Limits(calls_at_once=1))
+    whole = request(1, b"a") + request(3, b"b") + request(5, b"c") + f.reset(5, f.CANCEL) + request(7, b"d")
+    it.connection.arrived(whole[:-4])
+    for _ in range(2):
+        it.connection.go_on()
+    it.connection.arrived(whole[-4:])
+    while it.connection.backlog is not None:
+        it.connection.go_on()
+    assert {frame.stream for frame in it.said() if frame.kind == f.DATA} == {1, 3, 5, 7}
+    assert not it.connection.streams
+    assert it.connection.held == it.common.held == 0
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 10, 50])
 async def test_bytes_may_come_in_any_portions(size: int) -> None:
     it = Ended(greet=False)

@@ -98,6 +98,7 @@ class Stage:
         *,
         devices: Mapping[int, int] | None = None,
         on_devices: int = 0,
+        pause: float = 0.0,
     ) -> Replica:
         around = Surroundings(
             artifacts=self.artifacts,
@@ -119,7 +120,7 @@ class Stage:
             memory_bytes=memory_bytes,
             devices=[AssignedDevice(index=index, memory_bytes=size) for index, size in (devices or {}).items()],
         )
-        return Replica(assigned, around)
+        return Replica(assigned, around, pause)
 
     def count(self, state: str) -> Callable[[], int]:
         return lambda: self.states.count(state)
@@ -161,6 +162,39 @@ async def test_from_assignment_to_ready_to_retired(stage: Stage) -> None:
     assert stage.states == ["PULLING", "LOADING", "READY", "DRAINING"]
     assert stage.engines[0].closed
     assert stage.ledger.reserved_bytes == 0
+
+
+async def test_who_has_to_ask_the_registry_may_have_to_wait_for_his_time(stage: Stage) -> None:
+    replica = stage.replica(pause=3600.0)
+    task = asyncio.ensure_future(replica.run())
+    await stage.changed.until(stage.count("PULLING"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert stage.shelf.opened == []
+    replica.retire()
+    await task
+    assert stage.states == ["PULLING"]
+
+
+async def test_what_is_on_the_disk_is_loaded_at_once(stage: Stage) -> None:
+    for pause in (0.0, 3600.0):
+        replica = stage.replica(pause=pause)
+        task = asyncio.ensure_future(replica.run())
+        await stage.changed.until(lambda replica=replica: replica.standing.serving is not None)  # type: ignore[misc]
+        replica.retire()
+        await task
+    assert len(stage.shelf.opened) == 2, "manifest and model, once"
+
+
+async def test_after_its_pause_it_pulls_and_tries_again_without_another(stage: Stage) -> None:
+    stage.shelf.away = True
+    replica = stage.replica(pause=0.001)
+    task = asyncio.ensure_future(replica.run())
+    await stage.changed.until(lambda: stage.states.count("FAILED") >= 2)
+    stage.shelf.away = False
+    await stage.changed.until(stage.count("READY"))
+    replica.retire()
+    await task
 
 
 async def test_how_long_it_took_to_load_is_told_once_it_is_ready(stage: Stage) -> None:
