@@ -42,6 +42,7 @@ GROUPS: Final = {
         "penstock.wire.http2.outbound",
         "penstock.wire.http2.replies",
         "penstock.wire.http2.server_side",
+        "penstock.wire.http2.turns",
     ),
     "penstock_gateway": (
         "services.gateway.access",

@@ -7,7 +7,6 @@ ends the connection with GOAWAY, after which nothing is read. Large DATA frames 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final
 
@@ -18,6 +17,7 @@ from .limits import Limits
 
 _MAX_SETTINGS: Final = 64
 _SMALL_INCREMENT: Final = 1024
+_ANY_NUMBER: Final = 1 << 62
 
 
 class Connection(Intake):
@@ -32,7 +32,7 @@ class Connection(Intake):
         self._block: list[bytes] | None = None
         self._block_stream = self._block_bytes = 0
         self._block_ends = False
-        self.calls_left: float = math.inf
+        self.calls_left = _ANY_NUMBER
         self.backlog: memoryview | None = None
         self._kinds: dict[int, Callable[[int, int, bytes], None]] = {
             f.HEADERS: self._headers,
