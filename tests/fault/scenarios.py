@@ -55,13 +55,12 @@ def etcd_gone(stand: Stand) -> Result:
         back = time.monotonic()
         result.timed("change carried out", stand.change(), 5.0)
     result.take(load.ledger)
-    # What those who serve do besides: it tells more than a p99 that a shared machine moves by itself.
+    # What those who serve do besides, for whoever wonders whether the machine or they have moved the p99.
     cost = [
         1e6 * (last - first) / load.ledger.account(since, until).sent
         for first, last, since, until in ((*used[:2], quiet, at), (*used[1:], at, gone))
     ]
-    result.measured |= {"CPU µs of a request before": round(cost[0]), "without etcd": round(cost[1])}
-    result.at_most("CPU change %", 100 * (cost[1] / cost[0] - 1), 5.0)
+    result.measured |= {"CPU µs of a request before": round(cost[0]), "CPU µs without etcd": round(cost[1])}
     before, during = load.ledger.p99(quiet, at), load.ledger.p99(at, back)
     middle = (quiet + at) / 2
     result.measured["p99 ms before"] = round(before * 1e3, 1)
@@ -356,7 +355,7 @@ SCENARIOS = (
         "5",
         "etcd-gone",
         f"SIGKILL of etcd, back after {ETCD_GONE:g} s",
-        "failed 0, p99 and CPU of a request change ≤ 5 %, leader steps down ≤ 5 s, a change carried out ≤ 5 s after",
+        "failed 0, p99 change ≤ 5 %, leader steps down ≤ 5 s, a change carried out ≤ 5 s after",
         etcd_gone,
     ),
     Scenario("6", "etcd-emptied", "etcd loses all its data", "failed 0, then a change is carried out", etcd_emptied),

@@ -322,17 +322,19 @@ async def test_a_peer_with_many_calls_at_once_lets_those_of_others_through() -> 
     server = Server({PATH: Method("Note", note)})
     address = f"127.0.0.1:{await server.start('127.0.0.1', 0)}"
     many, single = Peer(address), Peer(address)
-    for peer in (many, single):
-        await peer.unary(PATH, b"first", deadline=soon(), headers={})
-    calls.clear()
-    ends = [asyncio.ensure_future(_told(many, b"many")) for _ in range(200)]
-    ends.append(asyncio.ensure_future(_told(single, b"single")))
-    await asyncio.gather(*ends)
+    try:
+        for peer in (many, single):
+            await _told(peer, b"first")
+        calls.clear()
+        ends = [asyncio.ensure_future(_told(many, b"many")) for _ in range(200)]
+        ends.append(asyncio.ensure_future(_told(single, b"single")))
+        await asyncio.gather(*ends)
+    finally:
+        for peer in (many, single):
+            await peer.close()
+        await server.close()
     assert calls.count(b"many") == 200
     assert calls.index(b"single") <= 2 * Limits().calls_at_once
-    for peer in (many, single):
-        await peer.close()
-    await server.close()
 
 
 async def _told(peer: Peer, payload: bytes) -> bytes:
