@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from deploy.local.suite import ROOT
 from penstock.cluster import keys, records
@@ -40,18 +40,8 @@ _IN_ONE_TXN: Final = 100
 
 def telemetry(run: Run) -> None:
     """add1 with 1 % traced and 1 % in the access log, taking turns with a suite that has neither."""
-    worker = run.deployed("add1", small_models.add_one)
-    with place.running(run.folder / "untraced", run.say, trace_ratio=None) as untraced:
-        untraced.deploy(run.folder / "add1")
-        quiet = untraced.worker_of(exchange.add1())
-        asked = exchange.add1()
-        rounds = _in_turns(
-            {
-                "traced at 1 %": lambda: run.bench.grpc(run.place.grpc, run.place.heads(worker), asked, _BUSY),
-                "untraced": lambda: run.bench.grpc(untraced.grpc, untraced.heads(quiet), asked, _BUSY),
-            },
-            FINE_ROUNDS,
-        )
+    with _beside(run, "traced", "untraced", trace_ratio=None) as (traced, untraced):
+        rounds = _in_turns({"traced at 1 %": partial(traced, _BUSY), "untraced": partial(untraced, _BUSY)}, FINE_ROUNDS)
     for name, cell in rounds.items():
         run.keep(f"grpc add1 8x8 {name}", cell)
 
@@ -79,19 +69,27 @@ def deployed(run: Run) -> None:
 
 def processes(run: Run) -> None:
     """add1 through one gateway process and, in another suite, through two on one port; taking turns."""
-    worker = run.deployed("add1", small_models.add_one)
-    with place.running(run.folder / "twofold", run.say, gateways=2) as twofold:
-        twofold.deploy(run.folder / "add1")
-        other = twofold.worker_of(exchange.add1())
-        asked = exchange.add1()
-        rounds = _in_turns(
-            {
-                "one gateway": lambda: run.bench.grpc(run.place.grpc, run.place.heads(worker), asked, _MANY),
-                "two gateways": lambda: run.bench.grpc(twofold.grpc, twofold.heads(other), asked, _MANY),
-            }
-        )
+    with _beside(run, "onefold", "twofold", gateways=2) as (one, two):
+        rounds = _in_turns({"one gateway": partial(one, _MANY), "two gateways": partial(two, _MANY)})
     for name, cell in rounds.items():
         run.keep(name, cell)
+
+
+@contextmanager
+def _beside(run: Run, usual: str, other: str, **differs: Any) -> Iterator[list[Callable[[Shape], Cell]]]:
+    """add1 in two suites of these names, the second of which differs so; what measures each. Both are new: a suite that
+    has served other groups for minutes costs more than one that has not, whatever else they differ by."""
+    model = small_models.add_one(run.folder / usual / "add1")
+    with (
+        place.running(run.folder / usual / "suite", run.say) as first,
+        place.running(run.folder / other, run.say, **differs) as second,
+    ):
+        found: list[Callable[[Shape], Cell]] = []
+        for each in (first, second):
+            each.deploy(model)
+            heads = each.heads(each.worker_of(exchange.add1()))
+            found.append(partial(run.bench.grpc, each.grpc, heads, exchange.add1()))
+        yield found
 
 
 def _in_turns(conditions: Mapping[str, Callable[[], Cell]], rounds: int = ROUNDS) -> dict[str, Cell]:
