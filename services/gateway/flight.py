@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from penstock.errors import PenstockError, ResourceExhausted, Unavailable
 from penstock.wire.call import Answer, Done, Pending
 
 from .upstream import Place
 
+Way = Callable[[], Awaitable[Answer]]
+"""A call's way as a task; raises what ended the call."""
 GoOn = Callable[[str, PenstockError], Awaitable[Answer]]
 """Tries other replicas after the one at this address failed so; raises what ended the call."""
 Ended = Callable[[str, BaseException | None], None]
@@ -23,13 +26,14 @@ Ended = Callable[[str, BaseException | None], None]
 class Flight:
     """A call under way. It is what `Direct` gives: whoever lost interest calls `cancel`.
 
-    place: the replica that it went to; done: told the end; go_on: the way after a failure that allows another try.
+    place: the replica that it went to; done: told the end; go_on: the way after a failure that allows another try. One
+    that does without these two goes by `detour` at once.
     """
 
     __slots__ = ("_done", "_ended", "_go_on", "_place", "_under_way")
 
-    def __init__(self, place: Place, done: Done, go_on: GoOn, ended: Ended) -> None:
-        self._place: Place | None = place
+    def __init__(self, place: Place | None, done: Done, go_on: GoOn | None, ended: Ended) -> None:
+        self._place = place
         self._done, self._go_on, self._ended = done, go_on, ended
         self._under_way: Pending | None = None
 
@@ -40,13 +44,13 @@ class Flight:
     def landed(self, answer: Answer | None, problem: BaseException | None) -> None:
         """The replica answered, or did not."""
         place, self._place, self._under_way = self._place, None, None
-        assert place is not None
+        assert place is not None and self._go_on is not None
         place.ended(problem)
         if answer is not None:
             self._ended("OK", None)
             self._done(answer, None)
         elif isinstance(problem, Unavailable | ResourceExhausted):
-            self._under_way = asyncio.get_running_loop().create_task(self._try_again(place.address, problem))
+            self.detour(partial(self._go_on, place.address, problem))
         else:
             self._fail(problem)
 
@@ -61,9 +65,13 @@ class Flight:
                 place.left()
             self._ended("CANCELLED", None)
 
-    async def _try_again(self, address: str, failure: PenstockError) -> None:
+    def detour(self, way: Way) -> None:
+        """Goes on as a task."""
+        self._under_way = asyncio.get_running_loop().create_task(self._go(way))
+
+    async def _go(self, way: Way) -> None:
         try:
-            answer = await self._go_on(address, failure)
+            answer = await way()
         except Exception as problem:
             self._under_way = None
             self._fail(problem)

@@ -11,9 +11,8 @@ import random
 from collections.abc import Callable, Container, Mapping
 from functools import lru_cache, partial
 
-from penstock import __version__, signals
+from penstock import signals
 from penstock.errors import (
-    NotFound,
     PenstockError,
     ResourceExhausted,
     TooLarge,
@@ -21,34 +20,24 @@ from penstock.errors import (
 )
 from penstock.kit import telemetry
 from penstock.kit.spans import Span
-from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import REGIONS, REQUEST_ID, TRACEPARENT, VERSION, Answer, Call, Done, Handler, Pending
 from penstock.wire.client import ConnectionLost, Field, write_timeout
 
 from . import balance, header, shared_memory
+from .about import About
 from .access import AccessLog
 from .admission import Account, Admission
-from .demand import Served
-from .flight import Flight
+from .flight import Ended, Flight
 from .header import RoutingHeader
+from .held import Held
 from .metrics import RequestMetrics
 from .repository import Repository
-from .room import Room
+from .room import Place, Room
 from .route_table import Replica, Route
 from .routes import RoutingTable
 from .shared_memory import Shared, SharedMemory
 from .statistics import Statistics
 from .upstream import Upstreams
-
-EXTENSIONS = (
-    "binary_tensor_data",
-    "parameters",
-    "statistics",
-    "model_configuration",
-    "model_repository",
-    "schedule_policy",
-)
-"""What ServerMetadata advertises to everybody; clients branch on it, so it names what works and nothing else."""
 
 RETRY_SECONDS = 1.0
 
@@ -81,10 +70,12 @@ class Inference:
         self._shared_memory = shared_memory or SharedMemory()
         self._room = room if room is not None else Room(routes, upstreams.demand)
         self._admission = admission if admission is not None else Admission()
+        self._about = About(
+            routes, self.forward, not_ready or routes.ready, self._room, self._shared_memory, self._admission
+        )
         self._statistics = Statistics(routes, upstreams, self._admission)
         self._max_body_bytes = max_body_bytes
         self._attempts = 1 + retries
-        self._not_ready = not_ready or routes.ready
         self._randrange = randrange
         self._metrics = metrics or RequestMetrics()
         self._access = access
@@ -93,12 +84,7 @@ class Inference:
     def handlers(self) -> Mapping[str, Handler]:
         """A handler per bare method name, for gRPC and the REST bridge alike."""
         return {
-            "ServerLive": self.server_live,
-            "ServerReady": self.server_ready,
-            "ServerMetadata": self.server_metadata,
-            "ModelReady": self.model_ready,
-            "ModelMetadata": self.model_metadata,
-            "ModelConfig": self.model_config,
+            **self._about.handlers(),
             "ModelInfer": self.infer,
             "ModelStatistics": self._statistics.answer,
             "RepositoryIndex": self._repository.index,
@@ -149,42 +135,98 @@ class Inference:
         if call.sampled is None:
             call.sampled = telemetry.sampled(call.headers)
         payload, started = call.payload, self._clock()
-        left = call.deadline - started
-        if left <= 0 or len(payload) > self._max_body_bytes:
+        if call.deadline <= started or len(payload) > self._max_body_bytes:
             return None
         try:
             target = header.of_infer(payload)
-            route = self._routes.resolve(target.model, target.version)
             shared = self._shared_memory.resolve(call) if shared_memory.named(payload) else None
         except PenstockError:
             return None
+        try:
+            route = self._routes.resolve(target.model, target.version)
+        except Unavailable as refusal:
+            return self._hold(call, target, refusal, shared, started, done)
+        except PenstockError:
+            return None
+        account = self._let_in(call, route.model, started) if self._admission.guarded else None
+        flight = self._fly(call, target, route, shared, started, started, account, None, done)
+        if flight is None:
+            # `infer` begins anew, with a span of its own.
+            _anew(account)
+        return flight
+
+    def _hold(
+        self,
+        call: Call,
+        target: RoutingHeader,
+        refusal: Unavailable,
+        shared: Shared | None,
+        started: float,
+        done: Done,
+    ) -> Held | None:
+        """A call for a version that is loaded on demand; None where `infer` has to see to it: waiting does not help, or
+        the call is traced, or refers to shared memory."""
+        if shared is not None or call.sampled or not self._room.open_to(target):
+            return None
+        account = self._let_in(call, target.model, started) if self._admission.guarded else None
+        count = partial(self._count, call, target.model, started, None, account)
+        fly = partial(self._fly_held, call, target, started, count, done)
+        # Kept for as long as the call waits: not with the frames that it came through.
+        return Held(self._room, call, target, refusal.with_traceback(None), fly=fly, count=count, done=done)
+
+    def _fly_held(
+        self, call: Call, target: RoutingHeader, started: float, count: Ended, done: Done, held: Held
+    ) -> Pending:
+        """Its turn has come. Raises Unavailable, NotFound."""
+        route = self._routes.resolve(target.model, target.version)
+        flight = self._fly(call, target, route, None, started, self._clock(), None, held, done)
+        if flight is None:
+            flight = Flight(None, done, None, held.over)
+            flight.detour(partial(self._attempt, call, target, _onward(call, "", None), {}, None, None, held.place))
+        return flight
+
+    def _fly(
+        self,
+        call: Call,
+        target: RoutingHeader,
+        route: Route,
+        shared: Shared | None,
+        started: float,
+        now: float,
+        account: Account | None,
+        held: Held | None,
+        done: Done,
+    ) -> Flight | None:
+        """Sends a call to the best replica; None where it takes a task. started: when the call came; held: its wait,
+        if any."""
         replicas, load = shared_memory.reaching(shared, route.replicas), self._upstreams.load
         if not replicas:
             return None
-        account = self._let_in(call, route.model, started) if self._admission.guarded else None
         served = route.model, route.version
-        replica = balance.choose(replicas, lambda replica: load(replica.address, served, started), self._randrange)
-        free = self._upstreams.free(replica.address, served, started)
+        replica = balance.choose(replicas, lambda replica: load(replica.address, served, now), self._randrange)
+        free = self._upstreams.free(replica.address, served, now)
         if free is None:
-            _anew(account)
             return None
         place, connection = free
         span = telemetry.begin(signals.GATEWAY_INFER_SPAN, call.headers, model=route.model) if call.sampled else None
         parent = span.traceparent if span is not None else call.headers.get(TRACEPARENT, "")
-        go_on = partial(self._go_on, call, target, shared, parent)
-        flight = Flight(place, done, go_on, partial(self._count, call, route.model, started, span, account))
-        varying = [("grpc-timeout", write_timeout(left)), (REQUEST_ID, call.request_id)]
+        waited: Place | None = None
+        ended: Ended = partial(self._count, call, route.model, started, span, account)
+        if held is not None:
+            waited, ended = held.place, held.over
+        go_on = partial(self._go_on, call, target, shared, parent, waited)
+        flight = Flight(place, done, go_on, ended)
+        varying = [("grpc-timeout", write_timeout(call.deadline - now)), (REQUEST_ID, call.request_id)]
         if parent:
             varying.append((TRACEPARENT, parent))
         if shared is not None:
             varying.append((REGIONS, shared.header))
         under_way = connection.begin(
-            call.method, payload, constant=_constant(route.version), varying=varying, done=flight.landed
+            call.method, call.payload, constant=_constant(route.version), varying=varying, done=flight.landed
         )
         if under_way is None:
-            # `infer` begins anew, with a span of its own.
             place.left()
-            _anew(account)
+            self._upstreams.demand.flow(served).repeated()
             return None
         flight.took_off(under_way)
         return flight
@@ -207,10 +249,14 @@ class Inference:
         target: RoutingHeader,
         shared: Shared | None,
         parent: str,
+        waited: Place | None,
         address: str,
         failure: PenstockError,
     ) -> Answer:
-        """As `forward`, after the replica at that address has failed."""
+        """As `forward`, after the replica at that address has failed. waited: its place, if it was held."""
+        if waited is not None:
+            # It may have to wait again, and those in front of it must not wait for it.
+            self._room.ended(waited)
         left = isinstance(failure, Unavailable)
         if isinstance(failure, ConnectionLost):
             left, failure = False, _stopped(target.model, failure)
@@ -253,10 +299,10 @@ class Inference:
         tried: dict[str, bool],
         failure: PenstockError | None,
         shared: Shared | None,
+        waited: Place | None = None,
     ) -> Answer:
         """tried: addresses that have failed, and whether they said themselves that they cannot serve; failure: how the
-        last one did; shared: what the request refers to."""
-        waited: Served | None = None
+        last one did; shared: what the request refers to; waited: its place in the room, once its turn has come."""
         attempts = self._attempts - len(tried)
         try:
             while attempts > 0:
@@ -304,57 +350,6 @@ class Inference:
             headers={VERSION: str(route.version), **headers},
         )
 
-    async def server_live(self, call: Call) -> Answer:
-        """The process answers."""
-        return _answer(oip.ServerLiveResponse(live=True))
-
-    async def server_ready(self, call: Call) -> Answer:
-        """The routing table has been read and the process is not leaving."""
-        return _answer(oip.ServerReadyResponse(ready=self._not_ready() is None))
-
-    async def server_metadata(self, call: Call) -> Answer:
-        """Name, version, implemented extensions; shared memory only to callers who may use it."""
-        extensions = (*EXTENSIONS, shared_memory.EXTENSION) if self._shared_memory.offered(call) else EXTENSIONS
-        return _answer(oip.ServerMetadataResponse(name="penstock", version=__version__, extensions=extensions))
-
-    async def model_ready(self, call: Call) -> Answer:
-        """True when a request for that model and version would be passed on, now or once it is loaded on demand; an
-        unknown model is not ready. Asking loads nothing, so a client that asks first is not kept away for ever."""
-        asked = header.of_model_request(call.payload)
-        if self._admission.ready() is not None:
-            return _answer(oip.ModelReadyResponse(ready=False))
-        self._admission.permit(call.caller, asked.model)
-        try:
-            self._routes.resolve(asked.model, asked.version)
-        except NotFound:
-            return _answer(oip.ModelReadyResponse(ready=False))
-        except Unavailable:
-            return _answer(oip.ModelReadyResponse(ready=self._room.expected(asked)))
-        return _answer(oip.ModelReadyResponse(ready=True))
-
-    async def model_metadata(self, call: Call) -> Answer:
-        """A worker's description; `versions` lists what is READY anywhere, since a worker knows only its own."""
-        asked = self._asked(call)
-        answer = await self.forward(call, asked)
-        if asked.version:
-            return answer
-        view = self._routes.table.models.get(asked.model)
-        if view is None:
-            return answer
-        response = oip.ModelMetadataResponse.FromString(answer.payload)
-        response.versions[:] = [str(number) for number in sorted(view.versions) if view.versions[number].replicas]
-        return Answer(response.SerializeToString(), answer.trailers)
-
-    async def model_config(self, call: Call) -> Answer:
-        """A worker's configuration of the model."""
-        return await self.forward(call, self._asked(call))
-
-    def _asked(self, call: Call) -> RoutingHeader:
-        """The model that a question is about; raises PermissionDenied for one that the caller may not call."""
-        asked = header.of_model_request(call.payload)
-        self._admission.permit(call.caller, asked.model)
-        return asked
-
     def _pick(self, route: Route, tried: Container[str], shared: Shared | None) -> Replica | None:
         upstreams, served = self._upstreams, (route.model, route.version)
         candidates = balance.usable(
@@ -399,9 +394,3 @@ def _stopped(model: str, lost: ConnectionLost) -> Unavailable:
         detail=lost.detail,
         retry_after=RETRY_SECONDS,
     )
-
-
-def _answer(
-    message: oip.ServerLiveResponse | oip.ServerReadyResponse | oip.ServerMetadataResponse | oip.ModelReadyResponse,
-) -> Answer:
-    return Answer(message.SerializeToString())

@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from penstock.errors import NotFound, PenstockError, Unavailable
@@ -17,7 +18,7 @@ from penstock.internal.v1 import demand_pb2 as pb
 from penstock.wire.call import Call
 
 from . import waiting
-from .demand import Demand, Served
+from .demand import Demand, Flow, Served
 from .header import RoutingHeader
 from .metrics import RoomMetrics
 from .route_table import Route, VersionView
@@ -27,8 +28,29 @@ from .waiting import Estimate, Lines, Prospect
 MOST: Final = 4096
 MOST_EACH: Final = 1024
 
-Place = asyncio.Future[bool]
-"""Of one who waits: done when he should look at the routes again (True), or is to wait no longer."""
+
+class Place:
+    """Of one who waits, from `Room.enter` until his turn comes, his time is over or he leaves; and from his turn until
+    his request has ended, which `Room.ended` is told."""
+
+    __slots__ = ("flow", "give_up", "go", "gone", "refusal", "served", "since", "target", "timer")
+
+    def __init__(
+        self,
+        served: Served,
+        flow: Flow,
+        since: float,
+        target: RoutingHeader,
+        refusal: Unavailable,
+        go: Callable[[], object],
+        give_up: Callable[[PenstockError], object],
+    ) -> None:
+        self.served, self.flow, self.since = served, flow, since
+        self.target, self.refusal = target, refusal
+        self.go: Callable[[], object] | None = go
+        self.give_up: Callable[[PenstockError], object] | None = give_up
+        self.gone = False
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class Room:
@@ -55,11 +77,12 @@ class Room:
         # Rounded up: where one may wait, no process turns everybody away.
         self._lines: Lines[Place] = Lines(-(-most // share), -(-most_each // share))
         self._gone: dict[Served, int] = {}  # let go, and not answered yet
-        self._waking: set[Served] = set()  # more of them go in the next turn
+        self._waking: set[Served] = set()  # some of them may go in the next turn
         self._estimates: dict[Served, Estimate] = {}
         self._ends = math.inf
         self._metrics = metrics or RoomMetrics()
-        self._clock = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time
         routes.on_swap(self._look)
 
     def __len__(self) -> int:
@@ -74,19 +97,83 @@ class Room:
             return waiting.prospect(version) is Prospect.WAITS and not known.obstacle
         return False
 
-    async def route(self, call: Call, target: RoutingHeader, refusal: Unavailable) -> tuple[Route, Served]:
-        """Waits for a replica of a version for which `resolve` has just raised `refusal`; its route, and what has to be
-        told to `ended` once the request has ended.
+    def open_to(self, target: RoutingHeader) -> bool:
+        """Whether `enter` would let such a request in."""
+        with suppress(PenstockError):
+            version = self._version(target)
+            served = target.model, version.version
+            return waiting.prospect(version) is Prospect.WAITS and self._lines.has_room(served)
+        return False
 
-        Raises the refusal when waiting does not help, ResourceExhausted when the room is full, Unavailable with what is
-        known of when and why not, shortly before the call's deadline.
+    def enter(
+        self,
+        call: Call,
+        target: RoutingHeader,
+        refusal: Unavailable,
+        go: Callable[[], object],
+        give_up: Callable[[PenstockError], object],
+    ) -> Place:
+        """Has a request wait for a replica of a version for which `resolve` has just raised `refusal`.
+
+        go: called when it is its turn to look at the routes again; `ended` must be told once the request has ended.
+        give_up: called instead with what is known of when and why not, shortly before the call's deadline. One of them
+        is called, once, in a later turn of the loop and never after `leave`; neither may raise.
+
+        Raises the refusal when waiting does not help, ResourceExhausted when the room is full.
+        """
+        now = self._clock()
+        try:
+            version = self._version(target)
+        except PenstockError:
+            raise refusal from None
+        served = target.model, version.version
+        flow = self._demand.flow(served)
+        if waiting.prospect(version) is Prospect.ENDS:
+            if version.on_demand:
+                flow.refused()
+            raise refusal
+        place = Place(served, flow, now, target, refusal, go, give_up)
+        try:
+            first = self._lines.join(served, place)
+        except PenstockError:
+            flow.refused()
+            self._metrics.waited("full", 0.0)
+            raise
+        flow.began(now)
+        flow.waiting += 1
+        end = min(waiting.until(call.deadline, now), self._ends)
+        place.timer = self._loop.call_at(end, self._time_is_over, place)
+        if first:
+            self._wish()
+        return place
+
+    def leave(self, place: Place) -> None:
+        """Nobody wants the answer any more."""
+        if place.gone:
+            self.ended(place)
+        elif place.timer is not None:
+            self._out(place, "left")
+
+    async def route(self, call: Call, target: RoutingHeader, refusal: Unavailable) -> tuple[Route, Place]:
+        """Waits as `enter` says; the request's route, and what has to be told to `ended` once the request has ended.
+
+        Raises as `enter` does, and Unavailable with what is known of when and why not, shortly before the call's
+        deadline.
         """
         while True:
-            served = await self._turn(call, target, refusal)
+            turn: asyncio.Future[PenstockError | None] = self._loop.create_future()
+            place = self.enter(call, target, refusal, partial(_wake, turn, None), partial(_wake, turn))
             try:
-                return self._routes.resolve(target.model, target.version), served
+                reason = await turn
+            except asyncio.CancelledError:
+                self.leave(place)
+                raise
+            if reason is not None:
+                raise reason
+            try:
+                return self._routes.resolve(target.model, target.version), place
             except PenstockError as again:
-                self.ended(served)
+                self.ended(place)
                 if not isinstance(again, Unavailable):
                     raise
                 refusal = again
@@ -109,14 +196,19 @@ class Room:
                     await news.wait()
         return False
 
-    def ended(self, served: Served) -> None:
-        """A request that was let go has ended: the next one may go."""
+    def ended(self, place: Place) -> None:
+        """A request that was let go has ended: the next one may go. Nothing if that was said before."""
+        if not place.gone:
+            return
+        place.gone = False
+        served = place.served
         left = self._gone[served] - 1
         if left:
             self._gone[served] = left
         else:
             del self._gone[served]
-        self._let_go(served)
+        if self._lines.waiting(served):
+            self._let_go_soon(served)
 
     def told(self, answer: pb.ReportDemandResponse) -> None:
         """What a scheduler expects of the versions that are waited for."""
@@ -131,56 +223,31 @@ class Room:
     def close_at(self, end: float) -> None:
         """Nobody waits longer than that, on the loop's clock: the process leaves."""
         self._ends = end
-        asyncio.get_running_loop().call_at(end, self._end_all)
+        self._loop.call_at(end, self._end_all)
 
     def _end_all(self) -> None:
         for place in self._lines.everybody():
-            if not place.done():
-                place.set_result(False)
+            self._time_is_over(place)
 
-    async def _turn(self, call: Call, target: RoutingHeader, refusal: Unavailable) -> Served:
-        """Waits until it is the request's turn to look at the routes again."""
-        now = self._clock()
-        try:
-            version = self._version(target)
-        except PenstockError:
-            raise refusal from None
-        served = target.model, version.version
-        flow = self._demand.flow(served)
-        if waiting.prospect(version) is Prospect.ENDS:
-            if version.on_demand:
-                flow.refused()
-            raise refusal
-        place: Place = asyncio.get_running_loop().create_future()
-        try:
-            first = self._lines.join(served, place)
-        except PenstockError:
-            flow.refused()
-            self._metrics.waited("full", 0.0)
-            raise
-        went, end = False, "left"
-        flow.began(now)
-        flow.waiting += 1
-        try:
-            if first:
-                self._wish()
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(min(waiting.until(call.deadline, now), self._ends)):
-                    went = await place
-            end = "went" if went else "late"
-            if not went:
-                raise self._in_vain(target, served, refusal)
-        finally:
-            flow.waiting -= 1
-            flow.ended(self._clock())
-            self._metrics.waited(end, self._clock() - now)
-            self._lines.leave(served, place)
-            if not self._lines.waiting(served):
-                self._estimates.pop(served, None)
-            if not went and place.done() and not place.cancelled() and place.result():
-                self.ended(served)  # his turn came as he left
-        flow.repeated()
-        return served
+    def _time_is_over(self, place: Place) -> None:
+        reason, give_up = self._in_vain(place.target, place.served, place.refusal), place.give_up
+        self._out(place, "late")
+        assert give_up is not None
+        give_up(reason)
+
+    def _out(self, place: Place, end: str) -> None:
+        """He waits no more. What would be called is let go of, or many who wait would be many cycles for the collector,
+        which looks at them all in one turn of the loop."""
+        assert place.timer is not None
+        place.timer.cancel()
+        place.timer = place.go = place.give_up = None
+        self._lines.leave(place.served, place)
+        now, flow = self._clock(), place.flow
+        flow.waiting -= 1
+        flow.ended(now)
+        self._metrics.waited(end, now - place.since)
+        if not self._lines.waiting(place.served):
+            self._estimates.pop(place.served, None)
 
     def _in_vain(self, target: RoutingHeader, served: Served, refusal: Unavailable) -> PenstockError:
         try:
@@ -215,13 +282,27 @@ class Room:
             replicas = len(self._routes.table.models[served[0]].versions[served[1]].replicas)
             count = min(waits, waiting.AT_ONCE * replicas - self._gone.get(served, 0))
         if count > waiting.WOKEN:
-            self._waking.add(served)
-            asyncio.get_running_loop().call_soon(self._let_more_go, served)
+            self._let_go_soon(served)
         for place in self._lines.take(served, min(count, waiting.WOKEN)):
-            if not place.done():
-                self._gone[served] = self._gone.get(served, 0) + 1
-                place.set_result(True)
+            go = place.go
+            assert go is not None
+            self._out(place, "went")
+            place.flow.repeated()
+            place.gone = True
+            self._gone[served] = self._gone.get(served, 0) + 1
+            go()
+
+    def _let_go_soon(self, served: Served) -> None:
+        """In the next turn, however many say so in this one."""
+        if served not in self._waking:
+            self._waking.add(served)
+            self._loop.call_soon(self._let_more_go, served)
 
     def _let_more_go(self, served: Served) -> None:
         self._waking.discard(served)
         self._let_go(served)
+
+
+def _wake(turn: asyncio.Future[PenstockError | None], reason: PenstockError | None) -> None:
+    if not turn.done():
+        turn.set_result(reason)

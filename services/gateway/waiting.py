@@ -29,8 +29,9 @@ LEAST_MARGIN: Final = 0.02
 MOST_MARGIN: Final = 0.5
 """Of what is left to the deadline, and seconds: for an answer that says why there is none."""
 
-AT_ONCE: Final = 64
-"""Requests let go to each replica at a time: those who waited must not fill its queue and be refused after all."""
+AT_ONCE: Final = 16
+"""Requests let go to each replica at a time, by each process of a gateway: those who waited must neither fill its queue
+and be refused after all, nor take the processors from those who call others."""
 
 WOKEN: Final = 8
 """Of those, woken in a turn of the loop: requests for other models come between them."""
@@ -133,6 +134,10 @@ class Lines(Generic[T]):
     def everybody(self) -> list[T]:
         """All who wait, who go on doing so."""
         return [each for line in self._lines.values() for each in line]
+
+    def has_room(self, served: Served) -> bool:
+        """Whether `join` would take one more."""
+        return self._length < self._most and self.waiting(served) < self._most_each
 
     def join(self, served: Served, one: T) -> bool:
         """Takes the last place; True if it is the first as well. Raises ResourceExhausted."""

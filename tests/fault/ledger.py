@@ -96,7 +96,7 @@ class Ledger:
             for _, outcome in entry.endings[:1]:
                 if outcome not in (OK, WRONG):
                     failed[outcome] = failed.get(outcome, 0) + 1
-        took = sorted(entry.took for entry in entries if entry.right)
+        took = self.took(since, until)
         return Account(
             sent=len(entries),
             right=sum(entry.right for entry in entries),
@@ -108,6 +108,10 @@ class Ledger:
             p99=quantile(took, 0.99),
             slowest=max(took, default=math.nan),
         )
+
+    def took(self, since: float, until: float) -> list[float]:
+        """Seconds of each that was sent in that time and ended well, the least first."""
+        return sorted(entry.took for entry in self._between(since, until) if entry.right)
 
     def p99(self, since: float, until: float, window: float = 5.0) -> float:
         """The median of the p99 of each whole window in that time, seconds: one hiccup of the machine decides nothing.

@@ -281,9 +281,10 @@ async def answers_without_a_window(address: str) -> Counter[str]:
     return heard
 
 
-@costs(3 * HELD)
+@costs(2 * 100 + HELD + 24)
 async def answers_that_nobody_reads(address: str) -> Counter[str]:
-    """100 peers that ask for 16 MB each, open every window, and do not read."""
+    """100 peers that ask for 16 MB each, open every window, and do not read. Each has up to a MiB that its socket does
+    not take (link.py) and one more put out meanwhile (outbound.py); all together, what may be held."""
     peers = await asyncio.gather(*(RawPeer.to(address, buffer=4096) for _ in range(100)))
     calls = b"".join(request(2 * n + 1, LARGE, b"1000000") for n in range(16))
     for peer in peers:

@@ -26,7 +26,7 @@ class Limits:
     max_header_fields: int = 128
     max_continuations: int = 8
     max_streams: int = 256
-    calls_at_once: int = 16
+    calls_at_once: int = 8
     stream_window: int = 8 << 20
     connection_window: int = 64 << 20
     max_message: int = 80 << 20

@@ -51,9 +51,13 @@ Behaviour = Callable[[Sent], Awaitable[Answer]]
 
 
 class FakeWorkers:
-    """Connections to workers whose behaviour is a function per address; keeps what was sent and what was closed."""
+    """Connections to workers whose behaviour is a function per address; keeps what was sent and what was closed.
+
+    absent: how many calls more find that a connection must be opened first.
+    """
 
     def __init__(self) -> None:
+        self.absent = 0
         self.behaviours: dict[str, Behaviour] = {}
         self.sent: list[Sent] = []
         self.closed: list[str] = []
@@ -83,6 +87,9 @@ class FakeConnection:
         self, method: str, payload: bytes, *, constant: tuple[Field, ...], varying: list[Field], done: Done
     ) -> Pending | None:
         """As a connection does that is there: the answer comes in its own time, and not at all after a cancel."""
+        if self._workers.absent:
+            self._workers.absent -= 1
+            return None
         headers = dict([*constant, *varying])
         timeout = read_timeout(headers.pop("grpc-timeout"))
 
@@ -157,6 +164,8 @@ class Gateway:
             end: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
             def done(answer: Answer | None, problem: BaseException | None) -> None:
+                if end.cancelled():
+                    return  # the caller has left, and `cancel` comes with the next turn
                 assert not end.done(), "a call ends once"
                 if answer is not None:
                     end.set_result(answer)

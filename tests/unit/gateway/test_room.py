@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,12 +16,21 @@ from penstock.internal.v1 import demand_pb2 as pb
 from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import Answer
 from services.gateway import waiting
+from services.gateway.flight import Flight
+from services.gateway.held import Held
 from services.gateway.inference import Inference
+from services.gateway.metrics import RequestMetrics
 from services.gateway.repository import Repository
-from services.gateway.room import Room
+from services.gateway.room import Place, Room
 from tests.unit.gateway.doubles import Gateway, NoRegistry, Sent, call, echo, request
 from tests.unit.gateway.records import DRAINING, FAILED, LOADING, READY, deployment, keyed, replica
 from tests.unit.worker import virtual_time
+
+
+@pytest.fixture(params=["by a task", "straight"], autouse=True)
+def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both roads that a call can take; held.py is the second one's."""
+    monkeypatch.setattr(Gateway, "straight", request.param == "straight")
 
 
 class Cold:
@@ -43,10 +54,10 @@ class Cold:
 
     def asks(self, timeout: float = 30.0, number: int = 7) -> asyncio.Task[Answer]:
         payload = oip.ModelInferRequest(model_name="digits", id=str(number)).SerializeToString()
-        return asyncio.create_task(self.it.inference.infer(call("ModelInfer", payload, timeout)))
+        return asyncio.create_task(self.it.infer(call("ModelInfer", payload, timeout)))
 
     async def waiting(self, count: int) -> None:
-        for _ in range(count + 5):
+        for _ in range(count + 10):
             await asyncio.sleep(0)
         assert len(self.room) == count
 
@@ -173,7 +184,7 @@ async def test_the_deadline_brings_the_obstacle() -> None:
     await cold.waiting(1)
     cold.room.told(estimates(obstacle="no worker has 8 GiB free for it"))
     ready = oip.ModelReadyRequest(name="digits").SerializeToString()
-    answer = await cold.it.inference.model_ready(call("ModelReady", ready))
+    answer = await cold.it.inference.handlers()["ModelReady"](call("ModelReady", ready))
     assert not oip.ModelReadyResponse.FromString(answer.payload).ready
     with pytest.raises(Unavailable, match="no worker has 8 GiB free for it") as caught:
         await task
@@ -214,7 +225,7 @@ async def test_who_leaves_leaves_at_once() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert first.cancelled() and second.cancelled()
-    assert cold.it.workers.sent == []
+    assert len(cold.it.workers.sent) == Gateway.straight, "without a task it goes as soon as its turn has come"
     cold.left_clean()
 
 
@@ -362,18 +373,18 @@ async def test_no_other_version_serves_in_place_of_a_cold_default() -> None:
 async def test_metadata_waits_and_readiness_does_not() -> None:
     cold = Cold()
     payload = oip.ModelReadyRequest(name="digits").SerializeToString()
-    answer = await cold.it.inference.model_ready(call("ModelReady", payload))
+    answer = await cold.it.inference.handlers()["ModelReady"](call("ModelReady", payload))
     assert oip.ModelReadyResponse.FromString(answer.payload).ready
     assert cold.wishes == 0
     payload = oip.ModelMetadataRequest(name="digits").SerializeToString()
-    task = asyncio.create_task(cold.it.inference.model_metadata(call("ModelMetadata", payload)))
+    task = asyncio.ensure_future(cold.it.inference.handlers()["ModelMetadata"](call("ModelMetadata", payload)))
     await cold.waiting(1)
     assert cold.wishes == 1
     cold.becomes(replica("w1", READY))
     assert list(oip.ModelMetadataResponse.FromString((await task).payload).versions) == ["1"]
     cold.becomes(replica("w1", FAILED))
     payload = oip.ModelReadyRequest(name="digits").SerializeToString()
-    answer = await cold.it.inference.model_ready(call("ModelReady", payload))
+    answer = await cold.it.inference.handlers()["ModelReady"](call("ModelReady", payload))
     assert not oip.ModelReadyResponse.FromString(answer.payload).ready
     cold.left_clean()
 
@@ -384,3 +395,90 @@ async def test_errors_of_the_request_are_told_at_once() -> None:
     with pytest.raises(PenstockError, match="not deployed"):
         await cold.it.infer(request(version="9"))
     assert cold.wishes == 0
+
+
+@timeless
+async def test_one_whose_connection_is_not_there_yet_goes_by_a_task() -> None:
+    cold = Cold(most=1000, most_each=1000)
+    cold.it.workers.absent = 3
+    tasks = [cold.asks() for _ in range(100)]
+    await cold.waiting(100)
+    cold.becomes(replica("w1"))
+    await asyncio.gather(*tasks)
+    assert cold.it.workers.absent == 0 or not Gateway.straight
+    assert cold.flow.requests == 100
+    cold.left_clean()
+
+
+@timeless
+async def test_whoever_waits_again_keeps_nobody_from_going() -> None:
+    """As many as may go at a time are refused by a replica that goes away: the next replica serves all."""
+    cold = Cold(most=1000, most_each=1000)
+
+    async def goes(sent: Sent) -> Answer:
+        if len(cold.it.workers.sent) >= waiting.AT_ONCE:
+            cold.becomes()
+        raise Unavailable("model 'digits' version 1 is no longer on this worker")
+
+    cold.it.workers.behaviours["w1:1"] = goes
+    tasks = [cold.asks() for _ in range(3 * waiting.AT_ONCE)]
+    await cold.waiting(3 * waiting.AT_ONCE)
+    cold.becomes(replica("w1"))
+    await asyncio.sleep(1.0)
+    assert len(cold.room) == 3 * waiting.AT_ONCE
+    cold.becomes(replica("w2"))
+    await asyncio.gather(*tasks)
+    assert asyncio.get_running_loop().time() < 2.0
+    cold.left_clean()
+
+
+@timeless
+async def test_each_is_counted_once_whatever_ends_it() -> None:
+    cold = Cold()
+    counted: list[tuple[str, str]] = []
+
+    class Counting(RequestMetrics):
+        def ended(self, model: str, code: str, seconds: float) -> None:
+            counted.append((model, code))
+
+    cold.it.inference._metrics = Counting()
+    left, late, went = cold.asks(), cold.asks(timeout=1.0), cold.asks()
+    await cold.waiting(3)
+    left.cancel()
+    with pytest.raises(Unavailable):
+        await late
+    cold.becomes(replica("w1"))
+    await went
+    assert sorted(counted) == [("digits", "CANCELLED"), ("digits", "OK"), ("digits", "UNAVAILABLE")]
+    cold.left_clean()
+
+
+@timeless
+async def test_those_who_waited_are_no_work_for_the_collector() -> None:
+    """Cycles of many at once would stop the loop for as long as the collector looks at them."""
+    cold = Cold(most=1000, most_each=1000)
+    ends: list[str] = []
+
+    def alive() -> int:
+        return sum(isinstance(found, Held | Place | Flight) for found in gc.get_objects())
+
+    def done(answer: Answer | None, problem: BaseException | None) -> None:
+        ends.append("answered" if answer is not None else type(problem).__name__)
+
+    payload = oip.ModelInferRequest(model_name="digits").SerializeToString()
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        for timeout in (1.0, 30.0, 30.0):
+            pending = [cold.it.inference.direct(call("ModelInfer", payload, timeout), done) for _ in range(50)]
+        pending[-1].cancel()  # type: ignore[union-attr]
+        del pending
+        await asyncio.sleep(2.0)
+        cold.becomes(replica("w1"))
+        await asyncio.sleep(1.0)
+        assert Counter(ends) == Counter({"Unavailable": 50, "answered": 99})
+        left = alive()
+    finally:
+        gc.enable()
+    assert left == before

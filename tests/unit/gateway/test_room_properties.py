@@ -39,8 +39,9 @@ async def slow(sent: Sent) -> Answer:
     return await echo(sent)
 
 
-async def play(story: list[tuple[str, Any, int]]) -> None:
+async def play(story: list[tuple[str, Any, int]], straight: bool) -> None:
     cold = Cold(most=20, most_each=12)
+    cold.it.straight = straight
     asked: list[asyncio.Task[Answer]] = []
     behaviours = {"echo": echo, "refuse": refuse, "slow": slow}
     for what, value, count in story:
@@ -71,6 +72,6 @@ async def play(story: list[tuple[str, Any, int]]) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(events, max_size=25))
-def test_every_request_ends_and_nothing_stays_behind(story: list[tuple[str, Any, int]]) -> None:
-    virtual_time.run(play(story))
+@given(st.lists(events, max_size=25), st.booleans())
+def test_every_request_ends_and_nothing_stays_behind(story: list[tuple[str, Any, int]], straight: bool) -> None:
+    virtual_time.run(play(story, straight))
