@@ -120,6 +120,9 @@ def _show(picture: pb.ClusterStatus, screen: Screen, name: str, *, again: bool) 
         screen.line()
         columns = ("WORKER", "ADDRESS", "MEMORY RESERVED", "OFFERED", "ENGINES", "STATE")
         screen.table(columns, [worker_row(worker) for worker in picture.workers], empty="no workers")
+        if devices := [device_row(worker, device) for worker in picture.workers for device in worker.devices]:
+            screen.line()
+            screen.table(("DEVICE", "OF", "NAME", "MEMORY RESERVED", "OFFERED", "STATE"), devices)
         if picture.pools:
             screen.line()
             screen.table(("POOL", "WORKERS", "WANTED", "BOUNDS", "WHY"), [pool_row(pool) for pool in picture.pools])
@@ -181,7 +184,7 @@ def version_state(version: pb.VersionStatus) -> str:
 
 
 def problems(picture: pb.ClusterStatus) -> list[str]:
-    """A line for everything that a person should know: what is not placed, what failed, and why."""
+    """A line for everything that a person should know: what is not placed, what failed, what is broken, and why."""
     lines = []
     for version in picture.versions:
         name = f"{version.name}@{version.version}"
@@ -191,6 +194,11 @@ def problems(picture: pb.ClusterStatus) -> list[str]:
         for replica in version.replicas:
             if replica.state == pb.REPLICA_STATE_FAILED:
                 lines.append(f"{name}: failed on {replica.worker}: {replica.reason or 'no reason given'}")
+    for worker in picture.workers:
+        for device in worker.devices:
+            if device.cordoned:
+                what = f"{device.kind} {device.index} of {worker.id} was lost again and again and is not used"
+                lines.append(f"{what}; see to it, then start the worker anew")
     return lines
 
 
@@ -212,3 +220,10 @@ def worker_row(worker: pb.WorkerStatus) -> tuple[Cell, ...]:
         " ".join(worker.engines),
         state,
     )
+
+
+def device_row(worker: pb.WorkerStatus, device: pb.DeviceStatus) -> tuple[Cell, ...]:
+    """One device of a worker as a row."""
+    state: Cell = ("cordoned", "red") if device.cordoned else ("ready", "green")
+    name, reserved, offered = device.name, size(device.reserved_bytes), size(device.memory_bytes)
+    return f"{device.kind} {device.index}", worker.id, name, reserved, offered, state

@@ -393,6 +393,7 @@ class DeviceStatus(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Number of the device on this worker."""
     kind: _builtins.str
@@ -403,6 +404,8 @@ class DeviceStatus(_message.Message):
     """Memory in bytes that it offers."""
     reserved_bytes: _builtins.int
     """Memory in bytes that assignments reserve."""
+    cordoned: _builtins.bool
+    """True once it was lost too often: nothing is placed on it until its worker is started anew."""
     def __init__(
         self,
         *,
@@ -411,10 +414,11 @@ class DeviceStatus(_message.Message):
         name: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         reserved_bytes: _builtins.int = ...,
+        cordoned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "kind", b"kind", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_bytes", b"reserved_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "index", b"index", "kind", b"kind", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_bytes", b"reserved_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -142,6 +142,7 @@ def _made(worker: records.WorkerRecord, intake: Intake) -> pb.WorkerStatus:
                 name=device.name,
                 memory_bytes=device.memory_bytes,
                 reserved_bytes=on.get(device.index, 0),
+                cordoned=device.cordoned,
             )
             for device in sorted(worker.devices, key=lambda item: item.index)
         ],

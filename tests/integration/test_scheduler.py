@@ -437,6 +437,25 @@ async def test_a_name_that_cannot_be_one_is_refused(store: Etcd) -> None:
         await service.GetStatus(pb.GetStatusRequest(name="../x"), None)
 
 
+async def test_status_shows_devices_and_that_one_is_cordoned(store: Etcd) -> None:
+    scheduler = Scheduler(store, "s1")
+    record = WorkerRecord(id="w1", memory_bytes=100 * MIB, engines=["onnx"])
+    for index in (1, 0):
+        record.devices.add(index=index, kind="gpu", name="H200", memory_bytes=80 * MIB)
+    await store.put(keys.worker("w1"), records.to_json(record))
+    async with running(store, scheduler), served(store, scheduler) as (_, stub):
+        status = await watch_until(stub, lambda status: len(status.workers) == 1)
+        devices = status.workers[0].devices
+        assert [(each.index, each.kind, each.name, each.cordoned) for each in devices] == [
+            (0, "gpu", "H200", False),
+            (1, "gpu", "H200", False),
+        ]
+        record.devices[0].cordoned = True
+        await store.put(keys.worker("w1"), records.to_json(record))
+        status = await watch_until(stub, lambda status: any(each.cordoned for each in status.workers[0].devices))
+        assert [each.index for each in status.workers[0].devices if each.cordoned] == [1]
+
+
 async def watch_until(
     stub: rpc.ClusterServiceAsyncStub, condition: Callable[[pb.ClusterStatus], bool]
 ) -> pb.ClusterStatus:

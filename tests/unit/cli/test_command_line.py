@@ -13,7 +13,7 @@ import pytest
 
 from penstock import errors
 from penstock.cli import infer, logs, main, messages, show
-from penstock.cli.cluster import pool_row, problems, version_row, version_state
+from penstock.cli.cluster import device_row, pool_row, problems, version_row, version_state
 from penstock.cli.parser import UsageError, build
 from penstock.cli.show import Screen
 from penstock.oip import inference_pb2 as oip
@@ -396,3 +396,16 @@ def test_a_pool_says_why_it_is_as_it_is_and_first_of_all_what_is_in_the_way() ->
     assert pool_row(pool) == ("cpu", "1", "2", "1 to 4", "b@1 has no place")
     pool.problem = "the command is gone"
     assert pool_row(pool)[-1] == ("the command is gone", "red")
+
+
+def test_a_device_that_is_cordoned_is_seen_and_told() -> None:
+    worker = cluster.WorkerStatus(id="w1")
+    worker.devices.add(index=0, kind="gpu", name="H200", memory_bytes=4 << 30, reserved_bytes=1 << 30)
+    worker.devices.add(index=1, kind="gpu", name="H200", memory_bytes=4 << 30, cordoned=True)
+    assert [device_row(worker, device) for device in worker.devices] == [
+        ("gpu 0", "w1", "H200", "1.0 GiB", "4.0 GiB", ("ready", "green")),
+        ("gpu 1", "w1", "H200", "0 B", "4.0 GiB", ("cordoned", "red")),
+    ]
+    assert problems(cluster.ClusterStatus(workers=[worker])) == [
+        "gpu 1 of w1 was lost again and again and is not used; see to it, then start the worker anew"
+    ]
