@@ -177,7 +177,8 @@ class Inference:
     def _fly_held(
         self, call: Call, target: RoutingHeader, started: float, count: Ended, done: Done, held: Held
     ) -> Pending:
-        """Its turn has come. Raises Unavailable, NotFound."""
+        """Its turn has come. Raises Unavailable, NotFound, DeadlineExceeded."""
+        call.remaining()
         route = self._routes.resolve(target.model, target.version)
         flight = self._fly(call, target, route, None, started, self._clock(), None, held, done)
         if flight is None:

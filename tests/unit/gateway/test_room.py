@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from penstock.errors import NotFound, PenstockError, ResourceExhausted, Unavailable
+from penstock.errors import DeadlineExceeded, NotFound, PenstockError, ResourceExhausted, Unavailable
 from penstock.internal.v1 import demand_pb2 as pb
 from penstock.oip import inference_pb2 as oip
 from penstock.wire.call import Answer
@@ -429,6 +429,20 @@ async def test_whoever_waits_again_keeps_nobody_from_going() -> None:
     cold.becomes(replica("w2"))
     await asyncio.gather(*tasks)
     assert asyncio.get_running_loop().time() < 2.0
+    cold.left_clean()
+
+
+@timeless
+async def test_a_turn_that_comes_after_the_deadline_is_too_late() -> None:
+    """A loop that stood still sees the news of a replica and the end of the wait together."""
+    cold = Cold()
+    ends: list[BaseException | None] = []
+    late = call("ModelInfer", request().payload, 1.0)
+    assert cold.it.inference.direct(late, lambda answer, problem: ends.append(problem)) is not None
+    late.deadline = asyncio.get_running_loop().time()
+    cold.becomes(replica("w1"))
+    assert [type(end) for end in ends] == [DeadlineExceeded]
+    assert cold.it.workers.sent == []
     cold.left_clean()
 
 
