@@ -89,7 +89,7 @@ def by_rest(suite: Suite) -> Callable[[], bool]:
 
 
 def clients(suite: Suite, count: int) -> list[Client]:
-    """Each with a connection of its own, without retries, so that every failure shows."""
+    """Without retries, so that every failure shows. gRPC has those that are open together share a connection."""
     return [Client(grpc_address(suite), timeout=30, retries=0) for _ in range(count)]
 
 
@@ -98,7 +98,7 @@ def test_it_is_one_gateway_to_everybody(paired: Suite) -> None:
         found = [service for service in client.status().services if service.service == "gateway"]
         assert [(each.id, each.address) for each in found] == [("gateway", grpc_address(paired))]
         before = counted(paired)
-        # As many connections as it takes for both processes to have served some.
+        # REST has a connection for each: as many as it takes for both processes to have served some.
         others = clients(paired, 16)
         for other in others:
             assert by_grpc(other)()
