@@ -495,4 +495,4 @@ async def test_those_who_waited_are_no_work_for_the_collector() -> None:
         left = alive()
     finally:
         gc.enable()
-    assert left == before
+    assert left <= before
