@@ -175,6 +175,11 @@ class Intake:
         """What is wanted of a version as it stands."""
         return self.planner.known.item(version)
 
+    def started(self, worker: str) -> float | None:
+        """When the worker's process was, in seconds of its host's clock; None while it is not there."""
+        record = self._workers.get(worker)
+        return None if record is None else record.start_time.ToNanoseconds() / 1e9
+
     def load_seconds(self, version: VersionId) -> float:
         """How long a replica of it took to load, the newest that is known; 0 when nothing is."""
         return self._loads.get(version) or self._learned.get(version, UNKNOWN).load_seconds

@@ -75,6 +75,7 @@ class Judge:
             self.demand.gray(now),
             callers=lambda version: self.demand.callers(version, now),
             told=lambda version: frozenset(known.told_at.get(version, ())),
+            started=self.intake.started,
             workers=len(known.workers),
             now=now,
         )

@@ -77,8 +77,8 @@ def processes(run: Run) -> None:
 
 @contextmanager
 def _beside(run: Run, usual: str, other: str, **differs: Any) -> Iterator[list[Callable[[Shape], Cell]]]:
-    """add1 in two suites of these names, the second of which differs so; what measures each. Both are new: a suite that
-    has served other groups for minutes costs more than one that has not, whatever else they differ by."""
+    """add1 in two suites of these names, the second of which differs so; what measures each. Both are new, so that they
+    differ by nothing else, such as what the groups before have left in their memory."""
     model = small_models.add_one(run.folder / usual / "add1")
     with (
         place.running(run.folder / usual / "suite", run.say) as first,

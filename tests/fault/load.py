@@ -30,7 +30,7 @@ from tests.fault.ledger import OK, WRONG
 VALUES = struct.Struct("<16f")
 GRACE = 1.0
 """Seconds after its deadline in which a request must have ended."""
-PAUSE = 0.05
+PAUSE = 0.02
 """Seconds before another try."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from penstock.internal.v1.records_pb2 import WorkerRecord
 from penstock.v1 import cluster_pb2 as pb
 from penstock.v1.models_pb2 import ScaleWindow, Scaling
 from services.scheduler.demand import Said
@@ -14,7 +15,7 @@ from services.scheduler.residency import IDLE, RESIDENCE
 from services.scheduler.scaling import Window
 from services.scheduler.snapshot import VersionId
 
-from .world import World, version
+from .world import MIB, World, version
 
 A = VersionId("a", 1)
 
@@ -311,6 +312,23 @@ def test_a_gray_replica_leaves_once_another_is_ready() -> None:
     world.obey()
     world.step(1.0)
     assert world.told == {at: [], other: ["a"]}
+
+
+def test_a_worker_that_was_gray_is_a_worker_again_once_it_has_been_started_anew() -> None:
+    world = World("w1", "w2", "w3")
+    world.deploy("a", version(replicas=3, memory=40))
+    world.step()
+    for _ in range(12):
+        world.report({"a": Said(rate=1.0)}, gray=(("a", "w1"),))
+        world.step(1.0)
+    world.step()
+    everywhere = {"w1": ["a"], "w2": ["a"], "w3": ["a"]}
+    assert world.told != everywhere
+    record = WorkerRecord(id="w1", memory_bytes=100 * MIB, engines=["onnx"])
+    record.start_time.FromSeconds(60)
+    world.judge.intake.worker(WorkerRecord(id="w1", memory_bytes=100 * MIB, engines=["onnx"]), record)
+    world.report({"a": Said(rate=1.0)}, gray=(("a", "w1"),))  # the news has not reached the gateway
+    assert world.step() == everywhere
 
 
 @pytest.mark.parametrize("gateways", [3, 4])

@@ -12,11 +12,17 @@ class Cluster:
     def __init__(self, *at: str, workers: int = 9, callers: int = 1) -> None:
         self.shunning = Shunning()
         self.at, self.workers, self.callers = frozenset(at), workers, callers
+        self.started: dict[str, float] = dict.fromkeys(at, 0.0)
 
     def look(self, now: float, **since: list[float]) -> dict[VersionId, frozenset[str]]:
         gray = {(A, worker): times for worker, times in since.items()}
         return self.shunning.look(
-            gray, callers=lambda _: self.callers, told=lambda _: self.at, workers=self.workers, now=now
+            gray,
+            callers=lambda _: self.callers,
+            told=lambda _: self.at,
+            started=self.started.get,
+            workers=self.workers,
+            now=now,
         )
 
 
@@ -39,6 +45,27 @@ def test_it_may_come_back_after_a_while() -> None:
     assert cluster.shunning.next_look(HELD) == SHUNNED
     assert cluster.look(HELD + SHUNNED) == {A: frozenset()}
     assert cluster.shunning.next_look(HELD + SHUNNED) is None
+
+
+def test_a_worker_that_is_started_anew_is_pardoned() -> None:
+    cluster = Cluster("w1", "w2")
+    cluster.look(HELD, w1=[0.0])
+    del cluster.started["w1"]
+    assert cluster.look(HELD + 1) == {}, "one that is gone may come back as it was"
+    cluster.started["w1"] = 0.0
+    assert cluster.look(HELD + 2) == {}
+    cluster.started["w1"] = 5.0
+    assert cluster.look(HELD + 3, w1=[0.0]) == {A: frozenset()}
+    assert cluster.shunning.next_look(HELD + 3) is None
+
+
+def test_what_is_still_said_of_the_process_before_does_not_count() -> None:
+    cluster = Cluster("w1", "w2")
+    cluster.look(HELD, w1=[0.0])
+    cluster.started["w1"] = 5.0
+    assert cluster.look(20.0, w1=[0.0]) == {A: frozenset()}
+    assert cluster.look(20.0 + HELD - 0.1, w1=[0.0]) == {}
+    assert cluster.look(20.0 + HELD, w1=[0.0]) == {A: frozenset({"w1"})}, "it is no better than it was"
 
 
 def test_a_third_of_its_replicas_at_a_time() -> None:
