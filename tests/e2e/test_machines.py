@@ -19,6 +19,7 @@ from deploy.local.resize import workers
 from deploy.local.suite import ROOT, Suite
 from penstock import Client
 from penstock.v1 import cluster_pb2 as pb
+from tests.e2e.calling import wait_until
 from tests.e2e.conftest import grpc_address
 from tests.harness import models
 
@@ -108,6 +109,8 @@ def test_a_worker_comes_for_what_has_no_place_and_goes_when_it_is_needed_no_more
         client.publish(models.add_one(tmp_path / "small", "small", 3.0))
         client.deploy("small", 1, wait=120)
         assert where(client, "small") == ["worker-1"]
+        # The fleet looks once in a while: until then it says what it saw before the worker came.
+        wait_until(lambda: client.status().pools[0].reason.startswith("2 are enough"))
         shown = subprocess.run(
             [sys.executable, "-m", "penstock.cli", "--address", address, "status"],
             cwd=ROOT, capture_output=True, text=True, check=True,
