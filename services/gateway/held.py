@@ -53,10 +53,10 @@ class Held:
         self._count(code, problem)
 
     def cancel(self) -> None:
-        """The caller has left, or his time is over."""
+        """The caller has left, or his time is over. Nothing once the call has ended."""
         if self._pending is not None:
             self._pending.cancel()
-        else:
+        elif self._place.waits:
             self._room.leave(self._place)
             self._count("CANCELLED", None)
 

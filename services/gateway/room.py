@@ -52,6 +52,11 @@ class Place:
         self.gone = False
         self.timer: asyncio.TimerHandle | None = None
 
+    @property
+    def waits(self) -> bool:
+        """His turn has not come, his time is not over, and he has not left."""
+        return self.timer is not None
+
 
 class Room:
     """The room of one process.
@@ -151,7 +156,7 @@ class Room:
         """Nobody wants the answer any more."""
         if place.gone:
             self.ended(place)
-        elif place.timer is not None:
+        elif place.waits:
             self._out(place, "left")
 
     async def route(self, call: Call, target: RoutingHeader, refusal: Unavailable) -> tuple[Route, Place]:
@@ -230,6 +235,8 @@ class Room:
             self._time_is_over(place)
 
     def _time_is_over(self, place: Place) -> None:
+        if not place.waits:
+            return  # he left as another one was told
         reason, give_up = self._in_vain(place.target, place.served, place.refusal), place.give_up
         self._out(place, "late")
         assert give_up is not None
@@ -285,7 +292,8 @@ class Room:
             self._let_go_soon(served)
         for place in self._lines.take(served, min(count, waiting.WOKEN)):
             go = place.go
-            assert go is not None
+            if go is None:
+                continue  # he left as another one went
             self._out(place, "went")
             place.flow.repeated()
             place.gone = True

@@ -468,6 +468,33 @@ async def test_each_is_counted_once_whatever_ends_it() -> None:
 
 
 @timeless
+async def test_cancelling_what_has_ended_counts_nothing() -> None:
+    cold = Cold()
+    counted: list[str] = []
+
+    class Counting(RequestMetrics):
+        def ended(self, model: str, code: str, seconds: float) -> None:
+            counted.append(code)
+
+    cold.it.inference._metrics = Counting()
+    told: list[object] = []
+    left, late, went = (
+        cold.it.inference.direct(call("ModelInfer", request().payload, timeout), lambda *end: told.append(end))
+        for timeout in (30.0, 1.0, 30.0)
+    )
+    assert left is not None and late is not None and went is not None
+    left.cancel()
+    await asyncio.sleep(2.0)
+    cold.becomes(replica("w1"))
+    await asyncio.sleep(1.0)
+    assert (counted, len(told)) == (["CANCELLED", "UNAVAILABLE", "OK"], 2)
+    for ended in (left, late, went):
+        ended.cancel()
+    assert (counted, len(told)) == (["CANCELLED", "UNAVAILABLE", "OK"], 2)
+    cold.left_clean()
+
+
+@timeless
 async def test_those_who_waited_are_no_work_for_the_collector() -> None:
     """Cycles of many at once would stop the loop for as long as the collector looks at them."""
     cold = Cold(most=1000, most_each=1000)
